@@ -1,0 +1,45 @@
+"""gmmvit: vision transformers that learn from small datasets, with Gaussian mixture mask attention.
+
+Names are loaded when they are first used, so that `gmmvit --help` need not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gmmvit.version import __version__
+
+_HOME = {
+    "gmm_attention": "gmmvit.attention",
+    "OffsetTable": "gmmvit.attention",
+    "GaussianMixtureMask": "gmmvit.masks",
+    "ElementwiseMask": "gmmvit.masks",
+    "MaskedAttention": "gmmvit.layers",
+    "create_model": "gmmvit.models",
+    "load_reference": "gmmvit.reference_weights",
+    "load_dataset": "gmmvit.data",
+    "load_recipe": "gmmvit.config",
+    "load_run": "gmmvit.checkpoint",
+    "train": "gmmvit.train",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from gmmvit.attention import OffsetTable, gmm_attention
+    from gmmvit.checkpoint import load_run
+    from gmmvit.config import load_recipe
+    from gmmvit.data import load_dataset
+    from gmmvit.layers import MaskedAttention
+    from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
+    from gmmvit.models import create_model
+    from gmmvit.reference_weights import load_reference
+    from gmmvit.train import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gmmvit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,185 @@
+"""`gmm_attention`: the masked attention op. Arguments are checked and a backend is chosen here.
+
+Letters: B batch, T tokens (prefix first, then patches), N patches, H heads, D head width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gmmvit.attention.chunked import chunked_attention
+from gmmvit.attention.eager import eager_attention
+from gmmvit.attention.reference import (
+    MODES,
+    OffsetTable,
+    dense_mask,
+    gaussian_mixture_table,
+    patch_offsets,
+    reference_attention,
+    with_prefix,
+)
+
+__all__ = [
+    "BACKENDS",
+    "MODES",
+    "OffsetTable",
+    "dense_mask",
+    "explain",
+    "gaussian_mixture_table",
+    "gmm_attention",
+    "patch_offsets",
+    "reference_attention",
+    "with_prefix",
+]
+
+# In order of preference on the devices they take; `_refusal` says in words why one cannot take a call.
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "chunked": chunked_attention,
+    "eager": eager_attention,
+    "reference": reference_attention,
+}
+
+
+def _refusal(backend: str, q: Tensor, masked: bool, mode: str, dropout_p: float) -> str | None:
+    """Why `backend` cannot compute this call, or None where it can."""
+    if backend != "chunked":
+        return None
+    if q.device.type != "cpu":
+        return f"it computes on the CPU only, q is on {q.device}"
+    if mode == "post" and masked:
+        return "it has no mode 'post'"
+    if dropout_p > 0:
+        return "it has no attention dropout"
+    if torch.compiler.is_compiling():
+        return "torch.compile and torch.export take plain operations"
+    return None
+
+
+def explain(
+    q: Tensor,
+    mask: Tensor | OffsetTable | None = None,
+    *,
+    mode: str = "multiply",
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> str:
+    """Which backend `gmm_attention` takes for these arguments, and why the others are not taken: a line each."""
+    call = (q, mask is not None, mode, dropout_p)
+    chosen = _choose(backend, *call)
+    lines = [f"{chosen}: taken, {'the fastest that can' if backend == 'auto' else 'asked for by name'}"]
+    for name in BACKENDS:
+        if name != chosen:
+            refusal = _refusal(name, *call)
+            lines.append(
+                f"{name}: not taken, {refusal or ('slower' if backend == 'auto' else 'another was asked for')}"
+            )
+    return "\n".join(lines)
+
+
+def _choose(backend: str, q: Tensor, masked: bool, mode: str, dropout_p: float) -> str:
+    call = (q, masked, mode, dropout_p)
+    if backend == "auto":
+        return next(name for name in BACKENDS if _refusal(name, *call) is None)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
+    reason = _refusal(backend, *call)
+    if reason:
+        raise ValueError(f"backend={backend!r} cannot take this call: {reason}")
+    return backend
+
+
+def gmm_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | OffsetTable | None,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    prefix_tokens: int = 0,
+    mode: str = "multiply",
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention whose logits are weighed by a mask over the patch grid: softmax(scale * q k^T * M + bias) v.
+
+    Args:
+        q, k, v: [B, H, T, D], the `prefix_tokens` first and then the N patches in row-major order.
+        mask: dense [H, N, N] or [N, N]; or an `OffsetTable` of [H, 2*rows-1, 2*cols-1] with its grid; None means ones.
+        scale: factor of the scores, D ** -0.5 by default.
+        bias: added to the logits after the mask: broadcasts to [B, H, T, T], or [G, H or 1, T, T] with G dividing B.
+        prefix_tokens: leading tokens without a place on the grid (class, register, distillation): never masked.
+        mode: "multiply" (the paper), "log" (softmax(S + log M), M > 0) or "post" (softmax(S) * M, not renormalised).
+        dropout_p: dropout of the attention weights, in [0, 1). The caller passes 0 outside training.
+        backend: "auto", or one of `BACKENDS` by name, which is then used or refused with the reason, never replaced.
+
+    Returns:
+        [B, H, T, D] in the dtype of q; differentiable in q, k, v, mask and bias.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what it was and what is allowed.
+
+    Source: arXiv 2309.05375, section 3.
+    """
+    _check_tokens(q, k, v, mode, dropout_p, prefix_tokens)
+    dense = _dense(mask, q, prefix_tokens)
+    _check_bias(bias, q)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    compute = BACKENDS[_choose(backend, q, dense is not None, mode, dropout_p)]
+    return compute(q, k, v, dense, scale=scale, bias=bias, mode=mode, dropout_p=dropout_p)
+
+
+def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mode: str, dropout_p: float, prefix_tokens: int) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor) or x.dim() != 4:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name} must be a tensor [batch, heads, tokens, head width], got {got}")
+    if q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(f"q, k and v must have one shape, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if q.dtype != k.dtype or q.dtype != v.dtype:
+        raise TypeError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must lie in [0, 1), got {dropout_p}")
+    if not 0 <= prefix_tokens <= q.shape[2]:
+        raise ValueError(f"prefix_tokens must lie between 0 and the {q.shape[2]} tokens, got {prefix_tokens}")
+
+
+def _dense(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> Tensor | None:
+    """The mask as [H, T, T] or [T, T], checked against q."""
+    if mask is None:
+        return None
+    heads, patches = q.shape[1], q.shape[2] - prefix_tokens
+    if isinstance(mask, OffsetTable):
+        rows, cols = mask.grid
+        if tuple(mask.values.shape) != (heads, 2 * rows - 1, 2 * cols - 1):
+            raise ValueError(
+                f"mask: the offset table of a {rows} x {cols} grid and {heads} heads must be "
+                f"{(heads, 2 * rows - 1, 2 * cols - 1)}, got {tuple(mask.values.shape)}"
+            )
+        if rows * cols != patches:
+            raise ValueError(f"mask: its grid {rows} x {cols} has {rows * cols} patches, q has {patches}")
+        return with_prefix(dense_mask(mask), prefix_tokens)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, an OffsetTable or None, got {type(mask).__name__}")
+    if tuple(mask.shape) not in ((heads, patches, patches), (patches, patches)):
+        raise ValueError(
+            f"mask must be {(heads, patches, patches)} or {(patches, patches)} for {heads} heads and {patches} patches "
+            f"({prefix_tokens} prefix tokens), got {tuple(mask.shape)}"
+        )
+    return with_prefix(mask, prefix_tokens)
+
+
+def _check_bias(bias: Tensor | None, q: Tensor) -> None:
+    if bias is None:
+        return
+    batch, heads, tokens, _ = q.shape
+    shape = (1,) * (4 - bias.dim()) + tuple(bias.shape)
+    fits = len(shape) == 4 and shape[1] in (1, heads) and shape[2] in (1, tokens) and shape[3] in (1, tokens)
+    if not fits or shape[0] == 0 or batch % shape[0]:
+        raise ValueError(
+            f"bias must broadcast to {(batch, heads, tokens, tokens)}, or have a leading size that divides {batch}, "
+            f"got {tuple(bias.shape)}"
+        )

@@ -1,0 +1,132 @@
+"""The formula, in plain torch: the one place that states it and the oracle of every test.
+
+Letters: B batch, T tokens (prefix and patches), N patches (rows * cols), H heads, D head width, K Gaussians per head,
+R = 2*rows-1 and C = 2*cols-1 the sides of an offset table.
+
+    S[b,h,i,j] = scale * <q[b,h,i], k[b,h,j]>
+    M[h,i,j]   = sum_k alpha[h,k] * exp(-d2(i,j) / (2 * (sigma[h,k]^2 + 1e-5)))
+    O          = softmax(S * M + bias) @ v
+
+Source: Li and Zhang, "Gaussian mixture mask attention", arXiv 2309.05375, section 3. The exponential is taken of the
+whole quotient: taking exp(-d2) first underflows beyond ten patches in float32.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-5  # added to sigma^2, as in the paper: a Gaussian never becomes narrower than the patch it sits on
+MODES = ("multiply", "log", "post")
+
+
+class OffsetTable(NamedTuple):
+    """A mask in its natural form: one value for each offset between two patches.
+
+    `values` is [H, 2*rows-1, 2*cols-1]; `values[h, rows-1+dr, cols-1+dc]` is the mask between a query and the key that
+    lies `dr` rows below and `dc` columns right of it. `grid` is (rows, cols).
+    """
+
+    values: Tensor
+    grid: tuple[int, int]
+
+
+def patch_offsets(grid: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
+    """Row and column offsets of every cell of an offset table, in grid steps: float32 [2, 2*rows-1, 2*cols-1]."""
+    rows, cols = grid
+    dr = torch.arange(1 - rows, rows, device=device, dtype=torch.float32)
+    dc = torch.arange(1 - cols, cols, device=device, dtype=torch.float32)
+    return torch.stack(torch.meshgrid(dr, dc, indexing="ij"))
+
+
+def gaussian_mixture_table(
+    sigma: Tensor,
+    alpha: Tensor,
+    offsets: Tensor,
+    *,
+    correlation: Tensor | None = None,
+    center: Tensor | None = None,
+) -> Tensor:
+    """The Gaussian mixture mask over all offsets: [H, R, C].
+
+    sigma [H, K] in grid steps (one width for both axes) or [H, K, 2] (rows, columns); alpha [H, K]; offsets [2, R, C]
+    from `patch_offsets`; correlation [H, K] any real number, squashed to (-0.99, 0.99), turns the axes; center [H, 2]
+    in grid steps moves the peak of a head. float64 stays float64, anything else is computed in float32.
+    """
+    dtype = torch.promote_types(sigma.dtype, torch.float32)
+    sigma, alpha, offsets = sigma.to(dtype), alpha.to(dtype), offsets.to(dtype)
+    variance = sigma.square() + EPSILON  # [H, K] or [H, K, 2]
+    if sigma.dim() == 2 and center is None and correlation is None:
+        exponent = offsets.square().sum(0) / (-2 * variance)[..., None, None]  # [H, K, R, C]
+    else:
+        shift = 0 if center is None else center.to(dtype)[:, :, None, None]
+        d_row, d_col = (offsets - shift).expand(sigma.shape[0], -1, -1, -1).unsqueeze(1).unbind(2)  # [H, 1, R, C] each
+        var_row, var_col = (variance, variance) if sigma.dim() == 2 else variance.unbind(-1)
+        z_row = d_row / var_row.sqrt()[..., None, None]
+        z_col = d_col / var_col.sqrt()[..., None, None]
+        exponent = -0.5 * (z_row.square() + z_col.square())
+        if correlation is not None:
+            rho = 0.99 * correlation.to(dtype).tanh()[..., None, None]
+            exponent = (exponent + rho * z_row * z_col) / (1 - rho.square())
+    return torch.einsum("hk,hkrc->hrc", alpha, exponent.exp())
+
+
+def dense_mask(table: OffsetTable) -> Tensor:
+    """The offset table written out for every pair of patches: [H, R, C] -> [H, N, N]."""
+    values, (rows, cols) = table
+    # The window of query (r, c) starts at (rows-1-r, cols-1-c): windows in reverse order, then a plain reshape.
+    windows = values.unfold(1, rows, 1).unfold(2, cols, 1).flip(1, 2)  # [H, rows, cols, rows, cols]
+    return windows.reshape(values.shape[0], rows * cols, rows * cols)
+
+
+def with_prefix(mask: Tensor, prefix_tokens: int) -> Tensor:
+    """Rows and columns of ones for tokens that have no place on the grid: [..., N, N] -> [..., T, T]."""
+    if prefix_tokens == 0:
+        return mask
+    return torch.nn.functional.pad(mask, (prefix_tokens, 0, prefix_tokens, 0), value=1.0)
+
+
+def log_mask(mask: Tensor) -> Tensor:
+    """log M for mode "log"; values at or below zero count as the smallest positive float32."""
+    return mask.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
+    """Scores [B, H, T, T] plus a bias that broadcasts to them, or one of [G, H or 1, T, T] with G a divisor of B that
+    repeats along the batch (the windows of Swin)."""
+    groups = bias.shape[0] if bias.dim() == 4 else 1
+    if groups in (1, scores.shape[0]):
+        return scores + bias
+    return (scores.unflatten(0, (-1, groups)) + bias).flatten(0, 1)
+
+
+def modulate(scores: Tensor, mask: Tensor | None, bias: Tensor | None = None, mode: str = "multiply") -> Tensor:
+    """The logits that go into the softmax, from the scaled scores [B, H, T, T] and a dense mask [H, T, T] or [T, T]."""
+    if mask is not None and mode == "multiply":
+        scores = scores * mask
+    elif mask is not None and mode == "log":
+        scores = scores + log_mask(mask)
+    return scores if bias is None else add_bias(scores, bias)
+
+
+def reference_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    mode: str = "multiply",
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Masked attention as the formula says it: q, k, v [B, H, T, D], dense mask [H, T, T] or [T, T], bias as in
+    `add_bias` -> [B, H, T, D]. Half precisions are computed in float32 and rounded once at the end."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = scale * (q.to(dtype) @ k.to(dtype).transpose(-2, -1))
+    mask = None if mask is None else mask.to(dtype)
+    weights = modulate(scores, mask, bias, mode).softmax(-1)
+    if mask is not None and mode == "post":
+        weights = weights * mask
+    weights = torch.nn.functional.dropout(weights, dropout_p)
+    return (weights @ v.to(dtype)).to(q.dtype)

@@ -1,0 +1,61 @@
+"""Mixup and cutmix with soft targets.
+
+Mixup: Zhang et al., arXiv 1710.09412. Cutmix: Yun et al., arXiv 1905.04899. One partner per sample and one mixing ratio
+per batch. B samples, C channels, H x W pixels, K classes.
+"""
+
+import torch
+from torch import Tensor
+
+from gmmvit.augment.normalize import to_device
+
+
+def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """int64 [B] to float32 [B, K]: `smoothing` spread evenly over all classes, the rest on the label."""
+    targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
+    return targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
+
+
+def cut_box(ratio: float, row: float, column: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the patch that leaves about the part `ratio` of an image.
+
+    `row` and `column`, in [0, 1), place its centre; what lies outside of the image is cut off.
+    """
+    half = 0.5 * (1 - ratio) ** 0.5
+    y, x, half_height, half_width = int(row * height), int(column * width), int(half * height), int(half * width)
+    return max(y - half_height, 0), min(y + half_height, height), max(x - half_width, 0), min(x + half_width, width)
+
+
+class Mix:
+    """Mix a batch with probability `prob`, by mixup or cutmix at a fair coin; an alpha of 0 leaves the other alone."""
+
+    def __init__(self, prob: float, mixup_alpha: float, cutmix_alpha: float) -> None:
+        self._mixup_alpha, self._cutmix_alpha = mixup_alpha, cutmix_alpha
+        self._prob = prob if mixup_alpha or cutmix_alpha else 0.0
+
+    def __call__(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """float32 [B, C, H, W], float32 [B, K] -> the same shapes; the images may be overwritten."""
+        if self._prob == 0 or len(images) == 0:
+            return images, targets
+        gate, coin, row, column = torch.rand(4, generator=generator, device=generator.device).tolist()
+        if gate >= self._prob:
+            return images, targets
+        cut = self._cutmix_alpha > 0 and (self._mixup_alpha == 0 or coin < 0.5)
+        ratio = _beta(self._cutmix_alpha if cut else self._mixup_alpha, generator)
+        partner = torch.randperm(len(images), generator=generator, device=generator.device)
+        if generator.device != images.device:
+            partner = to_device(partner.cpu(), images.device)
+        if cut:
+            height, width = images.shape[-2:]
+            top, bottom, left, right = cut_box(ratio, row, column, height, width)
+            images[..., top:bottom, left:right] = images[..., top:bottom, left:right].index_select(0, partner)
+            ratio = 1 - (bottom - top) * (right - left) / (height * width)
+        else:
+            images = images.index_select(0, partner).lerp_(images, ratio)
+        return images, targets.index_select(0, partner).lerp_(targets, ratio)
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """One draw of Beta(alpha, alpha); float64, where two small gammas do not both come out as 0."""
+    alphas = torch.full((2,), alpha, dtype=torch.float64, device=generator.device)
+    return torch._sample_dirichlet(alphas, generator)[0].item()

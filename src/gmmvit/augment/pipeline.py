@@ -1,0 +1,153 @@
+"""Augment: flip, pad-crop, policy, normalise, random erasing, mix, in this order, for a batch at a time.
+
+B samples, C channels, H x W pixels, K classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmmvit.augment.erase import RandomErasing
+from gmmvit.augment.geometry import flip_crop
+from gmmvit.augment.mix import Mix, soft_targets
+from gmmvit.augment.normalize import check_images, check_statistics, normalize, to_device
+from gmmvit.augment.ops import apply_stages
+from gmmvit.augment.policies import MAGNITUDE_BINS, POLICIES, make_policy
+
+__all__ = ["POLICIES", "Augment"]
+
+
+def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"{low}..{high}"
+        raise ValueError(f"{name} must be {limits}; got {value}")
+
+
+def _check_between(name: str, value: float, high: float, low: float = 0.0) -> None:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be within {low:g}..{high:g}; got {value}")
+
+
+def _check_range(name: str, value: tuple[float, float], high: float) -> None:
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= high or value[1] == float("inf"):
+        limit = "" if high == float("inf") else f" <= {high:g}"
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high{limit}; got {value}")
+
+
+class Augment:
+    """A uint8 batch to a normalised float batch and soft targets; every draw comes from the generator, per sample.
+
+    Args:
+        num_classes: K, at least 1.
+        mean, std: one value per channel, on the scale 0..1.
+        crop_padding: zeros around the image, in pixels, before it is cropped back at a random place; 0: no crop.
+        flip: mirror left to right with probability one half.
+        policy: "none", an AutoAugment policy ("cifar10", "svhn", "imagenet"), "rand" (RandAugment) or "trivial"
+            (TrivialAugmentWide): torchvision's on uint8 tensors, nearest neighbour, fill 0. Other than "none" they
+            need 1 or 3 channels.
+        rand_ops, rand_magnitude: operations per image and their magnitude (0..30) of "rand".
+        erase_prob, erase_area, erase_aspect: random erasing with the mean colour: probability per image, range of the
+            area as a part of the image, range of height by width.
+        mix_prob: probability that a batch is mixed, by mixup or cutmix at a fair coin.
+        mixup_alpha, cutmix_alpha: the mixing ratio is drawn from Beta(alpha, alpha), once per batch; 0 switches one off.
+        label_smoothing: part of the target that is spread evenly over all classes.
+
+    Raises:
+        TypeError, ValueError: with the name of the argument, the value and the values allowed.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_padding: int = 4,
+        flip: bool = True,
+        policy: str = "none",
+        rand_ops: int = 2,
+        rand_magnitude: int = 9,
+        erase_prob: float = 0.25,
+        erase_area: tuple[float, float] = (0.02, 0.4),
+        erase_aspect: tuple[float, float] = (0.3, 3.3),
+        mix_prob: float = 0.5,
+        mixup_alpha: float = 1.0,
+        cutmix_alpha: float = 1.0,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        check_statistics(mean, std)
+        _check_whole("num_classes", num_classes, 1)
+        _check_whole("crop_padding", crop_padding, 0)
+        _check_whole("rand_ops", rand_ops, 1)
+        _check_whole("rand_magnitude", rand_magnitude, 0, MAGNITUDE_BINS - 1)
+        for name, value, high in (
+            ("erase_prob", erase_prob, 1),
+            ("mix_prob", mix_prob, 1),
+            ("mixup_alpha", mixup_alpha, 1e6),
+            ("cutmix_alpha", cutmix_alpha, 1e6),
+            ("label_smoothing", label_smoothing, 1),
+        ):
+            _check_between(name, value, high)
+        _check_range("erase_area", erase_area, 1)
+        _check_range("erase_aspect", erase_aspect, float("inf"))
+        self._num_classes, self._mean, self._std = num_classes, tuple(mean), tuple(std)
+        self._crop_padding, self._flip, self._label_smoothing = crop_padding, flip, label_smoothing
+        self._policy = make_policy(policy, rand_ops=rand_ops, rand_magnitude=rand_magnitude)
+        if self._policy is not None and len(mean) not in (1, 3):
+            raise ValueError(f"policy {policy!r} needs images of 1 or 3 channels; mean and std have {len(mean)}")
+        self._erase = RandomErasing(erase_prob, tuple(erase_area), tuple(erase_aspect)) if erase_prob else None
+        self._mix = Mix(mix_prob, mixup_alpha, cutmix_alpha)
+
+    def __call__(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augment a batch.
+
+        Args:
+            images: uint8 [B, C, H, W]; not changed. B may be 0.
+            labels: int64 [B], 0..num_classes-1 (checked on the CPU; on a GPU a look would wait for the device).
+            generator: on any device. One on the CPU never makes the host wait for a GPU.
+
+        Returns:
+            float32 [B, C, H, W], normalised, and float32 [B, num_classes], whose rows sum to 1; both where the images
+            are. Sample i depends on image i and its draws alone, mixing aside.
+        """
+        self._check_batch(images, labels, generator)
+        height, width = images.shape[-2:]
+        policy_draws = self._policy.num_draws if self._policy else 0
+        erase_draws = self._erase.num_draws if self._erase else 0
+        # One table of draws, a row a sample, so that no sample's draws depend on what became of another.
+        shape = (len(images), 3 + policy_draws + erase_draws)
+        draws = torch.rand(shape, generator=generator, device=generator.device)
+        uniform = draws.cpu().numpy().astype(np.float64)
+        place, policy, erase = np.split(uniform, (3, 3 + policy_draws), axis=1)
+
+        pixels = images
+        if self._flip or self._crop_padding:
+            flipped = place[:, 0] < (0.5 if self._flip else 0)
+            top, left = np.floor(place[:, 1:] * (2 * self._crop_padding + 1)).T
+            pixels = flip_crop(pixels, flipped, top, left, self._crop_padding)
+        if self._policy:
+            pixels = apply_stages(pixels, self._policy.plan(policy, height, width))
+        floats = normalize(pixels, self._mean, self._std)
+        if self._erase:
+            floats = self._erase.apply(floats, erase)
+        targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing)
+        return self._mix(floats, targets, generator)
+
+    def _check_batch(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+        check_images(images, len(self._mean))
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise TypeError(f"labels must be an int64 tensor; got {got}")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must have the shape [{len(images)}], one per image; got {list(labels.shape)}")
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator; got {type(generator).__name__}")
+        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self._num_classes:
+            low, high = int(labels.min()), int(labels.max())
+            raise ValueError(f"labels must be within 0..{self._num_classes - 1}; got {low}..{high}")

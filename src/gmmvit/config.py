@@ -1,0 +1,263 @@
+"""A training configuration: one frozen dataclass, its YAML files in `recipes/`, and the checks of both. Loads no torch."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A field of a recipe that does not exist or holds a value that does not fit; one sentence."""
+
+
+def opt(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field of the recipe with its help line."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training does. Fields are those of the YAML files and of the command line."""
+
+    # data
+    dataset: str = opt(
+        "digits", "digits, cifar10, cifar100, svhn, tiny-imagenet, flowers102, folder:PATH or hf:NAME_OR_PATH."
+    )
+    data_dir: str | None = opt(None, "Folder that holds the named datasets.")
+    image_size: tuple[int, ...] | None = opt(
+        None, "Training size in pixels, N or HEIGHTxWIDTH; the dataset's own by default."
+    )
+    channels: int | None = opt(None, "1 (grey) or 3 (colour); the dataset's own by default.")
+    fit: str = opt("crop", "How images of another shape are brought to the training size.", ("crop", "stretch", "pad"))
+    val_fraction: float = opt(0.1, "Part of the training set held out for validation; 0 trains on all of it.")
+    test_fraction: float = opt(0.2, "Part of a folder without test set that is held out for the test.")
+    split_seed: int = opt(0, "Seed of those two splits.")
+    cache_dir: str | None = opt(None, "Where decoded images are kept (environment: GMMVIT_CACHE).")
+    skip_broken: bool = opt(False, "Go on without the images that cannot be read, and list them.")
+    # model
+    model: str = opt("vit", "Family of the model (see `gmmvit models`).")
+    size: str | None = opt(None, "Named size of the family (see `gmmvit models`).")
+    mask: str = opt("gmm", "Mask on the attention logits.", ("none", "elm", "gmm"))
+    mode: str = opt("multiply", "How the mask acts on attention.", ("multiply", "log", "post"))
+    mask_init: str | None = opt(None, "Start of the mask: paper, identity or local (elm: paper or identity).")
+    num_kernels: int = opt(5, "Gaussians per head.")
+    covariance: str = opt("spherical", "Shape of a Gaussian.", ("spherical", "diag", "full"))
+    learn_center: bool = opt(False, "Learn an offset of the mask's peak per head.")
+    elm_per_head: bool = opt(False, "One element-wise mask per head instead of one per layer.")
+    patch_size: tuple[int, ...] | None = opt(None, "Patch in pixels, N or HEIGHTxWIDTH; the family's own by default.")
+    dim: tuple[int, ...] | None = opt(None, "Width; one number or one per stage, as 96,192,384.")
+    depth: tuple[int, ...] | None = opt(None, "Layers; one number or one per stage.")
+    num_heads: tuple[int, ...] | None = opt(None, "Attention heads; one number or one per stage.")
+    mlp_ratio: float | None = opt(None, "Hidden width of the MLPs as a multiple of the width.")
+    pool: str | None = opt(None, "What the head reads: mean of the patches, or a class token.", ("mean", "cls"))
+    dropout: float = opt(0.0, "Dropout of embeddings and projections.")
+    drop_path: float = opt(0.1, "Probability that a sample skips a branch.")
+    # augmentation
+    crop_padding: int = opt(4, "Pixels of padding before a random crop; 0 is no crop.")
+    flip: bool | None = opt(None, "Random mirror images; by default where the dataset allows them.")
+    policy: str | None = opt(
+        None,
+        "Augmentation policy; by default the dataset's own.",
+        ("none", "cifar10", "svhn", "imagenet", "rand", "trivial"),
+    )
+    rand_ops: int = opt(2, "Operations a RandAugment policy applies.")
+    rand_magnitude: int = opt(9, "Magnitude of RandAugment, 0 to 30.")
+    erase_prob: float = opt(0.25, "Probability of random erasing.")
+    erase_area: tuple[float, ...] = opt((0.02, 0.4), "Smallest and largest erased part of the image.")
+    erase_aspect: tuple[float, ...] = opt((0.3, 3.3), "Smallest and largest height to width of the erased part.")
+    mix_prob: float = opt(0.5, "Part of the batches that are mixed, by mixup or cutmix at a fair coin.")
+    mixup_alpha: float = opt(1.0, "Beta distribution of mixup; 0 switches it off.")
+    cutmix_alpha: float = opt(1.0, "Beta distribution of cutmix; 0 switches it off.")
+    label_smoothing: float = opt(0.1, "Part of the target spread over all classes.")
+    # optimisation
+    epochs: int = opt(100, "Epochs; each is validated and checkpointed.")
+    passes: int = opt(1, "Sweeps over the training set in an epoch.")
+    batch_size: int = opt(128, "Images in a batch.")
+    accumulate: int = opt(1, "Batches whose gradients make one step.")
+    lr: float = opt(1e-3, "Peak learning rate.")
+    min_lr: float = opt(1e-6, "Learning rate at the end of the cosine.")
+    warmup_epochs: float = opt(10.0, "Epochs of linear warm-up.")
+    weight_decay: float = opt(0.05, "AdamW's weight decay of matrices; masks, norms, biases, positions have none.")
+    mask_lr_scale: float = opt(1.0, "Learning rate of the mask parameters as a multiple of the others'.")
+    mask_weight_decay: float = opt(0.0, "Weight decay of the mask parameters.")
+    clip_norm: float | None = opt(None, "Largest norm of the gradient.")
+    ema: float | None = opt(None, "Decay of an average of the weights, which is then evaluated and kept, as 0.999.")
+    # machine
+    seed: int = opt(0, "Seed of initialisation, order and augmentation.")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    dtype: str = opt(
+        "auto",
+        "Arithmetic of the forward pass; auto is bfloat16 where the device is fast at it.",
+        ("auto", "float32", "bfloat16", "float16"),
+    )
+    compile: bool = opt(False, "Compile the model with torch.compile.")
+    deterministic: bool = opt(False, "Only deterministic GPU kernels (the CPU's always are).")
+    threads: int | None = opt(None, "CPU threads; torch's choice by default.")
+    loggers: tuple[str, ...] = opt((), "Also log to: tensorboard, wandb, trackio (a list with commas).")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _coerce(f, getattr(self, f.name)))
+        _check_ranges(self)
+
+
+# Fields and the half-open or closed range that their numbers must lie in.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(("val_fraction", "test_fraction"), (0, 0.9, "0 to 0.9")),
+    **dict.fromkeys(("erase_prob", "mix_prob"), (0, 1, "0 to 1")),
+    **dict.fromkeys(("label_smoothing", "drop_path", "dropout"), (0, 0.99, "0 to 0.99")),
+    **dict.fromkeys(("epochs", "passes", "batch_size", "accumulate", "num_kernels", "threads"), (1, 1e9, "1 or more")),
+    **dict.fromkeys(("image_size", "patch_size", "dim", "depth", "num_heads", "rand_ops"), (1, 1e6, "1 or more")),
+    **dict.fromkeys(
+        ("crop_padding", "warmup_epochs", "weight_decay", "min_lr", "mask_lr_scale"), (0, 1e6, "0 or more")
+    ),
+    **dict.fromkeys(("mask_weight_decay", "mixup_alpha", "cutmix_alpha"), (0, 1e6, "0 or more")),
+    **dict.fromkeys(("seed", "split_seed"), (0, 2**63 - 1, "0 or more")),
+    **dict.fromkeys(("lr", "clip_norm", "mlp_ratio"), (1e-12, 1e6, "above 0")),
+    "ema": (0, 1 - 1e-12, "0 up to but not 1"),
+    "erase_area": (0, 1, "0 to 1"),
+    "erase_aspect": (1e-6, 1e6, "above 0"),
+    "rand_magnitude": (0, 30, "0 to 30"),
+}
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    for name, (low, high, words) in _RANGES.items():
+        value = getattr(recipe, name)
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            if not low <= number <= high:
+                raise RecipeError(f"{name} must be {words}, got {number}")
+    if recipe.channels not in (None, 1, 3):
+        raise RecipeError(f"channels must be 1 or 3, got {recipe.channels}")
+    for name in ("image_size", "patch_size"):
+        if len(getattr(recipe, name) or (1,)) > 2:
+            raise RecipeError(f"{name} must be N or HEIGHTxWIDTH, got {getattr(recipe, name)}")
+    for name in ("erase_area", "erase_aspect"):
+        pair = getattr(recipe, name)
+        if len(pair) != 2 or pair[0] > pair[1]:
+            raise RecipeError(f"{name} must be a smallest and a largest value, got {pair}")
+    unknown = set(recipe.loggers) - {"tensorboard", "wandb", "trackio"}
+    if unknown:
+        raise RecipeError(f"loggers must be among ['tensorboard', 'trackio', 'wandb'], got {sorted(unknown)}")
+
+
+def _coerce(f: "dataclasses.Field[Any]", value: Any) -> Any:
+    """`value` as the type of the field; raises RecipeError that names the field, the value and what fits."""
+    kinds = typing.get_args(f.type) if isinstance(f.type, types.UnionType) else (f.type,)
+    if value is None and types.NoneType in kinds:
+        return None
+    kind = kinds[0]
+    choices = f.metadata["choices"]
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"{f.name} must be one of {list(choices)}, got {value!r}{hint}")
+    result = _convert(kind, value)
+    if result is None:
+        raise RecipeError(f"{f.name} must be {_describe(kinds)}, got {value!r} ({type(value).__name__})")
+    return result
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or None where it is of another type. YAML reads 1e-3 as a string, which counts as a number."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if isinstance(value, str):
+            value = (
+                [part for part in value.replace("x", ",").split(",") if part] if item is not str else value.split(",")
+            )
+        parts = [_convert(item, part) for part in (value if isinstance(value, list | tuple) else [value])]
+        return None if None in parts else tuple(parts)
+    if kind is bool or kind is str:
+        return value if isinstance(value, kind) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    if kind is int:
+        return int(value) if number.is_integer() and (isinstance(value, int) or abs(number) < 2**53) else None
+    return number if number == number else None
+
+
+def _describe(kinds: tuple[Any, ...]) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    words = []
+    for kind in kinds:
+        if typing.get_origin(kind) is tuple:
+            words.append(f"{names[typing.get_args(kind)[0]]} or a list of them")
+        else:
+            words.append(names[kind])
+    return " or ".join(words)
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
+    """A Recipe from a mapping; raises RecipeError for an unknown or ill-typed field, with the nearest good name."""
+    known = [f.name for f in dataclasses.fields(Recipe)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the fields are {', '.join(known)}"
+            raise RecipeError(f"{source} has an unknown field {name!r}{hint}")
+    try:
+        return Recipe(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
+    """A shipped recipe by name, or a YAML file by path, with fields replaced by `overrides`.
+
+    Raises RecipeError for an unknown recipe, file, field or value.
+    """
+    import yaml
+
+    path = RECIPES / f"{name}.yaml" if str(name) in recipe_names() else Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), recipe_names(), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"no recipe and no file {str(name)!r}; shipped are {', '.join(recipe_names())}{hint}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold fields as `name: value`, got a {type(values).__name__}")
+    if isinstance(values.get("recipe"), dict):  # the config.yaml of a run repeats that run
+        values = values["recipe"]
+    make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is told as the file's
+    return make_recipe({**values, **overrides}, "the command line" if overrides else f"recipe {path.name}")
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain values for YAML and JSON."""
+    values = dataclasses.asdict(recipe)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def model_options(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says about the model, as arguments of `create_model`; fields left open stay with the family."""
+    if recipe.mask == "gmm":
+        mask_options = {"num_kernels": recipe.num_kernels, "covariance": recipe.covariance}
+        mask_options |= {"learn_center": recipe.learn_center, "init": recipe.mask_init or "local"}
+    else:
+        mask_options = {"per_head": recipe.elm_per_head, "init": recipe.mask_init or "identity"}
+    options: dict[str, Any] = {"family": recipe.model, "mask": recipe.mask, "mode": recipe.mode}
+    if recipe.mask != "none":
+        options["mask_options"] = mask_options
+    for name in ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "pool"):
+        value = getattr(recipe, name)
+        if value is not None:
+            options[name] = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    return options | {"dropout": recipe.dropout, "drop_path": recipe.drop_path}

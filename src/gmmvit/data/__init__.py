@@ -1,0 +1,12 @@
+"""Data set name -> uint8 tensors `[N, C, H, W]`, labels, classes and statistics.
+
+>>> from gmmvit.data import load_dataset
+>>> load_dataset("digits").train.images.shape
+torch.Size([1293, 1, 8, 8])
+"""
+
+from gmmvit.data.decode import decode_image
+from gmmvit.data.load import dataset_names, load_dataset
+from gmmvit.data.records import DataError, Dataset, Split
+
+__all__ = ["DataError", "Dataset", "Split", "dataset_names", "decode_image", "load_dataset"]

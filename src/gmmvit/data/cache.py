@@ -1,0 +1,223 @@
+"""The decoded cache: one file a data set, size and fit, checked against the sources, safe for several processes.
+
+The file holds the pixels, the labels (int64), the sums (int64), a JSON index and a trailer (the index's length,
+magic). It is written under a temporary name, flushed and renamed, so a file with the final name is always whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from gmmvit.data.decoding import Catalog, Decoded, Producer, in_memory
+from gmmvit.data.records import DataError, Report
+
+_FORMAT = 1
+_MAGIC = b"gmmvit01"
+_TRAILER = struct.Struct("<Q8s")
+
+
+def cache_folder(option: str | os.PathLike[str] | None) -> Path:
+    """The option, else the environment variable GMMVIT_CACHE, else ~/.cache/gmmvit."""
+    chosen = option or os.environ.get("GMMVIT_CACHE") or Path("~/.cache/gmmvit")
+    return Path(chosen).expanduser()
+
+
+def cache_path(folder: Path, name: str, location: str, shape: tuple[int, int, int], fit: str) -> Path:
+    """Where the decoded images of a data set at one place, one shape (C, H, W) and one fit are kept."""
+    key = hashlib.sha256(json.dumps([_FORMAT, name, location, shape, fit]).encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[-40:].strip("-")
+    channels, height, width = shape
+    return folder / f"{readable}-{height}x{width}x{channels}-{key}.images"
+
+
+def fingerprint(location: str, files: Sequence[Path]) -> str:
+    """Changes when a file is added, removed, renamed, resized, touched or made readable.
+
+    Raises:
+        DataError: a file has gone or its folder cannot be entered.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror}") from error
+        name = os.path.relpath(file, location)
+        digest.update(f"{name!a} {status.st_size} {status.st_mtime_ns} {status.st_mode}\n".encode())
+    return digest.hexdigest()
+
+
+def fetch(path: Path, state: str, shape: tuple[int, int, int], produce: Producer, report: Report) -> Decoded:
+    """The cached images at `path`, produced and written first where there are none whose fingerprint is `state`.
+
+    Where the cache cannot be written (read-only, full, not a folder), `report` says so and the images are produced in
+    memory.
+    """
+    cached = _read(path, state, shape)
+    if cached is not None:
+        return cached
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock"), report) as alone:
+            if alone:
+                _remove_leftovers(path)
+            # Another process may have written it while this one waited.
+            return _read(path, state, shape) or _write(path, state, shape, produce)
+    except _CacheError as error:
+        reason = error.reason
+    except OSError as error:
+        reason = error.strerror or str(error)
+    report(f"cache {path.parent} cannot be written ({reason}): the decoded images are kept in memory only")
+    return in_memory(produce, shape)
+
+
+class _CacheError(Exception):
+    """Writing the cache failed; kept apart from errors of reading the sources."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.reason = error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def locked(path: Path, report: Report) -> Iterator[bool]:
+    """Hold an exclusive lock between processes; yields whether it is held. It saves double work only, so where the file
+    system (or the operating system) has none, go on without."""
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    alone = True
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting for another process that holds {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            alone = False
+            report(f"{path} cannot be locked: processes that start at once may do the same work twice")
+        yield alone
+
+
+class _FileSink:
+    def __init__(self, file: BinaryIO, shape: tuple[int, int, int]) -> None:
+        self._file, self._image_bytes = file, int(np.prod(shape))
+
+    def reserve(self, count: int) -> None:
+        # A full disk shows here and not after minutes of decoding.
+        if hasattr(os, "posix_fallocate") and count:
+            try:
+                os.posix_fallocate(self._file.fileno(), 0, count * self._image_bytes)
+            except OSError as error:
+                raise _CacheError(error) from error
+
+    def append(self, images: np.ndarray) -> None:
+        self.write(np.ascontiguousarray(images))
+
+    def write(self, data: np.ndarray | bytes) -> None:
+        try:
+            self._file.write(data if isinstance(data, bytes) else data.data)
+        except OSError as error:
+            raise _CacheError(error) from error
+
+    def finish(self) -> None:
+        try:
+            self._file.truncate()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _CacheError(error) from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left; only under the lock, where no other process can be writing."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _write(path: Path, state: str, shape: tuple[int, int, int], produce: Producer) -> Decoded:
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "w+b") as file:
+            sink = _FileSink(file, shape)
+            catalog = produce(sink)
+            sink.write(np.ascontiguousarray(catalog.labels))
+            sink.write(np.ascontiguousarray(catalog.sums))
+            index = json.dumps(
+                {
+                    "fingerprint": state,
+                    "shape": shape,
+                    "count": len(catalog.labels),
+                    "classes": catalog.classes,
+                    "parts": catalog.parts,
+                    "names": catalog.names,
+                    "broken": catalog.broken,
+                }
+            ).encode()
+            sink.write(index + _TRAILER.pack(len(index), _MAGIC))
+            sink.finish()
+            # Read through this handle: another process may replace the file as soon as it is in place.
+            decoded = _parse(file, state, shape)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if decoded is None:
+        raise _CacheError(OSError(f"{path} does not read back as it was written"))
+    return decoded
+
+
+def _read(path: Path, state: str, shape: tuple[int, int, int]) -> Decoded | None:
+    try:
+        with open(path, "rb") as file:
+            return _parse(file, state, shape)
+    except (OSError, ValueError, KeyError):
+        # Absent, unreadable, or with a damaged index: to be written again.
+        return None
+
+
+def _parse(file: BinaryIO, state: str, shape: tuple[int, int, int]) -> Decoded | None:
+    """The decoded images of an open cache file, or None where it is damaged or made from other sources."""
+    size = file.seek(0, os.SEEK_END)
+    if size < _TRAILER.size:
+        return None
+    file.seek(size - _TRAILER.size)
+    index_bytes, magic = _TRAILER.unpack(file.read(_TRAILER.size))
+    if magic != _MAGIC or index_bytes > size - _TRAILER.size:
+        return None
+    file.seek(size - _TRAILER.size - index_bytes)
+    index = json.loads(file.read(index_bytes))
+    count, channels = index["count"], shape[0]
+    pixel_bytes = count * int(np.prod(shape))
+    expected = pixel_bytes + count * 8 + count * 2 * channels * 8 + index_bytes + _TRAILER.size
+    if index["fingerprint"] != state or tuple(index["shape"]) != shape or size != expected:
+        return None
+    file.seek(pixel_bytes)
+    labels = np.frombuffer(file.read(count * 8), dtype=np.int64)
+    sums = np.frombuffer(file.read(count * 2 * channels * 8), dtype=np.int64).reshape(count, 2, channels)
+    images = (
+        np.memmap(file, dtype=np.uint8, mode="r", shape=(count, *shape))
+        if count
+        else np.empty((0, *shape), dtype=np.uint8)
+    )
+    catalog = Catalog(
+        classes=tuple(index["classes"]),
+        parts={name: (first, last) for name, (first, last) in index["parts"].items()},
+        labels=labels,
+        names=index["names"],
+        sums=sums,
+        broken=[(name, reason) for name, reason in index["broken"]],
+    )
+    return Decoded(images, catalog)

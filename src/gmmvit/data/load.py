@@ -1,0 +1,220 @@
+"""A data set by name: find it, decode it once, split it, and hand it out as tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gmmvit.data.cache import cache_folder, cache_path, fetch, fingerprint
+from gmmvit.data.decode import check_target
+from gmmvit.data.decoding import Catalog, Decoded, Sink, decode_contents, in_memory
+from gmmvit.data.digits import digits_source
+from gmmvit.data.folder import folder_source
+from gmmvit.data.hub import hub_source
+from gmmvit.data.memory import fits_in_memory
+from gmmvit.data.named import NAMED, named_source
+from gmmvit.data.records import DataError, Dataset, Report, Source, Split, listing
+from gmmvit.data.split import check_fraction, check_seed, choose_parts
+
+_BROKEN_SHOWN = 20
+_COPY_ROWS = 1024
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names that need no path; `folder:PATH` and `hf:NAME_OR_PATH` come beside them."""
+    return ("digits", *NAMED)
+
+
+def load_dataset(
+    name: str = "digits",
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    fit: str = "crop",
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    skip_broken: bool = False,
+    download: bool = True,
+    report: Report | None = None,
+) -> Dataset:
+    """Load a data set as uint8 tensors, decoded once into a cache that later calls share whatever their split is.
+
+    Args:
+        name: one of `dataset_names()`, `folder:PATH` or `hf:NAME_OR_PATH`.
+        data_dir: where named data sets lie or are downloaded to; `data` by default.
+        image_size: pixels, one number or (height, width); by default 8 for digits, 32 for CIFAR and SVHN, 64 otherwise.
+        channels: 1 for grey or 3 for RGB; by default 1 for digits and 3 otherwise.
+        fit: what happens to another aspect ratio: `crop`, `stretch` or `pad`, see `decode_image`.
+        val_fraction: share of the training part held out for validation where the data bring no such part.
+        test_fraction: share held out for test where the data bring neither a test nor a validation part.
+        split_seed: decides which images are held out; the split is stratified and the same on every machine.
+        cache_dir: where decoded images are kept; by default GMMVIT_CACHE, else `~/.cache/gmmvit`.
+        skip_broken: go on without images that cannot be decoded, and name them through `report`.
+        download: whether a named data set that is not there may be fetched from the network.
+        report: receives lines of progress and notices; silent by default.
+
+    Raises:
+        DataError: a fault of the data, in one sentence.
+        ValueError: an argument is out of range.
+    """
+    report = report or _silent
+    check_fraction("val_fraction", val_fraction)
+    check_fraction("test_fraction", test_fraction)
+    check_seed(split_seed)
+    size = _size(image_size)
+    check_target(size or (1, 1), 3 if channels is None else channels, fit)
+    source = replace(_find(name, Path(data_dir or "data").expanduser(), download, report), name=name)
+    shape = (source.channels if channels is None else channels, *(size or source.image_size))
+    decoded, path = _decode(source, shape, fit, cache_folder(cache_dir), report)
+    _check_decoded(name, decoded.catalog, skip_broken, report)
+    catalog = decoded.catalog
+    chosen = choose_parts(
+        {part: catalog.labels[first:last] for part, (first, last) in catalog.parts.items()},
+        catalog.classes,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=split_seed,
+    )
+    rows = {part: catalog.parts[origin][0] + indices for part, (origin, indices) in chosen.items()}
+    splits = _splits(decoded, rows, path, report)
+    mean, std = _statistics(catalog.sums[rows["train"]], shape)
+    return Dataset(
+        name=name,
+        classes=catalog.classes,
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        mean=mean,
+        std=std,
+        policy=source.policy,
+        flip=source.flip,
+    )
+
+
+def _size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if image_size is None or isinstance(image_size, int):
+        return None if image_size is None else (image_size, image_size)
+    if not isinstance(image_size, Sequence) or len(image_size) != 2:
+        raise ValueError(f"image_size must be a whole number or a pair (height, width), got {image_size!r}")
+    return image_size[0], image_size[1]
+
+
+def _silent(line: str) -> None:
+    """Report nothing."""
+
+
+def _find(name: str, data_dir: Path, download: bool, report: Report) -> Source:
+    kind, colon, rest = name.partition(":")
+    if colon and kind in ("folder", "hf"):
+        if not rest:
+            raise ValueError(f"dataset {name!r} names no {'path' if kind == 'folder' else 'data set'} after the colon")
+        return folder_source(name, Path(rest).expanduser(), report) if kind == "folder" else hub_source(rest, report)
+    if name == "digits":
+        return digits_source()
+    if name in NAMED:
+        return named_source(name, data_dir, download=download, report=report)
+    raise ValueError(f"dataset must be {', '.join(dataset_names())}, folder:PATH or hf:NAME_OR_PATH, got {name!r}")
+
+
+def _decode(
+    source: Source, shape: tuple[int, int, int], fit: str, folder: Path, report: Report
+) -> tuple[Decoded, tuple[Path, str] | None]:
+    """The decoded images, and the path and fingerprint of their cache where there may be one."""
+    name = source.name
+    if not source.cached:
+        contents = source.read()
+        produce = partial(decode_contents, contents, shape=shape, fit=fit, report=_silent, name=name)
+        return in_memory(produce, shape), None
+
+    def read_and_decode(sink: Sink) -> Catalog:
+        return decode_contents(source.read(), sink, shape=shape, fit=fit, report=report, name=name)
+
+    path = cache_path(folder, name, source.location, shape, fit)
+    state = fingerprint(source.location, source.files)
+    return fetch(path, state, shape, read_and_decode, report), (path, state)
+
+
+def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Report) -> None:
+    if catalog.broken:
+        shown = [f"{image} ({reason})" for image, reason in catalog.broken]
+        found = f"{name}: {len(shown)} broken image{'s' if len(shown) > 1 else ''}: {listing(shown, _BROKEN_SHOWN)}"
+        if not skip_broken:
+            raise DataError(f"{found}; repair or remove them, or skip broken images")
+        report(f"{found}; skipped")
+    if len(catalog.classes) < 2:
+        raise DataError(f"{name} has {len(catalog.classes)} class: at least two classes are needed")
+    if not any(part in catalog.parts for part in ("train", "all")):
+        raise DataError(f"{name} has no labelled training part: it needs a part called train")
+
+
+def _splits(
+    decoded: Decoded, rows: Mapping[str, np.ndarray], cache: tuple[Path, str] | None, report: Report
+) -> dict[str, Split]:
+    catalog = decoded.catalog
+    images: dict[str, torch.Tensor] = {}
+    # The map of a cache file may be larger than memory; the pixels in memory are the result already.
+    mapped = isinstance(decoded.images, np.memmap) and not fits_in_memory(decoded.images.nbytes)
+    if mapped and cache:
+        decoded_split = _arranged(decoded, rows, cache, report)
+        first = 0
+        for part, chosen in rows.items():
+            images[part] = _as_tensor(decoded_split.images[first : first + len(chosen)])
+            first += len(chosen)
+    else:
+        images = {part: torch.from_numpy(np.take(decoded.images, chosen, axis=0)) for part, chosen in rows.items()}
+    return {
+        part: Split(
+            images[part], torch.from_numpy(catalog.labels[chosen]), [catalog.names[index] for index in chosen.tolist()]
+        )
+        for part, chosen in rows.items()
+    }
+
+
+def _arranged(decoded: Decoded, rows: Mapping[str, np.ndarray], cache: tuple[Path, str], report: Report) -> Decoded:
+    """The images in the order of the split, on a map of their own: a tensor can show a run of rows, not a selection.
+
+    One such file is kept beside each cache; another split replaces it, while whoever has it open keeps the old one.
+    """
+    path, state = cache
+    order = np.concatenate(list(rows.values()))
+    if np.array_equal(order, np.arange(len(decoded.images))):
+        return decoded
+    catalog = decoded.catalog
+
+    def copy(sink: Sink) -> Catalog:
+        sink.reserve(len(order))
+        for first in range(0, len(order), _COPY_ROWS):
+            sink.append(decoded.images[order[first : first + _COPY_ROWS]])
+        return replace(catalog, parts={}, labels=catalog.labels[order], names=[], sums=catalog.sums[order], broken=[])
+
+    report(f"writing the split to {path.parent}: the images are larger than half of the free memory")
+    state = hashlib.sha256(state.encode() + order.tobytes()).hexdigest()
+    return fetch(path.with_name(f"{path.stem}-split{path.suffix}"), state, decoded.images.shape[1:], copy, report)
+
+
+def _as_tensor(images: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # Read-only on purpose: a training that writes into its images should fail and not change the cache.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)
+
+
+def _statistics(sums: np.ndarray, shape: tuple[int, int, int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in 0..1 from the sums int64 `[N, 2, C]` of the images."""
+    count = len(sums) * shape[1] * shape[2]
+    total, squares = sums.sum(axis=0)
+    mean = total / count
+    variance = squares / count - mean * mean
+    std = np.sqrt(np.maximum(variance, 1.0))
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

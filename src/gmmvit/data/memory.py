@@ -1,0 +1,49 @@
+"""How much memory this process may take for images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def fits_in_memory(size: int) -> bool:
+    """Whether `size` bytes are at most half of this process's share of the free memory.
+
+    Processes that one launcher started on this machine (LOCAL_WORLD_SIZE) share it; where the free memory is not known,
+    everything fits.
+    """
+    free = free_memory()
+    if free is None:
+        return True
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return size <= free / 2 / (int(processes) if processes.isdecimal() and int(processes) else 1)
+
+
+def free_memory() -> int | None:
+    """Bytes that can be allocated without swapping: of the machine, or of the container where that is less."""
+    known = [free for free in (_machine(), _container()) if free is not None]
+    return min(known) if known else None
+
+
+def _machine() -> int | None:
+    try:
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _container() -> int | None:
+    """What control group v2 leaves; pages of files count as free, since the kernel drops them first."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        return max(0, int(limit) - used)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,152 @@
+"""The named data sets: where each may lie, in which of its layouts, and what is missing where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from gmmvit.data.cache import locked
+from gmmvit.data.folder import class_entries, entries_source, find_parts
+from gmmvit.data.original import ORIGINALS, Original
+from gmmvit.data.parquet import find_shards, read_shards
+from gmmvit.data.records import DataError, Report, Source
+
+T = TypeVar("T")
+
+_SHARD_FOLDERS = ("plain_text", "data", "cropped_digits", "default")
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """What is known of a named data set.
+
+    Attributes:
+        parts: the parts that it must have.
+        classes: the class names where the files do not carry them.
+        test_part: the part of the published files that serves as `test`.
+    """
+
+    image_size: int
+    policy: str
+    flip: bool
+    parts: tuple[str, ...] = ("train", "test")
+    classes: Callable[[], Sequence[str]] | None = None
+    test_part: str = "test"
+
+
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
+porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
+streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm"""
+
+
+def _flower_classes() -> Sequence[str]:
+    from torchvision.datasets import Flowers102
+
+    return Flowers102.classes
+
+
+NAMED = {
+    "cifar10": NamedSet(32, "cifar10", True, classes=_CIFAR10.split),
+    "cifar100": NamedSet(32, "cifar10", True, classes=_CIFAR100.split),
+    "svhn": NamedSet(32, "svhn", False),
+    "tiny-imagenet": NamedSet(64, "imagenet", True, test_part="val"),
+    "flowers102": NamedSet(64, "imagenet", True, parts=("train", "val", "test"), classes=_flower_classes),
+}
+
+
+def named_source(name: str, data_dir: Path, *, download: bool, report: Report) -> Source:
+    """Find a named data set below `data_dir`, or download it there.
+
+    Looked for in this order: parquet shards in `NAME/` or a folder of it, class folders `NAME/PART/CLASS/*`, and the
+    layout in which the authors publish it and torchvision unpacks it.
+
+    Raises:
+        DataError: it is not there and cannot be downloaded, or what is there is incomplete.
+    """
+    source = _find(name, data_dir, report)
+    if source is None:
+        source = _download(name, data_dir, download, report)
+    known = NAMED[name]
+    return replace(
+        source, image_size=(known.image_size, known.image_size), policy=known.policy, flip=known.flip, name=name
+    )
+
+
+def _find(name: str, data_dir: Path, report: Report) -> Source | None:
+    folder = data_dir if data_dir.name == name and not (data_dir / name).is_dir() else data_dir / name
+    return (
+        _parquet(name, folder, report)
+        or _class_folders(name, folder, report)
+        or ORIGINALS[name].find([data_dir, folder], report)
+    )
+
+
+def _download(name: str, data_dir: Path, download: bool, report: Report) -> Source:
+    original: Original = ORIGINALS[name]
+    parts = " and ".join(f"{part}-*.parquet" for part in NAMED[name].parts)
+    place = f"put {original.layout} or {name}/plain_text/{parts} there"
+    if not download:
+        raise DataError(f"{name} is not in {data_dir}: {place}, or allow the download")
+    report(f"{name} is not in {data_dir}: downloading it there")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with locked(data_dir / f".{name}.lock", report):
+            # Another process may have fetched it while this one waited.
+            source = _find(name, data_dir, report)
+            if source is None:
+                original.download(data_dir)
+                source = _find(name, data_dir, report)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{name} is not in {data_dir} and could not be downloaded ({reason}): {place}") from error
+    if source is None:
+        raise DataError(f"the download of {name} to {data_dir} brought other files than expected: {place}")
+    return source
+
+
+def _parquet(name: str, folder: Path, report: Report) -> Source | None:
+    if not folder.is_dir():
+        return None
+    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    found = {place: shards for place in places if (shards := find_shards(place))}
+    if not found:
+        return None
+    preferred = [folder / sub for sub in _SHARD_FOLDERS if folder / sub in found] or list(found)
+    if len(preferred) > 1 and preferred[0].name not in _SHARD_FOLDERS:
+        raise DataError(f"parquet shards lie in {preferred[0]} and in {preferred[1]}: keep one of them")
+    place, known = preferred[0], NAMED[name]
+    shards = _named_parts(name, found[place], str(place), "SPLIT-*.parquet")
+    return Source(
+        name=name,
+        location=str(place.resolve()),
+        files=[file for files in shards.values() for file in files],
+        read=lambda: read_shards(name, shards, report, known.classes() if known.classes else None),
+    )
+
+
+def _class_folders(name: str, folder: Path, report: Report) -> Source | None:
+    if name == "tiny-imagenet" or not folder.is_dir():
+        # Its own layout has class folders too, with images one folder deeper; see original.py.
+        return None
+    parts = find_parts(folder)
+    if not parts:
+        return None
+    parts = _named_parts(name, parts, str(folder), "SPLIT/CLASS/*.png")
+    return entries_source(name, folder, {part: class_entries(root, report) for part, root in parts.items()})
+
+
+def _named_parts(name: str, found: dict[str, T], where: str, layout: str) -> dict[str, T]:
+    """The parts of a named set under our names; DataError where one is missing."""
+    known = NAMED[name]
+    theirs = {part: known.test_part if part == "test" else part for part in known.parts}
+    missing = [part for part in theirs.values() if part not in found]
+    if missing:
+        raise DataError(f"{name} in {where} has no {' and no '.join(missing)} part: add it as {layout}")
+    return {part: found[there] for part, there in theirs.items()}

@@ -1,0 +1,131 @@
+"""What the data package hands out (`Dataset`, `Split`) and what its readers hand to each other.
+
+Shape letters: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    ImageSource: TypeAlias = Path | bytes | Image
+
+Report: TypeAlias = Callable[[str], None]
+
+# How folders, files and tables may call a part, in lower case.
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class DataError(ValueError):
+    """A fault of the data or of the place where it lies; the message is one sentence that says what would be right."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set, decoded.
+
+    Attributes:
+        images: uint8 `[N, C, H, W]`; may lie on a read-only memory map, so never write into it.
+        labels: int64 `[N]`, indices into `Dataset.classes`.
+        names: where each image came from: a path relative to the folder, or `cifar10/test-00000#17` (shard and row).
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split and ready to train on.
+
+    Attributes:
+        name: as it was asked for, such as `cifar10` or `folder:/a/b`.
+        classes: class names; a label is an index into them.
+        train: the training part, without what `val` and `test` took from it.
+        val: None when nothing was held out (`val_fraction=0`) and the data bring no validation part.
+        test: None when the data bring a validation part but no test part, or with `test_fraction=0`.
+        mean: per channel, of the training part, in 0..1.
+        std: per channel, of the training part, in 0..1; never below one grey level (1/255).
+        policy: the AutoAugment policy that suits: `cifar10`, `svhn`, `imagenet` or `none`.
+        flip: whether a mirrored image keeps its class.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split | None
+    test: Split | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    policy: str
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part before decoding: labels int64 `[N]`, N names, and a maker of iterators over the N encoded images."""
+
+    labels: np.ndarray
+    names: Sequence[str]
+    sources: Callable[[], Iterator[ImageSource]]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A data set before decoding. Parts are `train`, `val` and `test`, or one `all` that is still to be split."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, Part]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was found but not read yet.
+
+    `location` and the names, sizes and times of `files` decide whether a cache still holds; `read` is called only
+    where it does not. `image_size` (height, width) and `channels` hold where none are asked for; `cached` is False
+    where decoding is quicker than looking for a cache.
+    """
+
+    name: str
+    location: str
+    files: Sequence[Path]
+    read: Callable[[], Contents]
+    image_size: tuple[int, int] = (64, 64)
+    channels: int = 3
+    policy: str = "imagenet"
+    flip: bool = True
+    cached: bool = True
+
+
+def ordered_classes(names: set[str]) -> tuple[str, ...]:
+    """Class names in alphabetical order, or by value where all of them are whole numbers."""
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def listing(items: Sequence[str], limit: int = 5) -> str:
+    """The first `limit` items joined by commas, and how many more there are."""
+    shown = ", ".join(items[:limit])
+    return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown

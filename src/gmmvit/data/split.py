@@ -1,0 +1,109 @@
+"""Stratified, seeded choice of the images that are held out for validation and test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gmmvit.data.records import DataError, listing
+
+# Independent random streams, so that the validation cut does not depend on whether a test cut came before it.
+_TEST_STREAM, _VAL_STREAM = 1, 2
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ValueError unless 0 <= value < 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+
+
+def check_seed(value: int) -> None:
+    """Raise ValueError unless the seed is a whole number in 0..2**32-1."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise ValueError(f"split_seed must be a whole number from 0 to {2**32 - 1}, got {value!r}")
+
+
+def hold_out(labels: np.ndarray, fraction: float, seed: int | Sequence[int]) -> np.ndarray:
+    """Choose `ceil(fraction * N)` of N images, the same share of every class to one image.
+
+    Every class keeps at least one image that is not chosen, so the total can be less for classes of one or two.
+
+    Args:
+        labels: int64 `[N]`.
+        fraction: 0..1, without 1.
+        seed: whole numbers in 0..2**32-1; the same seed gives the same choice on every machine and numpy version.
+
+    Returns:
+        bool `[N]`, True for the images held out.
+    """
+    # RandomState's stream is frozen by numpy's policy; Generator's is not.
+    random = np.random.RandomState(seed)
+    values, counts = np.unique(labels, return_counts=True)
+    shares = fraction * counts
+    wanted = math.ceil(fraction * len(labels) - 1e-9)
+    quotas = np.minimum(np.floor(shares + 1e-9).astype(np.int64), counts - 1)
+    # What rounding down left over goes to the classes with the largest remainders.
+    for index in np.argsort(quotas - shares, kind="stable"):
+        if quotas.sum() >= wanted:
+            break
+        quotas[index] = min(quotas[index] + 1, counts[index] - 1)
+    held = np.zeros(len(labels), dtype=bool)
+    for value, quota in zip(values, quotas, strict=True):
+        members = np.flatnonzero(labels == value)
+        held[random.permutation(members)[:quota]] = True
+    return held
+
+
+def choose_parts(
+    labels: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Decide which images make up `train`, `val` and `test`.
+
+    Parts that are given stay as they are. With neither `val` nor `test`, the test part is cut first by
+    `test_fraction`; without `val`, the validation part is cut from what is then left by `val_fraction`.
+
+    Args:
+        labels: the labels int64 `[N]` of each given part; the keys are `all`, or `train` with or without `val`, `test`.
+        classes: class names, for the errors.
+
+    Returns:
+        For every resulting part, the given part that it comes from and the sorted indices in it, int64.
+
+    Raises:
+        DataError: a class has no image for training, or too few to be split.
+    """
+    origin = "all" if "all" in labels else "train"
+    pool = labels[origin]
+    cuts = [
+        ("test", test_fraction, _TEST_STREAM, "val" not in labels and "test" not in labels),
+        ("val", val_fraction, _VAL_STREAM, "val" not in labels),
+    ]
+    cuts = [cut for cut in cuts if cut[3] and cut[1] > 0]
+    _check_counts(pool, classes, split=bool(cuts))
+    left = np.arange(len(pool))
+    chosen = {name: (name, np.arange(len(part))) for name, part in labels.items() if name != origin}
+    for name, fraction, stream, _ in cuts:
+        held = hold_out(pool[left], fraction, (seed, stream))
+        chosen[name], left = (origin, left[held]), left[~held]
+    chosen["train"] = (origin, left)
+    return {name: part for name, part in chosen.items() if len(part[1])}
+
+
+def _check_counts(pool: np.ndarray, classes: Sequence[str], *, split: bool) -> None:
+    counts = np.bincount(pool, minlength=len(classes))
+    missing = [repr(name) for name, count in zip(classes, counts, strict=True) if count == 0]
+    if missing:
+        raise DataError(f"no readable training image in class {listing(missing)}: add images or remove the class")
+    single = [repr(name) for name, count in zip(classes, counts, strict=True) if count == 1]
+    if single and split:
+        raise DataError(
+            f"too few images to split class {listing(single)}: each has one and needs at least two; "
+            "add images, remove the class, or set val_fraction and test_fraction to 0"
+        )

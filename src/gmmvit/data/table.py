@@ -1,0 +1,72 @@
+"""`metadata.csv`: a table of image files and their classes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from gmmvit.data.records import PART_NAMES, DataError, listing
+
+
+def read_table(path: Path) -> dict[str, list[tuple[Path, str]]]:
+    """Read the columns `file_name` (relative to the table), `label` and, where it is given, `split`.
+
+    Returns:
+        Part name -> image files with their class; the one part `all` without a column `split`.
+
+    Raises:
+        DataError: a column, a file or a value is missing or wrong; the message names the row, the header being row 1.
+    """
+    header, rows = _rows(path)
+    missing = [name for name in ("file_name", "label") if name not in header]
+    if missing:
+        raise DataError(f"{path} has the columns {listing(header)}; it needs file_name and label (and may have split)")
+    entries: dict[str, list[tuple[Path, str]]] = {}
+    seen: dict[str, int] = {}
+    absent: list[str] = []
+    for number, row in enumerate(rows, start=2):
+        file_name, label = row["file_name"], row["label"]
+        if not file_name or not label:
+            raise DataError(f"{path}, row {number}: the {'label' if file_name else 'file_name'} is empty")
+        if file_name in seen:
+            raise DataError(f"{path}, row {number}: {file_name} is listed in row {seen[file_name]} already")
+        seen[file_name] = number
+        file = path.parent / file_name
+        if not file.is_file():
+            absent.append(f"{file_name} (row {number})")
+        entries.setdefault(_part(path, number, row.get("split")), []).append((file, label))
+    if absent:
+        raise DataError(f"{path} names {len(absent)} missing files: {listing(absent)}")
+    if not entries:
+        raise DataError(f"{path} has no rows")
+    if "all" not in entries and "train" not in entries:
+        raise DataError(f"no train part in {path}: its column split holds {listing(sorted(entries))} only")
+    return {part: entries[part] for part in ("all", "train", "val", "test") if part in entries}
+
+
+def _rows(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    try:
+        # Spreadsheets put a byte order mark in front.
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(line)]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: save it as CSV UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not lines:
+        raise DataError(f"{path} is empty; it needs the columns file_name and label")
+    header = lines[0]
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise DataError(f"{path}, row {number}: {len(line)} values for {len(header)} columns")
+    return header, [dict(zip(header, line, strict=True)) for line in lines[1:]]
+
+
+def _part(path: Path, number: int, value: str | None) -> str:
+    if value is None:
+        return "all"
+    part = PART_NAMES.get(value.lower())
+    if part is None:
+        raise DataError(f"{path}, row {number}: split is {value!r}; it must be train, val or test")
+    return part

@@ -1,0 +1,202 @@
+"""The learned masks: parameters and their start. The formula itself is in `attention/reference.py`.
+
+Letters: N patches (rows * cols), H heads, K Gaussians per head.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
+
+INITS = ("paper", "identity", "local")
+COVARIANCES = ("spherical", "diag", "full")
+MASKS = ("none", "elm", "gmm")
+_CONSTANT_SIGMA = 1e6  # a Gaussian this wide is 1 within float32 rounding on every grid
+
+
+def _checked_grid(grid: int | tuple[int, int]) -> tuple[int, int]:
+    rows, cols = (grid, grid) if isinstance(grid, int) else grid
+    if rows < 1 or cols < 1:
+        raise ValueError(f"grid must have at least one row and one column of patches, got {(rows, cols)}")
+    return int(rows), int(cols)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
+    return value
+
+
+class GaussianMixtureMask(nn.Module):
+    """M[h,i,j] = sum_k alpha[h,k] * exp(-d2(i,j) / (2 * (sigma[h,k]^2 + 1e-5))), from two scalars a Gaussian.
+
+    Args:
+        grid: (rows, cols) in patches, or one int for a square.
+        num_heads: H.
+        num_kernels: K, Gaussians per head.
+        init: "paper": sigma ~ N(10, 10), alpha ~ N(0, 2). "identity": M is 1 within rounding, so that a mask can be
+            added to a trained model: one Gaussian so wide that it is a constant, the others with alpha 0 and widths
+            from one patch to half the grid (with K = 1 only the constant can learn). "local": a constant plus a narrow-to-wide peak
+            around the patch itself, narrow in early layers and wide in late ones, of another strength in every head.
+        covariance: "spherical" (one sigma, the paper), "diag" (one per axis) or "full" (and their correlation).
+        learn_center: a learned offset of the peak per head, in grid steps, starting at 0.
+        depth: place of the layer in the network, 0 first to 1 last; read by init="local".
+        positive: start with M > 0, which mode "log" needs.
+
+    Parameters: sigma [H, K] or [H, K, 2] in grid steps, alpha [H, K]; if asked for, correlation [H, K], center [H, 2].
+
+    Source: arXiv 2309.05375, section 3.2; the identity and local starts and the extensions are this project's.
+    """
+
+    offsets: Tensor
+
+    def __init__(
+        self,
+        grid: int | tuple[int, int],
+        num_heads: int,
+        num_kernels: int = 5,
+        init: str = "identity",
+        *,
+        covariance: str = "spherical",
+        learn_center: bool = False,
+        depth: float = 0.5,
+        positive: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grid = _checked_grid(grid)
+        for name, value in (("num_heads", num_heads), ("num_kernels", num_kernels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= depth <= 1:
+            raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
+        self.init = _one_of("init", init, INITS)
+        self.covariance = _one_of("covariance", covariance, COVARIANCES)
+        self.depth, self.positive = depth, positive
+        axes = () if covariance == "spherical" else (2,)
+        self.sigma = nn.Parameter(torch.empty(num_heads, num_kernels, *axes))
+        self.alpha = nn.Parameter(torch.empty(num_heads, num_kernels))
+        self.correlation = nn.Parameter(torch.empty(num_heads, num_kernels)) if covariance == "full" else None
+        self.center = nn.Parameter(torch.empty(num_heads, 2)) if learn_center else None
+        self.register_buffer("offsets", patch_offsets(self.grid), persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Starts the parameters anew as `init` says."""
+        heads, kernels = self.alpha.shape
+        if self.init == "paper":
+            self.sigma.normal_(10, 10)
+            self.alpha.normal_(0, 2)
+            if self.positive:
+                self.alpha.abs_()
+        else:
+            reach = max(2.0, max(self.grid) / 2)
+            widths = torch.logspace(0, 1, max(1, kernels - 1), base=reach)  # one patch to half the grid
+            if self.init == "local":
+                widths = widths * reach ** (self.depth - 0.5)
+            sigma = torch.cat([torch.tensor([_CONSTANT_SIGMA]), widths])[:kernels]
+            self.sigma.copy_(sigma.view(1, -1, *[1] * (self.sigma.dim() - 2)).expand_as(self.sigma))
+            self.alpha.zero_()
+            self.alpha[:, 0] = 1
+            if self.init == "local":
+                self.alpha[:, 1:] = torch.linspace(0.5, 2, heads).unsqueeze(1) * (1 - 0.75 * self.depth)
+        for extra in (self.correlation, self.center):
+            if extra is not None:
+                extra.zero_()
+
+    def table(self, grid: tuple[int, int] | None = None) -> Tensor:
+        """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""
+        known = grid is None or tuple(grid) == self.grid
+        offsets = self.offsets if known else patch_offsets(_checked_grid(grid), self.offsets.device)  # type: ignore[arg-type]
+        with torch.autocast(self.sigma.device.type, enabled=False):
+            return gaussian_mixture_table(
+                self.sigma, self.alpha, offsets, correlation=self.correlation, center=self.center
+            )
+
+    def dense(self, grid: tuple[int, int] | None = None) -> Tensor:
+        """The mask for every pair of patches: [H, N, N]."""
+        return dense_mask(self(grid))
+
+    def forward(self, grid: tuple[int, int] | None = None) -> OffsetTable:
+        """What `gmm_attention` takes; another grid than at construction needs no new parameters."""
+        return OffsetTable(self.table(grid), self.grid if grid is None else _checked_grid(grid))
+
+    def extra_repr(self) -> str:
+        heads, kernels = self.alpha.shape
+        return f"grid={self.grid}, num_heads={heads}, num_kernels={kernels}, covariance={self.covariance!r}"
+
+
+class ElementwiseMask(nn.Module):
+    """M itself is the parameter: [N, N] shared by the heads, or [H, N, N] with `per_head`.
+
+    `init` is "identity" (ones) or "paper" (zeros: attention starts uniform). It belongs to one grid; `resample` makes
+    it fit another.
+
+    Source: arXiv 2309.05375, section 3.1.
+    """
+
+    def __init__(
+        self,
+        grid: int | tuple[int, int],
+        num_heads: int,
+        *,
+        per_head: bool = False,
+        init: str = "identity",
+    ) -> None:
+        super().__init__()
+        self.grid = _checked_grid(grid)
+        self.num_heads = num_heads
+        self.init = _one_of("init", init, ("paper", "identity"))
+        patches = self.grid[0] * self.grid[1]
+        self.weight = nn.Parameter(torch.empty(*([num_heads] if per_head else []), patches, patches))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Starts the parameter anew as `init` says."""
+        self.weight.fill_(1.0 if self.init == "identity" else 0.0)
+
+    def dense(self, grid: tuple[int, int] | None = None) -> Tensor:
+        """The mask for every pair of patches: [H, N, N].
+
+        Raises ValueError for another grid than its own.
+        """
+        return self(grid).expand(self.num_heads, -1, -1)
+
+    def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
+        """What `gmm_attention` takes: [N, N] or [H, N, N]."""
+        if grid is not None and tuple(grid) != self.grid:
+            raise ValueError(
+                f"an element-wise mask learned on a {self.grid[0]} x {self.grid[1]} grid does not fit a "
+                f"{grid[0]} x {grid[1]} grid; call resample({tuple(grid)}) on it first, or use a Gaussian mixture mask"
+            )
+        return self.weight
+
+    @torch.no_grad()
+    def resample(self, grid: int | tuple[int, int]) -> "ElementwiseMask":
+        """Fits the mask to another grid in place, bilinearly over the queries' and the keys' positions."""
+        (rows, cols), new = self.grid, _checked_grid(grid)
+        weight = self.weight.detach().reshape(-1, rows, cols, rows, cols).float()
+        for _ in range(2):  # the keys' axes, then the queries'
+            flat = nn.functional.interpolate(weight.flatten(1, 2), new, mode="bilinear", align_corners=False)
+            weight = flat.unflatten(1, weight.shape[1:3]).permute(0, 3, 4, 1, 2)
+        patches = new[0] * new[1]
+        weight = weight.reshape(-1, patches, patches).to(self.weight)
+        self.weight = nn.Parameter(weight if self.weight.dim() == 3 else weight[0])
+        self.grid = new
+        return self
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}, num_heads={self.num_heads}, per_head={self.weight.dim() == 3}"
+
+
+def create_mask(
+    mask: str, grid: tuple[int, int], num_heads: int, *, mode: str = "multiply", depth: float = 0.5, **options: object
+) -> nn.Module | None:
+    """The mask of one attention layer by name: "none" (None), "elm" or "gmm"; `options` go to its constructor."""
+    _one_of("mask", mask, MASKS)
+    if mask == "none":
+        return None
+    if mask == "elm":
+        return ElementwiseMask(grid, num_heads, **options)  # type: ignore[arg-type]
+    return GaussianMixtureMask(grid, num_heads, depth=depth, positive=mode == "log", **options)  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""The optimiser of a training: parameter groups, learning-rate schedule, average of the weights."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gmmvit.config import Recipe
+
+_WITHOUT_DECAY = ("pos_embed", "cls_token", "relative_position")
+
+
+def is_mask_parameter(name: str) -> bool:
+    """Whether a parameter, by its name in the model, belongs to a learned mask."""
+    return "mask" in name.split(".")[:-1]
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
+    """Groups "decay" (matrices), "no_decay" (norms, biases, positions, tokens) and "mask", each with its own
+    `weight_decay` and `lr_scale`; empty ones are left out."""
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "mask": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if is_mask_parameter(name):
+            groups["mask"].append(parameter)
+        elif parameter.dim() < 2 or any(part in name for part in _WITHOUT_DECAY):
+            groups["no_decay"].append(parameter)
+        else:
+            groups["decay"].append(parameter)
+    decay = {"decay": recipe.weight_decay, "no_decay": 0.0, "mask": recipe.mask_weight_decay}
+    scale = {"decay": 1.0, "no_decay": 1.0, "mask": recipe.mask_lr_scale}
+    return [
+        {"name": name, "params": params, "weight_decay": decay[name], "lr_scale": scale[name]}
+        for name, params in groups.items()
+        if params
+    ]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW in its fused form over the groups of `parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, fused=True)
+
+
+def learning_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
+    """Linear from min_lr to lr over the warm-up, then a cosine down to min_lr at the last step."""
+    total, warmup = recipe.epochs * steps_per_epoch, round(recipe.warmup_epochs * steps_per_epoch)
+    warmup = min(warmup, total - 1)
+    if step < warmup:
+        return recipe.min_lr + (recipe.lr - recipe.min_lr) * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets every group's rate to `lr` times its `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential moving average of the weights, or None."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

@@ -1,0 +1,226 @@
+"""What a training starts from: device, data, model, optimiser, and the state that its checkpoint keeps."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from gmmvit.augment import Augment
+from gmmvit.config import Recipe, as_dict, model_options
+from gmmvit.data import Dataset, load_dataset
+from gmmvit.models import create_model
+from gmmvit.optim import make_average, make_optimizer
+from gmmvit.progress import Progress, open_loggers
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on; one sentence."""
+
+
+@dataclass
+class State:
+    """What changes while a model trains; `persistent` is what the checkpoint keeps of it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    scaler: torch.amp.GradScaler
+    epoch: int = 0  # finished epochs
+    images_seen: int = 0
+    train_s: float = 0.0
+    wall_s: float = 0.0
+    best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "val_top1": -1.0, "weights": {}})
+
+    def evaluated(self) -> nn.Module:
+        """The weights that are validated and kept: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def persistent(self) -> dict[str, Any]:
+        average = None if self.average is None else self.average.state_dict()
+        plain = {name: getattr(self, name) for name in ("epoch", "images_seen", "train_s", "wall_s", "best")}
+        return plain | {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": average,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        for name in ("epoch", "images_seen", "train_s", "wall_s", "best"):
+            setattr(self, name, saved[name])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same while a model trains."""
+
+    recipe: Recipe
+    folder: Path
+    data: Dataset
+    device: torch.device
+    dtype: torch.dtype
+    forward: nn.Module  # the model, compiled on request
+    augment: Augment
+    steps_per_epoch: int
+    progress: Progress
+    loggers: list[Callable[[dict[str, Any]], None]]
+
+
+def step_images(recipe: Recipe, train_images: int) -> int:
+    """Images in one optimiser step; a training set smaller than that makes one step."""
+    return min(recipe.batch_size * recipe.accumulate, train_images * recipe.passes)
+
+
+def seed_everything(seed: int, epoch: int) -> torch.Generator:
+    """Seeds torch and returns a generator, both from (seed, epoch): an epoch draws the same whether or not the training
+    was interrupted before it."""
+    mixed = int(torch.randint(2**62, (epoch + 1,), generator=torch.Generator().manual_seed(seed))[-1])
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed + 1)
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is a GPU where there is one; raises TrainingError for a device that is not there."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the device computes it faster than float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        features = torch.cpu.get_capabilities()
+        return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+    return torch.float32
+
+
+def _on_device(data: Dataset, device: torch.device) -> Dataset:
+    """The data set in the device's memory if it takes less than half of what is free there."""
+    if device.type != "cuda":
+        return data
+    parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+    size = sum(part.images.nbytes for part in parts.values() if part is not None)
+    if size > torch.cuda.mem_get_info(device)[0] // 2:
+        return data
+    moved = {
+        name: dataclasses.replace(part, images=part.images.to(device), labels=part.labels.to(device))
+        for name, part in parts.items()
+        if part is not None
+    }
+    return dataclasses.replace(data, **moved)
+
+
+def load_data(recipe: Recipe, report: Callable[[str], None] | None = None) -> Dataset:
+    """The data set that a recipe names, split and at its training size."""
+    size = recipe.image_size
+    return load_dataset(
+        recipe.dataset,
+        data_dir=recipe.data_dir,
+        image_size=None if size is None else (size[0], size[-1]),
+        channels=recipe.channels,
+        fit=recipe.fit,
+        val_fraction=recipe.val_fraction,
+        test_fraction=recipe.test_fraction,
+        split_seed=recipe.split_seed,
+        cache_dir=recipe.cache_dir,
+        skip_broken=recipe.skip_broken,
+        report=report,
+    )
+
+
+def make_augment(recipe: Recipe, data: Dataset) -> Augment:
+    """The recipe's augmentation; what it leaves open is what suits the data set."""
+    return Augment(
+        num_classes=len(data.classes),
+        mean=data.mean,
+        std=data.std,
+        crop_padding=recipe.crop_padding,
+        flip=data.flip if recipe.flip is None else recipe.flip,
+        policy=recipe.policy or data.policy,
+        rand_ops=recipe.rand_ops,
+        rand_magnitude=recipe.rand_magnitude,
+        erase_prob=recipe.erase_prob,
+        erase_area=recipe.erase_area,
+        erase_aspect=recipe.erase_aspect,
+        mix_prob=recipe.mix_prob,
+        mixup_alpha=recipe.mixup_alpha,
+        cutmix_alpha=recipe.cutmix_alpha,
+        label_smoothing=recipe.label_smoothing,
+    )
+
+
+def prepare(
+    recipe: Recipe, folder: Path, quiet: bool, create: Callable[[dict[str, Any], dict[str, Any]], None]
+) -> tuple[Setting, State]:
+    """Loads the data and builds the model and everything round it; `create` is called with what config.yaml records
+    once all of it is known to fit."""
+    progress = Progress(1, 0, quiet)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    device = choose_device(recipe.device)
+    dtype = choose_dtype(recipe.dtype, device)
+    data = load_data(recipe, progress.line)
+    channels, height, width = data.train.images.shape[1:]
+    options = model_options(recipe) | {
+        "image_size": [height, width],
+        "channels": channels,
+        "num_classes": len(data.classes),
+    }
+    seed_everything(recipe.seed, 0)
+    model = create_model(**options).to(device)
+    create(
+        options,
+        {
+            "classes": list(data.classes),
+            "image_size": [height, width],
+            "channels": channels,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "fit": recipe.fit,
+        },
+    )
+    steps = max(1, len(data.train) * recipe.passes // step_images(recipe, len(data.train)))
+    state = State(
+        model=model,
+        optimizer=make_optimizer(model, recipe),
+        average=make_average(model, recipe.ema),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+    )
+    setting = Setting(
+        recipe=recipe,
+        folder=folder,
+        data=_on_device(data, device),
+        device=device,
+        dtype=dtype,
+        forward=torch.compile(model) if recipe.compile else model,
+        augment=make_augment(recipe, data),
+        steps_per_epoch=steps,
+        progress=progress,
+        loggers=open_loggers(recipe.loggers, folder, as_dict(recipe)),
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    progress.line(
+        f"{recipe.model} with mask {recipe.mask}, {parameters:,} parameters, on {device} in {str(dtype)[6:]}; "
+        f"{recipe.dataset}: {len(data.train):,} training images {height} x {width}, {len(data.classes)} classes"
+    )
+    return setting, state
