@@ -1,12 +1,20 @@
-"""Blocks that the families are built from: masked attention, MLP, patch embedding, drop path.
+"""Blocks that the families are built from: masked attention, MLP, the block itself, patch embedding, drop path.
 
 Letters: B batch, T tokens (prefix first), N patches, H heads, D head width, C channels.
 """
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention import gmm_attention
+from gmmvit.attention import MODES, gmm_attention
+from gmmvit.masks import create_mask
+
+Grid = tuple[int, int]  # (rows, cols) in patches
 
 
 class MaskedAttention(nn.Module):
@@ -38,8 +46,10 @@ class MaskedAttention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        positive(dim=dim, num_heads=num_heads, head_dim=head_dim)
         if head_dim is None and dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads, got dim={dim} and num_heads={num_heads}")
+        one_of("mode", mode, MODES)
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
         self.scale, self.mode, self.prefix_tokens = scale, mode, prefix_tokens
@@ -49,13 +59,94 @@ class MaskedAttention(nn.Module):
         self.proj = nn.Linear(inner, dim if out_dim is None else out_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, grid: tuple[int, int] | None = None, bias: Tensor | None = None) -> Tensor:
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v of [B, T, dim]: each [B, H, T, D]."""
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+        """Each [B, H, T, D] -> [B, H, T, D]."""
+        mask = None if self.mask is None else self.mask(grid)
+        return gmm_attention(
+            q, k, v, mask, scale=self.scale, bias=bias, prefix_tokens=self.prefix_tokens, mode=self.mode
+        )
+
+    def merge(self, x: Tensor) -> Tensor:
+        """Heads joined and projected: [B, H, T, D] -> [B, T, out_dim]."""
+        return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
         """[B, T, dim] -> [B, T, out_dim]; `grid` of the patches if it is not the one of construction, `bias` as in
         `gmm_attention`."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = None if self.mask is None else self.mask(grid)
-        x = gmm_attention(q, k, v, mask, scale=self.scale, bias=bias, prefix_tokens=self.prefix_tokens, mode=self.mode)
-        return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
+        q, k, v = self.project(x)
+        return self.merge(self.attend(q, k, v, grid, bias))
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What the attention layers of one model share: mask by name with its options, mode, prefix tokens, dropout."""
+
+    mask: str = "none"
+    mode: str = "multiply"
+    options: dict[str, Any] | None = None
+    prefix_tokens: int = 0
+    dropout: float = 0.0
+
+    def attention(
+        self,
+        dim: int,
+        num_heads: int,
+        grid: Grid,
+        place: float,
+        kind: Callable[..., MaskedAttention] = MaskedAttention,
+        **sizes: Any,
+    ) -> MaskedAttention:
+        """An attention layer of class `kind` with a mask over `grid`; `place` in the network from 0 first to 1 last."""
+        positive(num_heads=num_heads)
+        mask = create_mask(self.mask, grid, num_heads, mode=self.mode, depth=place, **(self.options or {}))
+        return kind(
+            dim,
+            num_heads,
+            mask=mask,
+            mode=self.mode,
+            prefix_tokens=self.prefix_tokens,
+            dropout=self.dropout,
+            **sizes,
+        )
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); with `layer_scale` both branches have a learned factor a channel
+    that starts at that value (Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        dim: int,
+        mlp_ratio: float,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        positive(mlp_ratio=mlp_ratio)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, round(dim * mlp_ratio), dropout)
+        self.drop_path = DropPath(drop_path)
+        self.scale1 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.scale2 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+
+    def forward(self, x: Tensor, context: Any) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]; `context` is what the attention takes beside its input: the grid of the patches."""
+        branch = self.attn(self.norm1(x), context)
+        x = x + self.drop_path(branch if self.scale1 is None else branch * self.scale1)
+        branch = self.mlp(self.norm2(x))
+        return x + self.drop_path(branch if self.scale2 is None else branch * self.scale2)
+
+    def next_grid(self, grid: Grid) -> Grid:
+        """The grid of what comes out."""
+        return grid
 
 
 class MLP(nn.Sequential):
@@ -95,31 +186,52 @@ class DropPath(nn.Module):
 class PatchEmbedding(nn.Module):
     """Cuts images into patches and projects each: [B, C, rows * p1, cols * p2] -> [B, rows * cols, dim].
 
-    A patch is flattened in the order (row, column, channel).
+    A patch is flattened in the order (row, column, channel). `norm` adds a layer norm behind the projection.
     """
 
-    def __init__(self, patch_size: tuple[int, int], channels: int, dim: int) -> None:
+    def __init__(self, patch_size: tuple[int, int], channels: int, dim: int, norm: bool = False) -> None:
         super().__init__()
+        positive(channels=channels, dim=dim)
         self.patch_size, self.channels = patch_size, channels
         self.proj = nn.Linear(patch_size[0] * patch_size[1] * channels, dim)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
-    def grid(self, images: Tensor) -> tuple[int, int]:
+    def grid(self, images: Tensor) -> Grid:
         """(rows, cols) of patches in `images`.
 
         Raises ValueError where the channels or the size do not fit.
         """
-        if images.dim() != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"images must be [batch, {self.channels}, height, width], got {tuple(images.shape)}")
+        check_images(images, self.channels)
         return patch_grid((images.shape[2], images.shape[3]), self.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         rows, cols = self.grid(images)
         p1, p2 = self.patch_size
         x = images.unflatten(3, (cols, p2)).unflatten(2, (rows, p1))  # [B, C, rows, p1, cols, p2]
-        return self.proj(x.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * cols, -1))
+        x = x.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * cols, -1)
+        return self.norm(self.proj(x))
 
 
-def pair(value: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError that names the argument unless `value` is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
+
+
+def positive(**values: float | None) -> None:
+    """Raises ValueError that names the first argument that is not above zero; None passes."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """Raises ValueError unless `images` is [B, channels, height, width]."""
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ValueError(f"images must be [batch, {channels}, height, width], got {tuple(images.shape)}")
+
+
+def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     """(height, width) of an int or a pair of ints.
 
     Raises ValueError that names the argument.
@@ -127,10 +239,21 @@ def pair(value: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]
     sides = (value, value) if isinstance(value, int) else tuple(value)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"{name} must be a positive int or a pair (height, width) of them, got {value!r}")
-    return sides
+    return sides[0], sides[1]
 
 
-def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+def per_stage(value: int | Sequence[int], stages: int, name: str) -> tuple[int, ...]:
+    """One positive int for each stage, of an int (the same in all) or a sequence.
+
+    Raises ValueError that names the argument.
+    """
+    values = (value,) * stages if isinstance(value, int) else tuple(value)
+    if len(values) != stages or not all(isinstance(v, int) and v > 0 for v in values):
+        raise ValueError(f"{name} must be a positive int or {stages} of them, one a stage, got {value!r}")
+    return values
+
+
+def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> Grid:
     """(rows, cols) of patches.
 
     Raises ValueError where the image is not a multiple of the patch, with the nearest sizes that are.
@@ -145,6 +268,27 @@ def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tupl
     return height // p1, width // p2
 
 
+def choose_patch(
+    patch_size: int | Sequence[int] | None,
+    image_size: tuple[int, int],
+    cells: int,
+    fits: Callable[[Grid], bool] = lambda grid: True,
+) -> tuple[int, int]:
+    """The patch size asked for; or, for None, the square one with about `cells` patches on the shorter side.
+
+    That is the divisor of both sides nearest to side / cells, at most a factor of 2 away, whose grid `fits`; where there
+    is none, side / cells itself, which the check of the grid then refuses.
+    """
+    if patch_size is not None:
+        return pair(patch_size, "patch_size")
+    target = max(1.0, min(image_size) / cells)
+    height, width = image_size
+    divisors = [p for p in range(math.ceil(target / 2), math.floor(target * 2) + 1) if not (height % p or width % p)]
+    fitting = [p for p in divisors if fits((height // p, width // p))]
+    best = min(fitting or divisors or [round(target)], key=lambda p: abs(math.log(p / target)))
+    return best, best
+
+
 def init_weights(module: nn.Module) -> None:
     """Normal Xavier weights and zero biases for linear layers and convolutions, as the original; for `Module.apply`."""
     if isinstance(module, nn.Linear | nn.Conv2d):
@@ -153,11 +297,12 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def resample_position(position: Tensor, old: tuple[int, int], new: tuple[int, int], prefix_tokens: int = 0) -> Tensor:
+def resample_position(position: Tensor, old: Grid, new: Grid, prefix_tokens: int = 0) -> Tensor:
     """Position embeddings [1, prefix + N, dim] of one grid, interpolated (bicubic) to another; the prefix stays."""
     if old == new:
         return position
     prefix, patches = position[:, :prefix_tokens], position[:, prefix_tokens:]
-    image = patches.float().unflatten(1, old).permute(0, 3, 1, 2)
+    wide = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    image = wide.unflatten(1, old).permute(0, 3, 1, 2)
     image = nn.functional.interpolate(image, new, mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([prefix, image.flatten(2).transpose(1, 2).to(position.dtype)], 1)

@@ -108,7 +108,8 @@ class GaussianMixtureMask(nn.Module):
         """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""
         known = grid is None or tuple(grid) == self.grid
         offsets = self.offsets if known else patch_offsets(_checked_grid(grid), self.offsets.device)  # type: ignore[arg-type]
-        with torch.autocast(self.sigma.device.type, enabled=False):
+        device = self.sigma.device.type
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # there is no autocast for meta
             return gaussian_mixture_table(
                 self.sigma, self.alpha, offsets, correlation=self.correlation, center=self.center
             )

@@ -35,7 +35,8 @@ def chunked_attention(
     factor = None if mask is None else mask.to(wide)
     bias = None if bias is None else bias.to(wide)
     keep_weights = torch.is_grad_enabled()  # asked here: inside of `forward` gradients are always off
-    return _ChunkedAttention.apply(q, k, v, factor, bias, scale, keep_weights)
+    with torch.autocast("cpu", enabled=False):  # the dtypes are chosen here
+        return _ChunkedAttention.apply(q, k, v, factor, bias, scale, keep_weights)
 
 
 def _step(batch: int, heads: int, tokens: int, bias: Tensor | None, wide: torch.dtype) -> int:
@@ -76,6 +77,7 @@ class _ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
         q, k, v, factor, bias, weights, out = ctx.saved_tensors
         batch, heads, tokens, _ = q.shape

@@ -18,7 +18,7 @@ _TRIES = 10  # rectangles that do not fit are drawn again, as often as in torchv
 class RandomErasing:
     """Erase a rectangle of a sample with probability `prob`.
 
-    Its area is uniform within `area` (fractions of the image), its aspect (height by width) log-uniform within `aspect`,
+    Its area is uniform within `area` (parts of the image), its aspect (height by width) log-uniform within `aspect`,
     its place uniform; the distribution is that of torchvision's `RandomErasing`.
     """
 
@@ -28,7 +28,7 @@ class RandomErasing:
         self._prob, self._area, self._log_aspect = prob, area, (math.log(aspect[0]), math.log(aspect[1]))
 
     def plan(self, uniform: NDArray[np.float64], height: int, width: int) -> NDArray[np.int64]:
-        """[B, num_draws] in [0, 1) to boxes [B, 4]: top, bottom, left, right, the ends exclusive; empty if not erased."""
+        """[B, num_draws] in [0, 1) to boxes [B, 4]: top, bottom, left, right, ends exclusive; empty if not erased."""
         (least, most), (flat, steep) = self._area, self._log_aspect
         areas, aspects = np.split(uniform[:, 3:], 2, axis=1)
         area = (least + (most - least) * areas) * (height * width)
@@ -48,5 +48,5 @@ class RandomErasing:
         top, bottom, left, right = boxes[:, :, None].unbind(1)
         y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         rows, columns = ((y >= top) & (y < bottom)).float(), ((x >= left) & (x < right)).float()
-        # A product over the whole batch: on CPU several times as fast as picking out the samples, and no worse on a GPU.
+        # A product over the whole batch: on CPU several times as fast as picking out the samples that are erased.
         return images.mul_(1 - rows[:, None, :, None] * columns[:, None, None, :])

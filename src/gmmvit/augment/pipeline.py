@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gmmvit.augment.erase import RandomErasing
@@ -34,10 +35,10 @@ def _check_between(name: str, value: float, high: float, low: float = 0.0) -> No
         raise ValueError(f"{name} must be within {low:g}..{high:g}; got {value}")
 
 
-def _check_range(name: str, value: tuple[float, float], high: float) -> None:
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= high or value[1] == float("inf"):
-        limit = "" if high == float("inf") else f" <= {high:g}"
-        raise ValueError(f"{name} must be (low, high) with 0 < low <= high{limit}; got {value}")
+def _checked_range(name: str, value: Sequence[float], limit: float) -> tuple[float, float]:
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {limit:g}; got {tuple(value)}")
+    return value[0], value[1]
 
 
 class Augment:
@@ -55,7 +56,7 @@ class Augment:
         erase_prob, erase_area, erase_aspect: random erasing with the mean colour: probability per image, range of the
             area as a part of the image, range of height by width.
         mix_prob: probability that a batch is mixed, by mixup or cutmix at a fair coin.
-        mixup_alpha, cutmix_alpha: the mixing ratio is drawn from Beta(alpha, alpha), once per batch; 0 switches one off.
+        mixup_alpha, cutmix_alpha: the ratio is drawn from Beta(alpha, alpha), once per batch; 0 switches one off.
         label_smoothing: part of the target that is spread evenly over all classes.
 
     Raises:
@@ -74,8 +75,8 @@ class Augment:
         rand_ops: int = 2,
         rand_magnitude: int = 9,
         erase_prob: float = 0.25,
-        erase_area: tuple[float, float] = (0.02, 0.4),
-        erase_aspect: tuple[float, float] = (0.3, 3.3),
+        erase_area: Sequence[float] = (0.02, 0.4),
+        erase_aspect: Sequence[float] = (0.3, 3.3),
         mix_prob: float = 0.5,
         mixup_alpha: float = 1.0,
         cutmix_alpha: float = 1.0,
@@ -94,14 +95,14 @@ class Augment:
             ("label_smoothing", label_smoothing, 1),
         ):
             _check_between(name, value, high)
-        _check_range("erase_area", erase_area, 1)
-        _check_range("erase_aspect", erase_aspect, float("inf"))
+        area = _checked_range("erase_area", erase_area, 1)
+        aspect = _checked_range("erase_aspect", erase_aspect, 1e6)
         self._num_classes, self._mean, self._std = num_classes, tuple(mean), tuple(std)
         self._crop_padding, self._flip, self._label_smoothing = crop_padding, flip, label_smoothing
         self._policy = make_policy(policy, rand_ops=rand_ops, rand_magnitude=rand_magnitude)
         if self._policy is not None and len(mean) not in (1, 3):
             raise ValueError(f"policy {policy!r} needs images of 1 or 3 channels; mean and std have {len(mean)}")
-        self._erase = RandomErasing(erase_prob, tuple(erase_area), tuple(erase_aspect)) if erase_prob else None
+        self._erase = RandomErasing(erase_prob, area, aspect) if erase_prob else None
         self._mix = Mix(mix_prob, mixup_alpha, cutmix_alpha)
 
     def __call__(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -117,15 +118,11 @@ class Augment:
             are. Sample i depends on image i and its draws alone, mixing aside.
         """
         self._check_batch(images, labels, generator)
+        targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing)
+        if len(images) == 0:
+            return normalize(images, self._mean, self._std), targets
+        place, policy, erase = self._draw(len(images), generator)
         height, width = images.shape[-2:]
-        policy_draws = self._policy.num_draws if self._policy else 0
-        erase_draws = self._erase.num_draws if self._erase else 0
-        # One table of draws, a row a sample, so that no sample's draws depend on what became of another.
-        shape = (len(images), 3 + policy_draws + erase_draws)
-        draws = torch.rand(shape, generator=generator, device=generator.device)
-        uniform = draws.cpu().numpy().astype(np.float64)
-        place, policy, erase = np.split(uniform, (3, 3 + policy_draws), axis=1)
-
         pixels = images
         if self._flip or self._crop_padding:
             flipped = place[:, 0] < (0.5 if self._flip else 0)
@@ -136,8 +133,16 @@ class Augment:
         floats = normalize(pixels, self._mean, self._std)
         if self._erase:
             floats = self._erase.apply(floats, erase)
-        targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing)
         return self._mix(floats, targets, generator)
+
+    def _draw(self, count: int, generator: torch.Generator) -> list[NDArray[np.float64]]:
+        """Uniform numbers for flip and crop, the policy, and erasing, [B, k] each.
+
+        They are one table with a row a sample, so that no sample's draws depend on what became of another.
+        """
+        parts = (3, self._policy.num_draws if self._policy else 0, self._erase.num_draws if self._erase else 0)
+        table = torch.rand((count, sum(parts)), generator=generator, device=generator.device)
+        return np.split(table.cpu().numpy().astype(np.float64), np.cumsum(parts[:2]), axis=1)
 
     def _check_batch(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         check_images(images, len(self._mean))

@@ -1,4 +1,4 @@
-"""Which operation a sample gets, and how strong: the draws of torchvision's AutoAugment, RandAugment, TrivialAugmentWide.
+"""Which operation a sample gets, and how strong: AutoAugment, RandAugment and TrivialAugment, drawn as by torchvision.
 
 A policy turns uniform numbers, one row per sample, into stages, as `apply_stages` takes them. The sub-policies and the
 magnitudes are torchvision's own tables. B samples.

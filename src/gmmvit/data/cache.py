@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from gmmvit.data.decoding import Catalog, Decoded, Producer, in_memory
-from gmmvit.data.records import DataError, Report
+from gmmvit.data.records import DataError, Report, relative
 
 _FORMAT = 1
 _MAGIC = b"gmmvit01"
@@ -41,7 +41,7 @@ def cache_path(folder: Path, name: str, location: str, shape: tuple[int, int, in
     return folder / f"{readable}-{height}x{width}x{channels}-{key}.images"
 
 
-def fingerprint(location: str, files: Sequence[Path]) -> str:
+def fingerprint(location: str, files: Sequence[str]) -> str:
     """Changes when a file is added, removed, renamed, resized, touched or made readable.
 
     Raises:
@@ -50,10 +50,10 @@ def fingerprint(location: str, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            status = file.stat()
+            status = os.stat(file)
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}") from error
-        name = os.path.relpath(file, location)
+        name = relative(file, location)
         digest.update(f"{name!a} {status.st_size} {status.st_mtime_ns} {status.st_mode}\n".encode())
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ Shape letters: C channels, H height, W width.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from io import BytesIO
@@ -59,12 +60,13 @@ def decode_image(
         ValueError: `size`, `channels` or `fit` is out of range.
     """
     check_target(size, channels, fit)
-    if isinstance(source, str):
-        source = Path(source)
+    if isinstance(source, Path):
+        source = str(source)
     try:
-        return torch.from_numpy(decode_pixels(source, size, channels, fit))
+        # A copy, since Pillow hands out read-only views of a grey image.
+        return torch.from_numpy(decode_pixels(source, size, channels, fit).copy())
     except DataError as error:
-        where = f"image {source}" if isinstance(source, Path) else "image"
+        where = f"image {source}" if isinstance(source, str) else "image"
         raise DataError(f"{where} cannot be read: {error}") from error
 
 
@@ -85,12 +87,9 @@ def decode_pixels(source: ImageSource, size: tuple[int, int], channels: int, fit
     if isinstance(source, Image.Image):
         return _fit_pixels(source, size, channels, fit)
     try:
-        if isinstance(source, bytes):
-            stream: BytesIO | Path = BytesIO(source)
-        elif source.stat().st_size == 0:
-            raise DataError("the file is empty")
-        else:
-            stream = source
+        if (len(source) if isinstance(source, bytes) else os.stat(source).st_size) == 0:
+            raise DataError("it is empty")
+        stream = BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(stream) as image:
             # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target leaves room for
             # antialiasing. A rotated image has not swapped its sides yet, hence the larger side for both.
@@ -158,7 +157,7 @@ def _scaled_to_bytes(values: np.ndarray, *, sixteen_bit: bool) -> np.ndarray:
     elif low >= 0 and high <= 65535 and values.dtype.kind != "f":
         scaled = finite / 257
     else:
-        scaled = (finite - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
+        scaled = (finite - low) * (255 / (high - low or 1.0))
     return np.rint(scaled).astype(np.uint8)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,7 +22,10 @@ from gmmvit.data.records import Contents, DataError, Part, Report
 if TYPE_CHECKING:
     from gmmvit.data.records import ImageSource
 
-_BLOCK = 128
+# A block is what one thread decodes in one go: enough images to outweigh the handing over, and few enough bytes that
+# the sums of a block (16 bytes a value) stay small.
+_BLOCK_IMAGES = 128
+_BLOCK_BYTES = 8 * 2**20
 _SMALL_BYTES = 16384
 _PROGRESS_SECONDS = 5.0
 
@@ -155,10 +157,11 @@ def _decoded_blocks(sources: Iterator[ImageSource], shape: tuple[int, int, int],
     """Blocks in order. Pillow frees the interpreter's lock while it decodes, so threads work in parallel on files;
     thumbnails of a few kilobytes spend their time outside of that and are faster without."""
     workers = min(8, os.cpu_count() or 1)
+    block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // int(np.prod(shape))))
     pending: deque[Future[_Block]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        while block := list(islice(sources, _BLOCK)):
-            if not isinstance(block[0], Path) and not (isinstance(block[0], bytes) and len(block[0]) > _SMALL_BYTES):
+        while block := list(islice(sources, block_images)):
+            if not isinstance(block[0], str) and not (isinstance(block[0], bytes) and len(block[0]) > _SMALL_BYTES):
                 yield from (future.result() for future in pending)
                 pending.clear()
                 yield _decode_block(block, shape, fit)

@@ -8,35 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
-from gmmvit.data.records import PART_NAMES, Contents, DataError, Part, Report, Source, listing, ordered_classes
+from gmmvit.data.records import (
+    PART_NAMES,
+    Contents,
+    DataError,
+    Part,
+    Report,
+    Source,
+    listing,
+    ordered_classes,
+    relative,
+)
 from gmmvit.data.table import read_table
 
 EXTENSIONS = frozenset(
-    f".{ending}"
-    for ending in [
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "webp",
-        "bmp",
-        "gif",
-        "tif",
-        "tiff",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "avif",
-    ]
+    """.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif""".split()  # noqa: SIM905
 )
 
-# An entry is an image file and the name of its class.
-Entries = Mapping[str, Sequence[tuple[Path, str]]]
+# Part name -> the path of each image and the name of its class.
+Entries = Mapping[str, Sequence[tuple[str, str]]]
 
 
-def folder_source(name: str, path: Path, report: Report) -> Source:
+def folder_source(path: Path, report: Report) -> Source:
     """Find the images of `folder:PATH`.
 
     PATH holds `train/CLASS/*` with `val` or `test` beside it, or `CLASS/*`, or a `metadata.csv` (see `table.py`); PATH
@@ -45,11 +38,13 @@ def folder_source(name: str, path: Path, report: Report) -> Source:
     Raises:
         DataError: nothing there, or a fault of its layout.
     """
+    path = Path(os.path.realpath(path))
+    name = f"folder-{path.name}"
     if not path.exists():
         raise DataError(f"folder {path} does not exist")
     table = path if path.suffix.lower() == ".csv" else path / "metadata.csv"
     if table.is_file():
-        return entries_source(name, table.parent, read_table(table), also=[table])
+        return entries_source(name, table.parent, read_table(table), also=[str(table)])
     if not path.is_dir():
         raise DataError(f"{path} is not a folder; expected PATH/CLASS/*.jpg, PATH/train/CLASS/*.jpg or a metadata.csv")
     parts = find_parts(path)
@@ -78,7 +73,7 @@ def find_parts(path: Path) -> dict[str, Path]:
     return {part: parts[part] for part in ("train", "val", "test") if part in parts}
 
 
-def class_entries(root: Path, report: Report, *, required: bool = True) -> list[tuple[Path, str]]:
+def class_entries(root: Path, report: Report, *, required: bool = True) -> list[tuple[str, str]]:
     """The images of every class folder of `root`, also in folders below it; hidden files and other types are left out.
 
     Raises:
@@ -91,7 +86,7 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
         raise DataError(f"{root} has {found}no class folders; expected {root}/CLASS/*.jpg")
     if loose:
         report(f"ignored {len(loose)} images beside the class folders of {root}: {listing(loose)}")
-    entries: list[tuple[Path, str]] = []
+    entries: list[tuple[str, str]] = []
     empty: list[str] = []
     for folder in folders:
         images = list(_images_below(folder))
@@ -104,7 +99,7 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
     return entries
 
 
-def entries_source(name: str, root: Path, entries: Entries, also: Sequence[Path] = ()) -> Source:
+def entries_source(name: str, root: Path, entries: Entries, also: Sequence[str] = ()) -> Source:
     """A source from image files with class names; names of images are relative to `root`, and the files in `also`
     count for the cache.
 
@@ -121,19 +116,19 @@ def entries_source(name: str, root: Path, entries: Entries, also: Sequence[Path]
     }
     return Source(
         name=name,
-        location=os.path.realpath(root),
+        location=str(root),
         files=[*also, *(file for rows in entries.values() for file, _ in rows)],
         read=lambda: Contents(classes, parts),
     )
 
 
-def files_part(root: Path, files: Sequence[Path], labels: Sequence[int]) -> Part:
+def files_part(root: Path, files: Sequence[str], labels: Sequence[int]) -> Part:
     """A part whose images are files, named relative to `root`."""
 
-    def sources() -> Iterator[Path]:
+    def sources() -> Iterator[str]:
         return iter(files)
 
-    names = [os.path.relpath(file, root) for file in files]
+    names = [relative(file, root) for file in files]
     return Part(np.asarray(labels, dtype=np.int64), names, sources)
 
 
@@ -180,9 +175,9 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _images_below(folder: str | Path) -> Iterator[Path]:
+def _images_below(folder: str | Path) -> Iterator[str]:
     for entry in _sorted_entries(folder):
         if entry.is_dir(follow_symlinks=False):
             yield from _images_below(entry.path)
         elif _is_image(entry.name) and entry.is_file():
-            yield Path(entry.path)
+            yield entry.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,20 +34,20 @@ def hub_source(name: str, report: Report) -> Source:
     Raises:
         DataError: nothing there, the library is not installed, or the columns cannot be found.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.realpath(Path(name).expanduser()))
     if not path.exists():
         if name.startswith((".", "/", "~")):
             raise DataError(f"{path} does not exist")
         return _library_source(name, name, report)
     if any((path / file).is_file() for file in _SAVED):
-        return _library_source(name, str(path.resolve()), report)
+        return _library_source(name, str(path), report)
     for folder in (path, *sorted(sub for sub in path.iterdir() if sub.is_dir())) if path.is_dir() else ():
-        shards = find_shards(folder)
-        if shards:
+        shards = find_shards(folder) or {"all": sorted(folder.glob("*.parquet"))}
+        if any(shards.values()):
             return Source(
-                name=name,
-                location=str(folder.resolve()),
-                files=[file for files in shards.values() for file in files],
+                name=f"hf-{path.name}",
+                location=os.path.realpath(folder),
+                files=[str(file) for files in shards.values() for file in files],
                 read=partial(read_shards, path.name, shards, report),
             )
     raise DataError(f"{path} holds no data set: expected a folder of save_to_disk or SPLIT-*.parquet files")
@@ -54,8 +55,8 @@ def hub_source(name: str, report: Report) -> Source:
 
 def _library_source(name: str, location: str, report: Report) -> Source:
     parts = _open_parts(name, location)
-    files = sorted({Path(file["filename"]) for part in parts.values() for file in part.cache_files})
-    return Source(name=name, location=location, files=files, read=lambda: _read(name, parts, report))
+    files = sorted({os.path.abspath(file["filename"]) for part in parts.values() for file in part.cache_files})
+    return Source(name=f"hf-{Path(name).name}", location=location, files=files, read=lambda: _read(name, parts, report))
 
 
 def _open_parts(name: str, location: str) -> dict[str, Any]:
@@ -112,16 +113,16 @@ def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
     return image, find_column(labels or list(features), LABEL_COLUMNS, "labels", where)
 
 
-def _encoded_images(data: Any, column: str) -> Callable[[], Iterator[bytes | Path]]:
+def _encoded_images(data: Any, column: str) -> Callable[[], Iterator[bytes | str]]:
     import datasets
 
     undecoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
-    def sources() -> Iterator[bytes | Path]:
+    def sources() -> Iterator[bytes | str]:
         for row in undecoded:
             cell = row[column]
             # A data set saved without its files embedded holds paths alone.
             path = cell.get("path") if isinstance(cell, dict) else None
-            yield image_bytes(cell) or (Path(path) if path else b"")
+            yield image_bytes(cell) or path or b""
 
     return sources

@@ -74,9 +74,9 @@ def load_dataset(
     check_seed(split_seed)
     size = _size(image_size)
     check_target(size or (1, 1), 3 if channels is None else channels, fit)
-    source = replace(_find(name, Path(data_dir or "data").expanduser(), download, report), name=name)
+    source = _find(name, Path(data_dir or "data").expanduser(), download, report)
     shape = (source.channels if channels is None else channels, *(size or source.image_size))
-    decoded, path = _decode(source, shape, fit, cache_folder(cache_dir), report)
+    decoded, path = _decode(name, source, shape, fit, cache_folder(cache_dir), report)
     _check_decoded(name, decoded.catalog, skip_broken, report)
     catalog = decoded.catalog
     chosen = choose_parts(
@@ -119,19 +119,18 @@ def _find(name: str, data_dir: Path, download: bool, report: Report) -> Source:
     if colon and kind in ("folder", "hf"):
         if not rest:
             raise ValueError(f"dataset {name!r} names no {'path' if kind == 'folder' else 'data set'} after the colon")
-        return folder_source(name, Path(rest).expanduser(), report) if kind == "folder" else hub_source(rest, report)
+        return folder_source(Path(rest).expanduser(), report) if kind == "folder" else hub_source(rest, report)
     if name == "digits":
         return digits_source()
     if name in NAMED:
-        return named_source(name, data_dir, download=download, report=report)
+        return named_source(name, Path(os.path.realpath(data_dir)), download=download, report=report)
     raise ValueError(f"dataset must be {', '.join(dataset_names())}, folder:PATH or hf:NAME_OR_PATH, got {name!r}")
 
 
 def _decode(
-    source: Source, shape: tuple[int, int, int], fit: str, folder: Path, report: Report
+    name: str, source: Source, shape: tuple[int, int, int], fit: str, folder: Path, report: Report
 ) -> tuple[Decoded, tuple[Path, str] | None]:
     """The decoded images, and the path and fingerprint of their cache where there may be one."""
-    name = source.name
     if not source.cached:
         contents = source.read()
         produce = partial(decode_contents, contents, shape=shape, fit=fit, report=_silent, name=name)
@@ -140,7 +139,7 @@ def _decode(
     def read_and_decode(sink: Sink) -> Catalog:
         return decode_contents(source.read(), sink, shape=shape, fit=fit, report=report, name=name)
 
-    path = cache_path(folder, name, source.location, shape, fit)
+    path = cache_path(folder, source.name, source.location, shape, fit)
     state = fingerprint(source.location, source.files)
     return fetch(path, state, shape, read_and_decode, report), (path, state)
 

@@ -35,15 +35,21 @@ class NamedSet:
     classes: Callable[[], Sequence[str]] | None = None
     test_part: str = "test"
 
+    def published_parts(self) -> dict[str, str]:
+        """Our name of each part -> the name of the published one."""
+        return {part: self.test_part if part == "test" else part for part in self.parts}
+
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-_CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
-porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
-streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm"""
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
 
 
 def _flower_classes() -> Sequence[str]:
@@ -75,7 +81,7 @@ def named_source(name: str, data_dir: Path, *, download: bool, report: Report) -
         source = _download(name, data_dir, download, report)
     known = NAMED[name]
     return replace(
-        source, image_size=(known.image_size, known.image_size), policy=known.policy, flip=known.flip, name=name
+        source, name=name, image_size=(known.image_size, known.image_size), policy=known.policy, flip=known.flip
     )
 
 
@@ -90,8 +96,8 @@ def _find(name: str, data_dir: Path, report: Report) -> Source | None:
 
 def _download(name: str, data_dir: Path, download: bool, report: Report) -> Source:
     original: Original = ORIGINALS[name]
-    parts = " and ".join(f"{part}-*.parquet" for part in NAMED[name].parts)
-    place = f"put {original.layout} or {name}/plain_text/{parts} there"
+    shards = " and ".join(f"{part}-*.parquet" for part in NAMED[name].published_parts().values())
+    place = f"put {original.layout} or {name}/plain_text/ with {shards} there"
     if not download:
         raise DataError(f"{name} is not in {data_dir}: {place}, or allow the download")
     report(f"{name} is not in {data_dir}: downloading it there")
@@ -125,8 +131,8 @@ def _parquet(name: str, folder: Path, report: Report) -> Source | None:
     shards = _named_parts(name, found[place], str(place), "SPLIT-*.parquet")
     return Source(
         name=name,
-        location=str(place.resolve()),
-        files=[file for files in shards.values() for file in files],
+        location=str(place),
+        files=[str(file) for files in shards.values() for file in files],
         read=lambda: read_shards(name, shards, report, known.classes() if known.classes else None),
     )
 
@@ -144,8 +150,7 @@ def _class_folders(name: str, folder: Path, report: Report) -> Source | None:
 
 def _named_parts(name: str, found: dict[str, T], where: str, layout: str) -> dict[str, T]:
     """The parts of a named set under our names; DataError where one is missing."""
-    known = NAMED[name]
-    theirs = {part: known.test_part if part == "test" else part for part in known.parts}
+    theirs = NAMED[name].published_parts()
     missing = [part for part in theirs.values() if part not in found]
     if missing:
         raise DataError(f"{name} in {where} has no {' and no '.join(missing)} part: add it as {layout}")

@@ -48,8 +48,8 @@ class _Torchvision:
         found = [place / file for file in self.files]
         return Source(
             name=self.name,
-            location=str(place.resolve()),
-            files=[file for top in found for file in (sorted(top.iterdir()) if top.is_dir() else [top])],
+            location=str(place),
+            files=[str(file) for top in found for file in (sorted(top.iterdir()) if top.is_dir() else [top])],
             read=lambda: self._read(place),
         )
 
@@ -76,7 +76,7 @@ class _Torchvision:
                 return datasets.SVHN(place, split=part, download=download)
             if self.name == "flowers102":
                 # Paths in place of pixels: decoding is ours, so that broken files get their names.
-                return datasets.Flowers102(place, split=part, download=download, loader=Path)
+                return datasets.Flowers102(place, split=part, download=download, loader=str)
             reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
             return reader(place, train=part == "train", download=download)
         except ModuleNotFoundError as error:

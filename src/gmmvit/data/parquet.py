@@ -91,7 +91,10 @@ def number_labels(
         return tuple(classes or (str(number) for number in range(top + 1))), kept
     texts = {part: values.tolist() for part, values in labels.items() if len(values)}
     for part, values in texts.items():
-        wrong = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
+        # Missing ones first: they turn a column of whole numbers into floats or objects.
+        missing = (row for row, value in enumerate(values) if value is None or value != value)
+        other = (row for row, value in enumerate(values) if not isinstance(value, str))
+        wrong = next(missing, next(other, None))
         if wrong is not None:
             raise DataError(
                 f"{name}: label {values[wrong]!r} in row {wrong} of the {part} part is neither a whole number nor text"

@@ -5,9 +5,9 @@ Shape letters: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    ImageSource: TypeAlias = Path | bytes | Image
+    # A path as text, an encoded image, or a decoded one.
+    ImageSource: TypeAlias = str | bytes | Image
 
 Report: TypeAlias = Callable[[str], None]
 
@@ -102,14 +103,17 @@ class Contents:
 class Source:
     """A data set that was found but not read yet.
 
-    `location` and the names, sizes and times of `files` decide whether a cache still holds; `read` is called only
-    where it does not. `image_size` (height, width) and `channels` hold where none are asked for; `cached` is False
-    where decoding is quicker than looking for a cache.
+    Attributes:
+        name: what its cache is called; with `location`, the folder or Hub name, it decides which cache is looked for.
+        files: absolute paths as text; their sizes and times decide whether that cache still holds.
+        read: called only where it does not.
+        image_size: (height, width) where none is asked for; `channels` likewise.
+        cached: False where decoding is quicker than looking for a cache.
     """
 
     name: str
     location: str
-    files: Sequence[Path]
+    files: Sequence[str]
     read: Callable[[], Contents]
     image_size: tuple[int, int] = (64, 64)
     channels: int = 3
@@ -123,6 +127,11 @@ def ordered_classes(names: set[str]) -> tuple[str, ...]:
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+def relative(file: str, root: str | os.PathLike[str]) -> str:
+    """The path below the folder `root`, unchanged where it lies elsewhere; faster than `os.path.relpath`."""
+    return file.removeprefix(os.path.join(root, ""))
 
 
 def listing(items: Sequence[str], limit: int = 5) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from gmmvit.data.records import PART_NAMES, DataError, listing
 
 
-def read_table(path: Path) -> dict[str, list[tuple[Path, str]]]:
+def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Read the columns `file_name` (relative to the table), `label` and, where it is given, `split`.
 
     Returns:
@@ -22,7 +23,7 @@ def read_table(path: Path) -> dict[str, list[tuple[Path, str]]]:
     missing = [name for name in ("file_name", "label") if name not in header]
     if missing:
         raise DataError(f"{path} has the columns {listing(header)}; it needs file_name and label (and may have split)")
-    entries: dict[str, list[tuple[Path, str]]] = {}
+    entries: dict[str, list[tuple[str, str]]] = {}
     seen: dict[str, int] = {}
     absent: list[str] = []
     for number, row in enumerate(rows, start=2):
@@ -32,8 +33,8 @@ def read_table(path: Path) -> dict[str, list[tuple[Path, str]]]:
         if file_name in seen:
             raise DataError(f"{path}, row {number}: {file_name} is listed in row {seen[file_name]} already")
         seen[file_name] = number
-        file = path.parent / file_name
-        if not file.is_file():
+        file = os.path.join(path.parent, file_name)
+        if not os.path.isfile(file):
             absent.append(f"{file_name} (row {number})")
         entries.setdefault(_part(path, number, row.get("split")), []).append((file, label))
     if absent:

@@ -34,7 +34,7 @@ def find(places: Sequence[Path], report: Report) -> Source | None:
         "test": _annotated(annotations) if annotations.is_file() else class_entries(root / "val", report),
     }
     words = root / "words.txt"
-    also = [file for file in (annotations, words) if file.is_file()]
+    also = [str(file) for file in (annotations, words) if file.is_file()]
     source = entries_source("tiny-imagenet", root, entries, also=also)
 
     def read() -> Contents:
@@ -64,12 +64,12 @@ def _looks_right(root: Path) -> bool:
     return (root / "train").is_dir() and (root / "val").is_dir()
 
 
-def _annotated(annotations: Path) -> list[tuple[Path, str]]:
+def _annotated(annotations: Path) -> list[tuple[str, str]]:
     """The images of `val/images` with their classes: lines of file, class and box, parted by tabs."""
     rows = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
     if any(len(row) < 2 for row in rows):
         raise DataError(f"{annotations} has a line without a tab: expected FILE<tab>CLASS<tab>box")
-    return [(annotations.parent / "images" / row[0], row[1]) for row in rows]
+    return [(os.path.join(annotations.parent, "images", row[0]), row[1]) for row in rows]
 
 
 def _class_names(wnids: Sequence[str], words: Path) -> tuple[str, ...]:

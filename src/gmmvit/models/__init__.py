@@ -1,44 +1,123 @@
-"""The model families by name. A family is one file with one class; this table is all that another one needs."""
+"""The model families by name and their sizes. A family is one file with one class; these tables are all that another
+one needs."""
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
 
+from gmmvit.layers import pair
+from gmmvit.masks import MASKS
+from gmmvit.models.base import VisionTransformer
+from gmmvit.models.cait import CaiT
+from gmmvit.models.pit import PiT
+from gmmvit.models.swin import Swin
+from gmmvit.models.t2t import T2T
 from gmmvit.models.vit import ViT
 
-FAMILIES: dict[str, type[nn.Module]] = {"vit": ViT}
+FAMILIES: dict[str, type[VisionTransformer]] = {"vit": ViT, "swin": Swin, "cait": CaiT, "pit": PiT, "t2t": T2T}
+
+# "tiny" is the size of the paper's tables. The ViTs named by depth (and width) are those of the paper's code.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "vit": {
+        "tiny": {},
+        "small": {"dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
+        "d6": {"dim": 252, "depth": 6},
+        "d8": {"dim": 192, "depth": 8, "num_heads": 6, "patch_size": 2},
+        "d8-256": {"dim": 256, "depth": 8, "num_heads": 4, "patch_size": 2},
+        "d15": {"dim": 144, "depth": 15},
+        "d30": {"dim": 72, "depth": 30},
+        "d30-108": {"dim": 108, "depth": 30},
+        "d30-192": {"dim": 192, "depth": 30},
+        "d60": {"dim": 72, "depth": 60},
+    },
+    "swin": {"tiny": {}},
+    "cait": {"tiny": {}, "small": {"dim": 192, "mlp_ratio": 2.0}},
+    "pit": {"tiny": {}},
+    "t2t": {"tiny": {}},
+}
+
+NOTES = {
+    "t2t": "the original also carries a class token and a norm that no forward pass uses (1,408 parameters at tiny)",
+}
 
 
 def create_model(
     family: str = "vit",
     *,
+    size: str = "tiny",
     mask: str = "none",
-    image_size: int | tuple[int, int] = 32,
+    image_size: int | Sequence[int] = 32,
     num_classes: int = 10,
     **options: Any,
-) -> nn.Module:
+) -> VisionTransformer:
     """A model of one family with random weights.
 
     Args:
         family: a key of `FAMILIES`.
+        size: a key of `SIZES[family]`; "tiny" is the paper's.
         mask: "none", "elm" or "gmm".
         image_size: int or (height, width) in pixels.
-        num_classes: width of the head.
-        options: further arguments of the family's class (`ViT`: patch_size, channels, dim, depth, pool, ...).
+        num_classes: width of the head, at least 2.
+        options: further arguments of the family's class (`ViT`: patch_size, channels, dim, depth, pool, ...); they
+            go before those of `size`.
 
     Raises:
-        ValueError, TypeError: for an unknown family or option (with the nearest name), or a value that does not fit.
+        ValueError, TypeError: for an unknown family, size or option (with the nearest name), or a value that does not fit.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {list(FAMILIES)}, got {family!r}")
-    allowed = [name for name in inspect.signature(FAMILIES[family]).parameters]
+    if size not in SIZES[family]:
+        raise ValueError(f"size of {family} must be one of {list(SIZES[family])}, got {size!r}")
+    allowed = list(inspect.signature(FAMILIES[family]).parameters)
     for name in options:
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, 1)
             hint = f"; the nearest is {near[0]!r}" if near else f"; allowed are {allowed}"
             raise TypeError(f"{family} has no option {name!r}{hint}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-    return FAMILIES[family](mask=mask, image_size=image_size, num_classes=num_classes, **options)
+    arguments = {**SIZES[family][size], **options}
+    return FAMILIES[family](mask=mask, image_size=image_size, num_classes=num_classes, **arguments)
+
+
+def list_models(
+    image_size: int | Sequence[int] = 32, num_classes: int = 10, channels: int = 3
+) -> list[dict[str, str | int | None]]:
+    """All families, sizes and masks with what they cost for an image size: a row each.
+
+    Rows have family, size, mask, parameters (trainable), mask_parameters, macs (multiply-accumulates of the matrix
+    products and convolutions for one image, counted on a model without memory) and note. A size that does not take
+    such images has None for the counts, and the reason as its note.
+    """
+    shape = (channels, *pair(image_size, "image_size"))
+    return [
+        {"family": family, "size": size, "mask": mask, **_cost(family, size, mask, shape, num_classes)}
+        for family, sizes in SIZES.items()
+        for size in sizes
+        for mask in MASKS
+    ]
+
+
+def _cost(family: str, size: str, mask: str, shape: tuple[int, int, int], num_classes: int) -> dict[str, Any]:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    channels, *image_size = shape
+    try:
+        with torch.device("meta"):
+            model = create_model(
+                family, size=size, mask=mask, image_size=image_size, num_classes=num_classes, channels=channels
+            ).eval()
+            images = torch.empty(1, *shape)
+    except ValueError as error:
+        return {"parameters": None, "mask_parameters": None, "macs": None, "note": str(error)}
+    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    model.requires_grad_(False)  # the counter would hook the backward pass
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    return {
+        "parameters": sum(trainable.values()),
+        "mask_parameters": sum(count for name, count in trainable.items() if ".mask." in name),
+        "macs": counter.get_total_flops() // 2,
+        "note": NOTES.get(family, ""),
+    }

@@ -3,48 +3,23 @@
 Source: Dosovitskiy et al., arXiv 2010.11929, at the sizes that arXiv 2309.05375 trains on small images.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gmmvit.layers import (
-    MLP,
-    DropPath,
-    MaskedAttention,
-    PatchEmbedding,
-    init_weights,
-    pair,
-    patch_grid,
-    resample_position,
-)
-from gmmvit.masks import create_mask
+from gmmvit.layers import Block, Masking, PatchEmbedding, choose_patch, one_of, pair, patch_grid, positive
+from gmmvit.models.base import VisionTransformer
 
 POOLS = ("mean", "cls")
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, attention: MaskedAttention, dim: int, mlp_ratio: float, dropout: float, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = attention
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, round(dim * mlp_ratio), dropout)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), grid))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class ViT(nn.Module):
+class ViT(VisionTransformer):
     """Vision transformer with a mask in every attention layer.
 
     Args:
         image_size: int or (height, width) in pixels, a multiple of the patch.
-        patch_size: int or (height, width); an eighth of the image by default, which makes 8 x 8 patches.
+        patch_size: int or (height, width); about an eighth of the image by default, which makes 8 x 8 patches.
         channels, num_classes: of the images; of the head.
         dim, depth, num_heads, head_dim, mlp_ratio: sizes; the defaults are the paper's (2.7 M parameters).
         mask: "none", "elm" or "gmm"; mode: "multiply", "log" or "post"; mask_options: further arguments of
@@ -54,13 +29,17 @@ class ViT(nn.Module):
 
     Input [B, channels, height, width], normalised; output logits [B, num_classes]. Another image size at run time
     interpolates the position embeddings and recomputes a Gaussian mixture mask.
+
+    Raises ValueError for sizes that do not fit together, naming the argument.
     """
+
+    family = "vit"
 
     def __init__(
         self,
         *,
-        image_size: int | tuple[int, int] = 32,
-        patch_size: int | tuple[int, int] | None = None,
+        image_size: int | Sequence[int] = 32,
+        patch_size: int | Sequence[int] | None = None,
         channels: int = 3,
         num_classes: int = 10,
         dim: int = 192,
@@ -76,55 +55,17 @@ class ViT(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        image_size = pair(image_size, "image_size")
-        patch_size = pair(patch_size or max(1, min(image_size) // 8), "patch_size")
-        if pool not in POOLS:
-            raise ValueError(f"pool must be one of {list(POOLS)}, got {pool!r}")
-        self.grid = patch_grid(image_size, patch_size)
-        self.prefix_tokens = 1 if pool == "cls" else 0
-        self.patch_embed = PatchEmbedding(patch_size, channels, dim)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if pool == "cls" else None
-        self.pos_embed = nn.Parameter(torch.empty(1, self.prefix_tokens + self.grid[0] * self.grid[1], dim))
-        self.dropout = nn.Dropout(dropout)
-
-        def attention(layer: int) -> MaskedAttention:
+        super().__init__(locals())
+        one_of("pool", pool, POOLS)
+        positive(depth=depth)
+        size = pair(image_size, "image_size")
+        patch = choose_patch(patch_size, size, cells=8)
+        embedding = PatchEmbedding(patch, channels, dim)
+        self.build_embedding(embedding, patch_grid(size, patch), dim, dropout, class_token=pool == "cls")
+        masking = Masking(mask, mode, mask_options, self.prefix_tokens, dropout)
+        self.blocks = nn.ModuleList()
+        for layer in range(depth):
             place = layer / max(1, depth - 1)
-            gmm = create_mask(mask, self.grid, num_heads, mode=mode, depth=place, **(mask_options or {}))
-            return MaskedAttention(
-                dim,
-                num_heads,
-                head_dim=head_dim,
-                mask=gmm,
-                mode=mode,
-                prefix_tokens=self.prefix_tokens,
-                qkv_bias=qkv_bias,
-                dropout=dropout,
-            )
-
-        self.blocks = nn.ModuleList(Block(attention(i), dim, mlp_ratio, dropout, drop_path) for i in range(depth))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
-        self.apply(init_weights)
-        for token in (self.cls_token, self.pos_embed):
-            if token is not None:
-                nn.init.normal_(token)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Tokens after the last block, prefix first: [B, T, dim]."""
-        grid = self.patch_embed.grid(images)
-        x = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
-        x = self.dropout(x + resample_position(self.pos_embed, self.grid, grid, self.prefix_tokens))
-        for block in self.blocks:
-            x = block(x, grid)
-        return x
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Tokens [B, T, dim] -> logits [B, num_classes]: pool, norm, linear, in the original's order."""
-        pooled = x.mean(1) if self.cls_token is None else x[:, 0]
-        return self.head(self.norm(pooled))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
+            attention = masking.attention(dim, num_heads, self.grid, place, head_dim=head_dim, qkv_bias=qkv_bias)
+            self.blocks.append(Block(attention, dim, mlp_ratio, dropout, drop_path))
+        self.build_head(dim, num_classes)

@@ -6,7 +6,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandAugment, TrivialAugmentWide, autoaugment
+from torchvision.transforms import (
+    AutoAugment,
+    AutoAugmentPolicy,
+    Compose,
+    RandAugment,
+    RandomCrop,
+    RandomHorizontalFlip,
+    TrivialAugmentWide,
+    autoaugment,
+)
 
 from gmmvit.augment import Augment
 from gmmvit.augment.ops import OPS
@@ -81,9 +90,31 @@ def test_magnitudes_follow_the_size_of_the_image() -> None:
         assert np.allclose(down, 150 / 331 * height, rtol=1e-6)
 
 
-def test_512_copies_of_an_image_come_out_different() -> None:
+def smooth_picture() -> torch.Tensor:
+    """uint8 [3, 32, 32] with no two equal rows or columns, and levels that leave room for every operation."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij")
+    return (40 + 170 * torch.stack((0.7 * x + 0.3 * y**2, (x * 5).sin() ** 2 * y, (y * 7 + x).cos() ** 2))).byte()
+
+
+def distinct(images: torch.Tensor) -> float:
+    return len({sample.numpy().tobytes() for sample in images}) / len(images)
+
+
+def test_512_copies_of_an_image_come_out_as_different_as_torchvision_makes_them() -> None:
+    # Flip, crop and policy leave 162 places and a fifth of the images without any operation, so some copies must meet.
     augment = Augment(num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, policy="cifar10", erase_prob=0, mix_prob=0)
-    image = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(1)).byte()
+    reference = Compose([RandomHorizontalFlip(), RandomCrop(32, padding=4), AutoAugment(AutoAugmentPolicy.CIFAR10)])
+    image, labels = smooth_picture(), torch.zeros(512, dtype=torch.int64)
     generator = torch.Generator().manual_seed(2)
-    out, _ = augment(image.expand(512, -1, -1, -1), torch.zeros(512, dtype=torch.int64), generator)
-    assert len({sample.numpy().tobytes() for sample in out}) >= 0.95 * 512
+    ours = [distinct(augment(image.expand(512, -1, -1, -1), labels, generator)[0]) for _ in range(4)]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        theirs = distinct(torch.stack([reference(image) for _ in range(512)]))
+    assert abs(sum(ours) / len(ours) - theirs) < 0.05
+
+
+def test_with_erasing_at_least_95_percent_of_512_copies_are_different() -> None:
+    augment = Augment(num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, policy="cifar10", erase_prob=1, mix_prob=0)
+    images = smooth_picture().expand(512, -1, -1, -1)
+    out, _ = augment(images, torch.zeros(512, dtype=torch.int64), torch.Generator().manual_seed(2))
+    assert distinct(out) >= 0.95

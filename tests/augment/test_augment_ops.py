@@ -56,9 +56,10 @@ def off_ties(name: str, magnitude: np.ndarray, height: int, width: int) -> Tenso
         "TranslateY": geometry.translate_y,
         "Rotate": lambda degrees: geometry.rotate(degrees, height, width),
     }[name](magnitude)[:, :, None, None]
+    a, b, c, d, e, f = rows.swapaxes(0, 1)
     y, x = np.arange(height)[:, None], np.arange(width)
-    apart = [abs((c - np.floor(c)) - 0.5) for c in (r[0] * x + r[1] * y + r[2] for r in (rows[:, :3].swapaxes(0, 1), rows[:, 3:].swapaxes(0, 1)))]
-    return torch.from_numpy((np.minimum(*apart) > 1e-4)[:, None])
+    places = np.stack((a * x + b * y + c, d * x + e * y + f))
+    return torch.from_numpy((abs(places % 1 - 0.5) > 1e-4).all(0)[:, None])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -82,15 +83,13 @@ def test_an_operation_is_torchvisions(name: str, size: tuple[int, int], channels
 
 def test_a_batch_of_all_operations_in_two_stages_keeps_its_order() -> None:
     rng = np.random.default_rng(0)
-    ops = [np.arange(200) % len(OPS), rng.permutation(200) % len(OPS)]
+    ops = [np.arange(90) % len(OPS), rng.permutation(90) % len(OPS)]
     magnitudes = [np.array([rng.choice(MAGNITUDES.get(OPS[op], (0.0,))) for op in stage]) for stage in ops]
-    images = pictures(200, 3, 12, 20)
+    images = pictures(90, 3, 12, 20)
     got = apply_stages(images, list(zip(ops, magnitudes, strict=True)))
     want = images
     for op, magnitude in zip(ops, magnitudes, strict=True):
-        want = torch.cat(
-            [expected(want[i : i + 1], OPS[op[i]], magnitude[i : i + 1]) for i in range(len(images))]
-        )
+        want = torch.cat([expected(want[i : i + 1], OPS[op[i]], magnitude[i : i + 1]) for i in range(len(images))])
     # A tie of the nearest neighbour in stage one can move single pixels; no image may be another one.
     assert ((got.int() - want.int()).abs() <= 1).float().mean() >= 0.99
     assert all(((a.int() - b.int()).abs() <= 1).float().mean() > 0.8 for a, b in zip(got, want, strict=True))

@@ -1,0 +1,50 @@
+"""Benchmark results as rows of a CSV: quantiles, device, versions, date and commit."""
+
+import csv
+import datetime
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's with its core count."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def row(what: str, unit: str, values: Sequence[float]) -> dict[str, str]:
+    """Median and quartiles of repeated measurements, with everything they depend on."""
+    q1, median, q3 = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return {
+        "what": what,
+        "unit": unit,
+        "median": f"{median:.4g}",
+        "q1": f"{q1:.4g}",
+        "q3": f"{q3:.4g}",
+        "repeats": str(len(values)),
+        "device": device_name(),
+        "torch": str(torch.__version__),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.strip() or "unknown",
+    }
+
+
+def write_rows(path: str | Path, rows: Sequence[dict[str, str]]) -> None:
+    """Prints the rows and, with a path, writes them as CSV."""
+    for r in rows:
+        print(f"{r['what']:<58} {r['median']:>9} {r['unit']:<9} (quartiles {r['q1']} to {r['q3']})")
+    if path:
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        print(f"written to {path}")

@@ -1,0 +1,258 @@
+"""The command `gmmvit`. Commands load what they need inside their functions, so that `--help` answers at once."""
+
+import dataclasses
+import json
+import os
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from gmmvit.config import Recipe, RecipeError, load_recipe, recipe_names
+from gmmvit.version import __version__
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+app = App(
+    name="gmmvit",
+    version=__version__,
+    help="Vision transformers that learn from small datasets: Gaussian mixture mask attention.",
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+# The help shows the fields of a recipe under these heads, each from the named field on.
+_SECTIONS = {
+    "dataset": "Data",
+    "model": "Model",
+    "crop_padding": "Augmentation",
+    "epochs": "Optimisation",
+    "seed": "Machine",
+}
+
+
+def _recipe_flags() -> Any:
+    """A TypedDict of all fields of a recipe, none required: the command line hands on only what was given."""
+    flags: dict[str, Any] = {}
+    group = None
+    for order, field in enumerate(dataclasses.fields(Recipe)):
+        if field.name in _SECTIONS:
+            group = Group(_SECTIONS[field.name], sort_key=order)
+        kind = typing.get_args(field.type)[0] if isinstance(field.type, types.UnionType) else field.type
+        if typing.get_origin(kind) is tuple:
+            kind = str
+        choices = field.metadata["choices"]
+        flags[field.name] = Annotated[
+            typing.Literal[choices] if choices else kind, Parameter(help=field.metadata["help"], group=group)
+        ]
+    return typing.TypedDict("RecipeFlags", flags, total=False)  # type: ignore[operator]
+
+
+RecipeFlags = _recipe_flags()
+
+
+@app.command
+def train(
+    *,
+    recipe: str | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    fields: Annotated[RecipeFlags | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+) -> None:
+    """Train a model and write its run folder.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe (digits, quick, paper) or a YAML file; digits for the digits, else quick.
+    out
+        Folder of the run, runs/DATASET-MODEL-MASK-sSEED by default; one that holds files is refused.
+    overwrite
+        Replace an old run in that folder.
+    quiet
+        Show no progress.
+    fields
+        Any field of the recipe.
+    """
+    given: dict[str, Any] = dict(fields or {})
+    name = recipe or ("digits" if given.get("dataset", "digits") == "digits" else "quick")
+    loaded = load_recipe(name, **given)
+    from gmmvit.train import train as run
+
+    summary = run(loaded, out, overwrite=overwrite, quiet=quiet)
+    print(json.dumps(summary))
+
+
+@app.command
+def resume(run: Path, /, *, quiet: bool = False) -> None:
+    """Continue an interrupted training from its last finished epoch.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    quiet
+        Show no progress.
+    """
+    from gmmvit.train import resume as continue_run
+
+    print(json.dumps(continue_run(run, quiet=quiet)))
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Path,
+    /,
+    *,
+    part: typing.Literal["test", "val", "train"] = "test",
+    weights: typing.Literal["best", "last"] = "best",
+    data_dir: str | None = None,
+    device: str = "auto",
+    metrics: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Measure a trained model on a part of its data.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    part
+        Part of the data set.
+    weights
+        Best on validation, or of the last epoch.
+    data_dir
+        Where the data lies now, if it moved.
+    device
+        auto, cpu, cuda ...
+    metrics
+        Also macro F1, AUROC and calibration error, with torchmetrics.
+    as_json
+        Print JSON.
+    """
+    from gmmvit.evaluate import evaluate_run
+
+    result = evaluate_run(run, part=part, weights=weights, data_dir=data_dir, device=device, more=metrics)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        if name != "per_class":
+            print(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
+    width = max(len(name) for name in result["per_class"])
+    for name, value in result["per_class"].items():
+        print(f"{name:>{max(16, width)}}  " + ("no images" if value is None else f"{value:.4f}"))
+
+
+@app.command
+def predict(
+    run: Path,
+    /,
+    *images: Path,
+    top: int = 5,
+    weights: typing.Literal["best", "last"] = "best",
+    device: str = "auto",
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Predict the class of images.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    images
+        Image files.
+    top
+        How many classes to name for each.
+    weights
+        Best on validation, or of the last epoch.
+    device
+        auto, cpu, cuda ...
+    as_json
+        Print a JSON list.
+    """
+    if not images:
+        raise RecipeError("predict needs at least one image: gmmvit predict RUN IMAGE...")
+    if top < 1:
+        raise RecipeError(f"--top must be at least 1, got {top}")
+    from gmmvit.checkpoint import load_run
+    from gmmvit.data import DataError
+    from gmmvit.session import choose_device
+
+    model = load_run(run, weights=weights, device=choose_device(device))
+    rows, failed = [], False
+    for image in images:
+        try:
+            classes = model.predict(image, top)
+        except (DataError, OSError) as error:
+            failed = True
+            print(f"gmmvit: {_one_line(error)}", file=sys.stderr)
+            continue
+        rows.append({"image": str(image), "classes": [{"class": name, "probability": p} for name, p in classes]})
+        if not as_json:
+            print(f"{image}: " + ", ".join(f"{name} {p:.1%}" for name, p in classes))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    return EXIT_FAILED if failed else 0
+
+
+@app.command
+def report(*runs: Path, out: Path | None = None, data_dir: str | None = None, device: str = "auto") -> None:
+    """Write one offline HTML page about a run, with a table when several are given.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs; the details are those of the first.
+    out
+        Where the page goes; report.html in the first run by default.
+    data_dir
+        Where the data lies now, if it moved.
+    device
+        auto, cpu, cuda ...
+    """
+    if not runs:
+        raise RecipeError("report needs at least one run folder: gmmvit report RUN...")
+    from gmmvit.report import write_report
+    from gmmvit.session import choose_device
+
+    print(write_report(runs, out, data_dir=data_dir, device=str(choose_device(device))))
+
+
+@app.command
+def recipes() -> None:
+    """List the shipped recipes and the heads of their files."""
+    from gmmvit.config import RECIPES
+
+    for name in recipe_names():
+        lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        print(name)
+        print("\n".join(f"    {line.removeprefix('#').strip()}" for line in lines if line.startswith("#")))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0 done, 1 failed, 2 wrong usage. `--debug` shows tracebacks."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return app(arguments, exit_on_error=False, print_error=False) or 0
+    except KeyboardInterrupt:
+        print("gmmvit: interrupted; `gmmvit resume RUN` continues a training after its last epoch", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flushes into nothing
+        return EXIT_FAILED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"gmmvit: {_one_line(error)}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, CycloptsError | RecipeError) else EXIT_FAILED

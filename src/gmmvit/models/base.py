@@ -1,0 +1,250 @@
+"""What every family shares: embedding, the walk through the blocks, pooling, head, features, saving and loading.
+
+Letters: B batch, T tokens (prefix first), N patches, C channels.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gmmvit.layers import Block, Grid, init_weights, one_of, resample_position
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_NO_DECAY = ("pos_embed", "cls_token", "relative_position", ".mask.")
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution and the step to the next, None after the last."""
+
+    def __init__(self, blocks: Sequence[nn.Module], reduction: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.reduction = reduction
+
+
+class VisionTransformer(nn.Module):
+    """Base of the families. Input [B, channels, height, width], normalised; output logits [B, num_classes].
+
+    A family builds `patch_embed`, its `blocks` or `stages` and the rest in its constructor. `config` holds the arguments of construction.
+    """
+
+    family: ClassVar[str]
+    hierarchical: ClassVar[bool] = False  # stages of several resolutions instead of blocks of one
+    norm_before_pool: ClassVar[bool] = False  # mean of the normed tokens, or norm of the mean
+    patch_embed: nn.Module
+    pos_embed: Tensor
+    cls_token: Tensor | None
+    blocks: nn.ModuleList  # of a family with one resolution
+    stages: nn.ModuleList  # of `Stage`, of a family with several
+    norm: nn.LayerNorm
+    head: nn.Module
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """`arguments` are the locals() of the family's constructor at its first statement."""
+        super().__init__()
+        self.config = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        self.grad_checkpointing = False
+
+    def build_embedding(self, patch_embed: nn.Module, grid: Grid, dim: int, dropout: float, class_token: bool) -> None:
+        """Patch embedding, learned positions and, if asked for, a class token."""
+        self.patch_embed, self.grid = patch_embed, grid
+        self.prefix_tokens = int(class_token)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, self.prefix_tokens + grid[0] * grid[1], dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def build_head(self, dim: int, num_classes: int) -> None:
+        """Final norm and classifier; then all layers are initialised.
+
+        Raises ValueError for fewer than two classes.
+        """
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        self.num_features, self.num_classes = dim, num_classes
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+        self.apply(self.init_layer)
+        self.init_tokens()
+
+    @staticmethod
+    def init_layer(module: nn.Module) -> None:
+        """Initialisation of one layer, given to `apply`."""
+        init_weights(module)
+
+    @torch.no_grad()
+    def init_tokens(self) -> None:
+        """Initialisation of the position embeddings and the class token: standard normal."""
+        for token in (self.cls_token, self.pos_embed):
+            if token is not None:
+                nn.init.normal_(token)
+
+    def steps(self) -> list[nn.Module]:
+        """Modules that tokens pass through in order, each called with (tokens, grid) and with a `next_grid`."""
+        if not self.hierarchical:
+            return list(self.blocks)
+        return [step for stage in self.stages for step in (*stage.blocks, stage.reduction) if step is not None]
+
+    def feature_steps(self) -> list[int]:
+        """Indices of the steps after which intermediate features are taken: every block, or the last of every stage."""
+        steps = self.steps()
+        if not self.hierarchical:
+            return list(range(len(steps)))
+        return [index - 1 for index, step in enumerate(steps) if not isinstance(step, Block)] + [len(steps) - 1]
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Grid]:
+        """Tokens with their positions, prefix first, and the grid of the patches: [B, T, dim], (rows, cols)."""
+        grid = self.patch_embed.grid(images)
+        x = self.patch_embed(images)
+        if self.prefix_tokens:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)  # type: ignore[union-attr]
+        return self.dropout(x + resample_position(self.pos_embed, self.grid, grid, self.prefix_tokens)), grid
+
+    def run(self, step: nn.Module, x: Tensor, context: Any) -> Tensor:
+        """One step; with gradient checkpointing its activations are computed again in the backward pass."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(step, x, context, use_reentrant=False)
+        return step(x, context)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Tokens after the last block, prefix first: [B, T, dim]."""
+        x, grid = self.embed(images)
+        for step in self.steps():
+            x = self.run(step, x, grid)
+            grid = step.next_grid(grid)
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, dim] -> one normed vector an image [B, dim]."""
+        if self.norm_before_pool:
+            return self.norm(x).mean(1)
+        return self.norm(x[:, 0] if self.prefix_tokens else x.mean(1))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens [B, T, dim] -> logits [B, num_classes], or with `pre_logits` what the classifier reads, [B, dim]."""
+        x = self.pool(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Features on the way: after every block, in families with stages after every stage.
+
+        Args:
+            indices: which of them: the last so many (int), or by index from 0 (negative from the end); all by default.
+            norm: the final norm on those that have its width.
+            stop_early: leave out the steps behind the last index; only with `intermediates_only`.
+            output_fmt: "NCHW": maps [B, C, rows, cols]; "NLC": patch tokens [B, N, C]. Prefix tokens are left out.
+            intermediates_only: only the list, instead of (tokens of `forward_features`, list).
+        """
+        one_of("output_fmt", output_fmt, ("NCHW", "NLC"))
+        if stop_early and not intermediates_only:
+            raise ValueError("stop_early=True leaves out the last tokens: it needs intermediates_only=True")
+        wanted = self._wanted_steps(indices)
+        x, grid = self.embed(images)
+        features = []
+        for index, step in enumerate(self.steps()):
+            if stop_early and index > max(wanted):
+                break
+            x = self.run(step, x, grid)
+            grid = step.next_grid(grid)
+            if index in wanted:
+                patches = self.norm(x) if norm and x.shape[-1] == self.num_features else x
+                patches = patches[:, self.prefix_tokens :]
+                features.append(patches.transpose(1, 2).unflatten(2, grid) if output_fmt == "NCHW" else patches)
+        return features if intermediates_only else (x, features)
+
+    def _wanted_steps(self, indices: int | Sequence[int] | None) -> set[int]:
+        steps = self.feature_steps()
+        count = len(steps)
+        if indices is None:
+            return set(steps)
+        if isinstance(indices, int):
+            if not 1 <= indices <= count:
+                raise ValueError(f"indices must be between 1 and the {count} features of this model, got {indices}")
+            return set(steps[-indices:])
+        if not indices or any(not -count <= index < count for index in indices):
+            raise ValueError(f"indices must name some of the {count} features of this model, got {list(indices)}")
+        return {steps[index] for index in indices}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: blocks keep their inputs only and run again in the backward pass."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of position embeddings, class tokens and mask parameters (1-d parameters are not listed)."""
+        return {name for name, _ in self.named_parameters() if any(part in name for part in _NO_DECAY)}
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new classifier with random weights; 0 takes it away, and the model returns its features [B, dim].
+
+        Raises ValueError for 1 or a negative number.
+        """
+        if num_classes < 0 or num_classes == 1:
+            raise ValueError(f"num_classes must be 0 (no classifier) or at least 2, got {num_classes}")
+        like = self.norm.weight
+        self.num_classes = self.config["num_classes"] = num_classes
+        self.head = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            self.init_layer(self.head)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` (family and arguments of construction) and `model.safetensors` into `folder`."""
+        from safetensors.torch import save_file
+
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        config = {"family": self.family, **self.config}
+        (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
+        save_file(state, path / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """A model that `save_pretrained` wrote, from a folder, or from the Hugging Face Hub where no such folder exists.
+
+        Raises ValueError where the folder holds another family, FileNotFoundError where a file is missing.
+        """
+        from safetensors.torch import load_file
+
+        files = [_pretrained_file(source, name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        config = json.loads(files[0].read_text())
+        family = config.pop("family", None)
+        if family != cls.family:
+            raise ValueError(f"{files[0]} is a model of family {family!r}, {cls.__name__} is {cls.family!r}")
+        headless = config["num_classes"] == 0
+        model = cls(**{**config, "num_classes": 2} if headless else config)
+        if headless:
+            model.reset_classifier(0)
+        model.load_state_dict(load_file(files[1]))
+        return model.eval()
+
+
+def _pretrained_file(source: str | Path, name: str) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}: it is not a folder written by save_pretrained")
+        return folder / name
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(str(source), name))

@@ -1,0 +1,185 @@
+"""Sizes of a model of the original code, read off its tensors: arguments for the constructors of our families.
+
+Tensors come under our names and in our shapes; a size that the caller knows goes before what the tensors say.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gmmvit.models import SIZES
+
+Tensors = Mapping[str, Tensor]
+
+
+def model_arguments(tensors: Tensors, raw: Tensors, family: str, mask: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the family's constructor, without `mask`.
+
+    Args:
+        tensors: converted; raw: as in the checkpoint, with what the conversion leaves out.
+        family, mask: of the model. sizes: those that are known, by the original's names.
+
+    Raises:
+        ValueError: naming the tensor that is missing, or the size that the tensors do not tell.
+    """
+    arguments = {
+        "num_classes": sizes.get("num_classes") or _shape(tensors, "head.weight")[0],
+        "dim": sizes.get("dim") or _shape(tensors, "patch_embed.proj.weight")[0],
+    }
+    if mask == "gmm":
+        alpha = next(name for name in tensors if name.endswith(".mask.alpha"))
+        arguments["mask_options"] = {"num_kernels": sizes.get("num_kernels") or tensors[alpha].shape[1]}
+    return arguments | _BY_FAMILY[family](tensors, raw, mask, sizes, arguments["dim"])
+
+
+def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise ValueError(f"tensor {name!r} (our name) is missing from the checkpoint; are family and mask right?")
+    return tuple(tensors[name].shape)
+
+
+def _count(tensors: Tensors, prefix: str) -> int:
+    """Number of modules of a list."""
+    indices = {name.removeprefix(prefix + ".").split(".")[0] for name in tensors if name.startswith(prefix + ".")}
+    return len(indices)
+
+
+def _unknown(size: str) -> ValueError:
+    return ValueError(f"the tensors do not tell the size {size!r} of this model: give {size}=...")
+
+
+def _root(value: int) -> int | None:
+    root = math.isqrt(value)
+    return root if root * root == value else None
+
+
+def _patches(tensors: Tensors, sizes: Mapping[str, Any], conv: Tensor | None, prefix: int) -> dict[str, Any]:
+    """image_size, patch_size and channels, of square images and patches; without a convolution's shape to tell them
+    apart, three channels or one."""
+    pixels = _shape(tensors, "patch_embed.proj.weight")[1]
+    patch = sizes.get("patch_size") or (None if conv is None else conv.shape[-1])
+    patch = patch or next((root for c in (3, 1) if pixels % c == 0 and (root := _root(pixels // c))), None)
+    if patch is None:
+        raise _unknown("patch_size")
+    side = _root(_shape(tensors, "pos_embed")[1] - prefix)
+    image_size = sizes.get("img_size") or (side and side * patch)
+    if image_size is None:
+        raise _unknown("img_size")
+    return {"image_size": image_size, "patch_size": patch, "channels": pixels // patch**2}
+
+
+def _width(tensors: Tensors, block: str) -> int:
+    """Heads times head width of an attention layer."""
+    return _shape(tensors, f"{block}.attn.proj.weight")[1]
+
+
+def _mlp_ratio(tensors: Tensors, block: str, sizes: Mapping[str, Any]) -> float:
+    hidden, dim = _shape(tensors, f"{block}.mlp.fc1.weight")
+    return sizes.get("mlp_ratio") or (sizes["mlp_dim"] / dim if "mlp_dim" in sizes else hidden / dim)
+
+
+def _heads(tensors: Tensors, block: str, guess: Callable[[], int | None]) -> int:
+    alpha = f"{block}.attn.mask.alpha"
+    heads = tensors[alpha].shape[0] if alpha in tensors else guess()
+    if heads is None:
+        raise _unknown("heads")
+    return heads
+
+
+def _vit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    depth = sizes.get("depth") or _count(tensors, "blocks")
+
+    def known_size() -> int | None:
+        """Heads of the size of the original code with this width and depth."""
+        for options in SIZES["vit"].values():
+            size = {"dim": 192, "depth": 9, "num_heads": 12, **options}
+            if (size["dim"], size["depth"]) == (dim, depth):
+                return size["num_heads"]
+        return None
+
+    heads = sizes.get("heads") or _heads(tensors, "blocks.0", known_size)
+    class_token = "cls_token" in tensors
+    return {
+        **_patches(tensors, sizes, None, int(class_token)),
+        "depth": depth,
+        "num_heads": heads,
+        "head_dim": sizes.get("head_dim") or _width(tensors, "blocks.0") // heads,
+        "mlp_ratio": _mlp_ratio(tensors, "blocks.0", sizes),
+        "pool": "cls" if class_token else "mean",
+    }
+
+
+def _cait(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    heads = sizes.get("heads") or _shape(tensors, "blocks.0.attn.talk.before")[0]
+    return {
+        **_patches(tensors, sizes, None, 0),
+        "depth": sizes.get("depth") or _count(tensors, "blocks"),
+        "class_depth": sizes.get("cls_depth") or _count(tensors, "class_blocks"),
+        "num_heads": heads,
+        "head_dim": sizes.get("head_dim") or _width(tensors, "blocks.0") // heads,
+        "mlp_ratio": _mlp_ratio(tensors, "blocks.0", sizes),
+    }
+
+
+def _stages(tensors: Tensors, sizes: Mapping[str, Any]) -> list[int]:
+    return sizes.get("depths") or [
+        _count(tensors, f"stages.{stage}.blocks") for stage in range(_count(tensors, "stages"))
+    ]
+
+
+def _pit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    depths = _stages(tensors, sizes)
+    blocks = [f"stages.{stage}.blocks.0" for stage in range(len(depths))]
+    head_dim = sizes.get("head_dim") or (48 if dim == 96 else None)  # of the one size that the original code has
+
+    def of_width(block: str) -> int | None:
+        return head_dim and _width(tensors, block) // head_dim
+
+    heads = sizes.get("heads") or [_heads(tensors, block, lambda block=block: of_width(block)) for block in blocks]  # type: ignore[misc]
+    return {
+        **_patches(tensors, sizes, raw.get("to_patch_embedding.0.weight"), 1),
+        "depth": depths,
+        "num_heads": heads,
+        "head_dim": sizes.get("head_dim") or _width(tensors, blocks[0]) // heads[0],
+        "mlp_ratio": _mlp_ratio(tensors, blocks[0], sizes),
+    }
+
+
+def _swin(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    depths = _stages(tensors, sizes)
+    biases = [_shape(tensors, f"stages.{s}.blocks.0.attn.relative_position_bias") for s in range(len(depths))]
+    return {
+        **_patches(tensors, sizes, raw.get("patch_embed.proj.weight"), 0),
+        "depth": depths,
+        "num_heads": sizes.get("heads") or [shape[0] for shape in biases],
+        "window_size": sizes.get("window_size") or (biases[0][1] + 1) // 2,
+        "mlp_ratio": _mlp_ratio(tensors, "stages.0.blocks.0", sizes),
+    }
+
+
+def _t2t(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    splits = _count(tensors, "patch_embed.transformers") + 1
+    first = "patch_embed.transformers.0"
+    if "img_size" not in sizes and "pos_embed" not in raw:
+        raise _unknown("img_size")
+    image_size = sizes.get("img_size") or math.isqrt(raw["pos_embed"].shape[1]) * 2**splits
+    return {
+        "image_size": image_size,
+        "strides": [2] * splits,
+        "channels": _shape(tensors, f"{first}.norm1.weight")[0] // 9,
+        "token_dim": sizes.get("token_dim") or _shape(tensors, f"{first}.norm2.weight")[0],
+        "depth": sizes.get("depth") or _count(tensors, "blocks"),
+        "num_heads": sizes.get("heads") or _heads(tensors, "blocks.0", lambda: 4 if dim == 256 else None),
+        "mlp_ratio": _mlp_ratio(tensors, "blocks.0", sizes),
+    }
+
+
+_BY_FAMILY: dict[str, Callable[..., dict[str, Any]]] = {
+    "vit": _vit,
+    "cait": _cait,
+    "pit": _pit,
+    "swin": _swin,
+    "t2t": _t2t,
+}

@@ -1,0 +1,248 @@
+"""Weights trained with the method's original code -> our models. A table of names per family, and the sizes they imply.
+
+The names on the left of the tables are prefixes of the original's tensors, those on the right of ours; `{i}` counts
+layers, `{s}` stages (PiT numbers its stages 0, 2, 4 and the poolings between them 1, 3).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmmvit.masks import MASKS
+from gmmvit.models import FAMILIES
+from gmmvit.models.base import VisionTransformer
+from gmmvit.reference_sizes import model_arguments
+
+_ENDS = {"mlp_head.0.": "norm.", "mlp_head.1.": "head.", "cls_token": "cls_token", "pos_embedding": "pos_embed"}
+
+
+def _layers(theirs: str, ours: str) -> dict[str, str]:
+    """A pre-norm block as the original's ViT and PiT name it."""
+    return {
+        f"{theirs}.0.norm.": f"{ours}.norm1.",
+        f"{theirs}.0.fn.to_qkv.": f"{ours}.attn.qkv.",
+        f"{theirs}.0.fn.to_out.0.": f"{ours}.attn.proj.",
+        f"{theirs}.0.fn.mask.": f"{ours}.attn.mask.",
+        f"{theirs}.1.norm.": f"{ours}.norm2.",
+        f"{theirs}.1.fn.net.0.": f"{ours}.mlp.fc1.",
+        f"{theirs}.1.fn.net.3.": f"{ours}.mlp.fc2.",
+    }
+
+
+def _talking_layers(theirs: str, ours: str) -> dict[str, str]:
+    """A block with layer scale and talking heads as the original's CaiT names it; queries apart from keys and values."""
+    return {
+        f"{theirs}.0.scale": f"{ours}.scale1",
+        f"{theirs}.0.fn.norm.": f"{ours}.norm1.",
+        f"{theirs}.0.fn.fn.to_q.": f"{ours}.attn.q.",
+        f"{theirs}.0.fn.fn.to_kv.": f"{ours}.attn.kv.",
+        f"{theirs}.0.fn.fn.mix_heads_pre_attn": f"{ours}.attn.talk.before",
+        f"{theirs}.0.fn.fn.mix_heads_post_attn": f"{ours}.attn.talk.after",
+        f"{theirs}.0.fn.fn.to_out.0.": f"{ours}.attn.proj.",
+        f"{theirs}.0.fn.fn.mask.": f"{ours}.attn.mask.",
+        f"{theirs}.1.scale": f"{ours}.scale2",
+        f"{theirs}.1.fn.norm.": f"{ours}.norm2.",
+        f"{theirs}.1.fn.fn.net.0.": f"{ours}.mlp.fc1.",
+        f"{theirs}.1.fn.fn.net.3.": f"{ours}.mlp.fc2.",
+    }
+
+
+NAMES: dict[str, dict[str, str]] = {
+    "vit": {"to_patch_embedding.1.": "patch_embed.proj.", **_layers("transformer.layers.{i}", "blocks.{i}"), **_ENDS},
+    "cait": {
+        "to_patch_embedding.1.": "patch_embed.proj.",
+        **_talking_layers("patch_transformer.layers.{i}", "blocks.{i}"),
+        **_talking_layers("cls_transformer.layers.{i}", "class_blocks.{i}"),
+        **_ENDS,
+    },
+    "pit": {
+        "to_patch_embedding.0.": "patch_embed.proj.",
+        **_layers("layers.{s}.layers.{i}", "stages.{s}.blocks.{i}"),
+        "layers.{s}.downsample.net.0.": "stages.{s}.reduction.depthwise.",
+        "layers.{s}.downsample.net.1.": "stages.{s}.reduction.pointwise.",
+        "layers.{s}.cls_ff.": "stages.{s}.reduction.prefix.",
+        **_ENDS,
+    },
+    "swin": {
+        "patch_embed.": "patch_embed.",
+        "absolute_pos_embed": "pos_embed",
+        "layers.{s}.blocks.{i}.attn.relative_position_bias_table": "stages.{s}.blocks.{i}.attn.relative_position_bias",
+        "layers.{s}.blocks.{i}.": "stages.{s}.blocks.{i}.",
+        "layers.{s}.downsample.norm.": "stages.{s}.reduction.norm.",
+        "layers.{s}.downsample.reduction.": "stages.{s}.reduction.proj.",
+        "norm.": "norm.",
+        "head.": "head.",
+    },
+    "t2t": {
+        "tokens_to_token.attention{i}.": "patch_embed.transformers.{i}.",
+        "tokens_to_token.project.": "patch_embed.proj.",
+        "blocks.{i}.": "blocks.{i}.",
+        "norm.": "norm.",
+        "head.": "head.",
+    },
+}
+
+# What the original stores beside its weights: tables that can be computed, and parameters that no forward pass uses.
+UNUSED: dict[str, tuple[str, ...]] = {
+    "vit": (),
+    "cait": (),
+    "pit": (),
+    "swin": (r"layers\.\d+\.blocks\.\d+\.(attn_mask|attn\.relative_position_index)",),
+    "t2t": (r"cls_token", r"pos_embed", r"tokens_to_token\.norm\.(weight|bias)"),
+}
+
+SIZE_NAMES: dict[str, tuple[str, ...]] = {
+    "vit": ("depth", "heads", "head_dim", "mlp_ratio"),
+    "cait": ("depth", "cls_depth", "heads", "head_dim", "mlp_dim"),
+    "pit": ("depths", "heads", "head_dim", "mlp_ratio"),
+    "swin": ("depths", "heads", "window_size", "mlp_ratio"),
+    "t2t": ("depth", "heads", "mlp_ratio", "token_dim"),
+}
+
+
+def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file of the original code, on the CPU; nothing but tensors and numbers is unpickled.
+
+    Raises FileNotFoundError, or ValueError where the file is no checkpoint.
+    """
+    import pickle
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {file}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{file} is not a checkpoint of tensors that can be read safely: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected a mapping of names to tensors")
+    return _unwrapped(content)
+
+
+def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by name, out of a `model_state_dict` wrapper and without the `module.` of data parallel training."""
+    inner = state_dict.get("model_state_dict", state_dict)
+    tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"the checkpoint has no tensors, its entries are {list(inner)[:5]}")
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _is_frozen(name: str, tensor: Tensor) -> bool:
+    """Whether it is a distance table of the original: [1, 1, N, N], named mask like the [N, N] of an element-wise mask."""
+    return (name == "mask" or name.endswith(".mask")) and tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
+
+
+def _weights(state_dict: Mapping[str, Any], family: str) -> dict[str, Tensor]:
+    """The tensors that a forward pass learns from."""
+    unused = [re.compile(pattern) for pattern in UNUSED[family]]
+    return {
+        name: tensor
+        for name, tensor in _unwrapped(state_dict).items()
+        if not _is_frozen(name, tensor) and not any(pattern.fullmatch(name) for pattern in unused)
+    }
+
+
+def our_name(name: str, family: str) -> str:
+    """Our name of one of the original's tensors.
+
+    Raises ValueError where the family has no such tensor.
+    """
+    for theirs, ours in NAMES[family].items():
+        pattern = re.escape(theirs).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{s\}", r"(?P<s>\d+)")
+        match = re.match(pattern if theirs.endswith(".") else pattern + "$", name)
+        if match is None:
+            continue
+        index = {key: int(value) for key, value in match.groupdict().items()}
+        if family == "pit" and "s" in index:
+            index["s"] //= 2
+        if family == "t2t" and "attention" in theirs:
+            index["i"] -= 1
+        tail = name[match.end() :]
+        return ours.format(**index) + ("weight" if tail == "mask" else tail.replace("mask.mask", "mask.weight"))
+    raise ValueError(f"tensor {name!r} does not belong to a {family} of the original code; is the family right?")
+
+
+def convert_tensors(state_dict: Mapping[str, Any], family: str) -> dict[str, Tensor]:
+    """The original's tensors (weights, or gradients of them) under our names and in our shapes; incomplete sets too."""
+    converted = {}
+    for name, tensor in _weights(state_dict, family).items():
+        converted[our_name(name, family)] = _reshaped(name, tensor)
+    for name in [name for name in converted if re.fullmatch(r"blocks\.\d+\.attn\.q\.weight", name)]:
+        q, kv = converted.pop(name), converted.pop(name.replace(".q.", ".kv."), None)
+        if kv is None:
+            raise ValueError(f"tensor to_kv.weight that belongs to {name!r} is missing")
+        converted[name.replace(".q.", ".qkv.")] = torch.cat([q, kv])
+    return converted
+
+
+def _reshaped(name: str, tensor: Tensor) -> Tensor:
+    if name.endswith(("mask.sigma", "mask.alpha")):
+        return tensor.flatten(1).t().contiguous()  # [K, H, 1, 1] -> [H, K]
+    if name.endswith("relative_position_bias_table"):
+        side = math.isqrt(tensor.shape[0])  # offsets of the query from the key; ours are of the key from the query
+        return tensor.unflatten(0, (side, side)).permute(2, 0, 1).flip(1, 2).contiguous()
+    if name.endswith(".scale"):
+        return tensor.flatten()
+    if tensor.dim() == 4 and "patch_embed" in name:
+        return tensor.permute(0, 2, 3, 1).flatten(1)  # a convolution over patches -> our linear layer
+    return tensor
+
+
+def load_reference(
+    state_dict: Mapping[str, Any], *, family: str, mask: str = "none", **sizes: Any
+) -> VisionTransformer:
+    """Our model with weights that were trained with the original code.
+
+    Args:
+        state_dict: tensors by the original's names, or a whole checkpoint with a `model_state_dict`; `module.` prefixes,
+            distance tables and parameters that no forward pass uses are left out.
+        family, mask: of the model.
+        sizes: img_size, patch_size, num_classes, dim, num_kernels, and of the family what `SIZE_NAMES` has for it. What
+            is not given is read off the tensors.
+
+    Returns:
+        The model in float32 and evaluation mode.
+
+    Raises:
+        ValueError: for a tensor that is missing, not expected or of another shape, by its name; for sizes that the
+            tensors do not tell.
+        TypeError: for an unknown size.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {list(FAMILIES)}, got {family!r}")
+    if mask not in MASKS:
+        raise ValueError(f"mask must be one of {list(MASKS)}, got {mask!r}")
+    allowed = ("img_size", "patch_size", "num_classes", "dim", "num_kernels", *SIZE_NAMES[family])
+    for name in sizes:
+        if name not in allowed:
+            raise TypeError(f"{family} has no size {name!r}; allowed are {list(allowed)}")
+    tensors = convert_tensors(state_dict, family)
+    if mask != "none" and not any(".mask." in name for name in tensors):
+        raise ValueError(f"tensor of a mask is missing: the checkpoint has none, so mask={mask!r} cannot be right")
+    arguments = model_arguments(tensors, _unwrapped(state_dict), family, mask, sizes)
+    model = FAMILIES[family](mask=mask, **arguments)
+    _check_complete(tensors, model)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _check_complete(tensors: dict[str, Tensor], model: VisionTransformer) -> None:
+    wanted = model.state_dict()
+    for name in wanted:
+        if name not in tensors:
+            raise ValueError(f"tensor {name!r} (our name) is missing from the checkpoint; are family and mask right?")
+        if tensors[name].shape != wanted[name].shape:
+            raise ValueError(
+                f"tensor {name!r} (our name) is {tuple(tensors[name].shape)} in the checkpoint, "
+                f"{tuple(wanted[name].shape)} in a model of these sizes"
+            )
+    for name in tensors:
+        if name not in wanted:
+            raise ValueError(f"tensor {name!r} (our name) is not expected; are family, mask and sizes right?")

@@ -1,0 +1,84 @@
+"""The report of a run: one HTML file that works offline, for a desktop and a phone.
+
+`page` is its frame, `charts` and `pictures` draw; `runs`, `results`, `masks` and `attention` are its parts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gmmvit.checkpoint import LoadedRun, RunError, load_run, write_whole
+from gmmvit.data import DataError
+from gmmvit.report.masks import mask_picture, mask_section
+from gmmvit.report.page import document, paragraph
+from gmmvit.report.results import confusion_section, looking_section, measure, mistakes_section
+from gmmvit.report.runs import comparison, count_parameters, curves, head, read_run, title
+from gmmvit.session import choose_device
+
+__all__ = ["mask_picture", "write_report"]
+
+FILE = "report.html"
+
+
+def write_report(
+    runs: Sequence[str | Path] | str | Path,
+    out: str | Path | None = None,
+    *,
+    data_dir: str | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Writes the report of a run: figures, curves, confusion matrix, worst mistakes, masks, attention.
+
+    What cannot be shown (no weights yet, data set moved) is told in a sentence in its place.
+
+    Args:
+        runs: run folders; with several, a table compares them and the details are those of the first.
+        out: the HTML file, or a folder for it; report.html in the first run's folder by default.
+        data_dir: where the named data sets lie now, if not where the training found them.
+        device: where the model runs: cpu, cuda, auto.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        RunError: a folder is not a run, or the file cannot be written.
+        TrainingError: the device is not there.
+        ValueError: no run was given.
+    """
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    if not folders:
+        raise ValueError("runs must name at least one run folder, got none")
+    records = [read_run(folder) for folder in folders]
+    path = Path(folders[0]) / FILE if out is None else Path(out)
+    path = path / FILE if path.is_dir() else path
+    chosen = choose_device(device)
+    sections = [("runs", "Runs compared", comparison(records) if len(records) > 1 else "")]
+    sections.append(("curves", "Curves", curves(records[0])))
+    try:
+        loaded = load_run(folders[0], device=chosen)
+    except RunError as error:
+        sections.append(("model", "The model", paragraph(f"No weights to look into: {error}.", "warn")))
+    else:
+        count_parameters(records[0], loaded.model)
+        sections += _details(loaded, data_dir)
+    page = document(title(records[0]), sections, head(records[0]))
+    write_whole(path, page.encode())
+    return path
+
+
+def _details(run: LoadedRun, data_dir: str | None) -> list[tuple[str, str, str]]:
+    """The sections that need the model, and those that need its data too."""
+    learned = ("masks", "Learned masks", mask_section(run.model))
+    try:
+        outcome = measure(run, data_dir)
+    except DataError as error:
+        missing = (
+            f"No test images, so the confusion matrix, the mistakes and the attention maps are left out: {error}. "
+            "Masks and curves need no images."
+        )
+        return [("images", "Test images", paragraph(missing, "warn")), learned]
+    return [
+        ("confusion", "Confusion matrix", confusion_section(outcome)),
+        ("mistakes", "Worst mistakes", mistakes_section(outcome)),
+        learned,
+        ("attention", "Attention", looking_section(outcome)),
+    ]

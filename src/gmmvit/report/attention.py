@@ -1,0 +1,119 @@
+"""What a model looks at: attention weights of its last layers over test images, from q and k by the formula.
+
+Letters: B images, T tokens (prefix first), N patches, H heads.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gmmvit.attention.reference import modulate, with_prefix
+from gmmvit.augment import normalize
+from gmmvit.checkpoint import LoadedRun
+from gmmvit.layers import MaskedAttention
+from gmmvit.report.page import paragraph, picture
+from gmmvit.report.pictures import heat_over, image_address
+
+LAYERS = 3  # the last so many are drawn
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Attention of one layer: weights [B, H, T, T] after the softmax, the grid of its patches, its prefix tokens."""
+
+    name: str
+    weights: Tensor
+    grid: tuple[int, int]
+    prefix_tokens: int
+
+    def heat(self) -> tuple[Tensor, tuple[int, int] | None]:
+        """What one query sees, averaged over heads: [B, rows, cols], and its cell.
+
+        The query is the first prefix token (the class token), which has no cell, or else the central patch.
+        """
+        rows, cols = self.grid
+        cell = None if self.prefix_tokens else (rows // 2, cols // 2)
+        query = 0 if cell is None else cell[0] * cols + cell[1]
+        seen = self.weights[:, :, query, self.prefix_tokens :].mean(1)
+        return seen.unflatten(1, self.grid), cell
+
+
+def attention_weights(layer: MaskedAttention, x: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> Tensor:
+    """Softmax of the modulated logits of one layer for its input x [B, T, dim]: [B, H, T, T]; in mode "post" times the
+    mask, as the values are weighed."""
+    q, k, _ = layer.project(x)
+    scale = layer.head_dim**-0.5 if layer.scale is None else layer.scale
+    mask = None if layer.mask is None else with_prefix(layer.mask.dense(grid), layer.prefix_tokens)  # type: ignore[operator]
+    weights = modulate(scale * (q @ k.transpose(-2, -1)), mask, bias, layer.mode).softmax(-1)
+    return weights * mask if mask is not None and layer.mode == "post" else weights
+
+
+@contextmanager
+def _recorded(model: nn.Module, images: int) -> Iterator[list[AttentionMap]]:
+    """Collects the attention of every layer that sees whole images while the model runs on so many of them."""
+    maps: list[AttentionMap] = []
+
+    def record(name: str, layer: MaskedAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0]
+        grid = args[1] if len(args) > 1 else kwargs.get("grid")
+        grid = grid or getattr(layer.mask, "grid", None) or getattr(model, "grid", None)
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        # Windows arrive as a larger batch, and a layer with more than patches and prefix has another geometry.
+        if grid is None or x.shape[0] != images or x.shape[1] != grid[0] * grid[1] + layer.prefix_tokens:
+            return
+        maps.append(
+            AttentionMap(name, attention_weights(layer, x, tuple(grid), bias).cpu(), tuple(grid), layer.prefix_tokens)
+        )
+
+    handles = []
+    for name, module in model.named_modules():
+        # A subclass that attends in another way (talking heads) is not described by the formula.
+        if isinstance(module, MaskedAttention) and type(module).attend is MaskedAttention.attend:
+            hook = lambda layer, args, kwargs, name=name: record(name, layer, args, kwargs)  # noqa: E731
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def attention_maps(run: LoadedRun, images: Tensor) -> list[AttentionMap]:
+    """Attention of every layer of plain masked attention over whole images uint8 [B, C, H, W], in order; empty for a
+    family that has none."""
+    with _recorded(run.model, len(images)) as maps:
+        run.model(normalize(images.to(run.device), run.mean, run.std))
+    return maps
+
+
+def attention_section(run: LoadedRun, images: Tensor, captions: list[str]) -> str:
+    """HTML of the attention of the last layers beside each image; a sentence where no layer sees whole images."""
+    maps = attention_maps(run, images)[-LAYERS:]
+    if not maps:
+        return paragraph(
+            f"Attention is not drawn for family {run.recipe.model}: none of its layers is masked attention over the "
+            "whole picture.",
+            "note",
+        )
+    query = "the class token" if maps[-1].prefix_tokens else "the central patch (framed)"
+    blocks = []
+    heats = [attention.heat() for attention in maps]
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        figures = [picture(image_address(image), f"input: {caption}", "input", smooth=max(image.shape) > 64)]
+        for attention, (heat, cell) in zip(maps, heats, strict=True):
+            address = image_address(heat_over(image, heat[index], cell))
+            name = escape(attention.name)
+            figures.append(picture(address, f"attention in {attention.name}: {caption}", name, smooth=True))
+        columns = f"grid-template-columns:repeat({len(figures)},minmax(0,1fr))"
+        blocks.append(f'<h3>{escape(caption)}</h3><div class="maps" style="{columns}">{"".join(figures)}</div>')
+    intro = (
+        f"Where {query} looks: attention averaged over the heads, in the last {len(maps)} layers. Orange is the "
+        "strongest attention of that picture."
+    )
+    return paragraph(intro) + "".join(blocks)

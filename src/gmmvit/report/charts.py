@@ -1,0 +1,106 @@
+"""Line charts as inline SVG, coloured by the page's style sheet."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 460, 270
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42  # margins round the plot, for the axes' labels
+COLOURS = 6  # line colours of the style sheet; further lines repeat them dashed
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line through (x, y) points; points that are not finite are left out."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+
+    def finite(self) -> list[tuple[float, float]]:
+        return [(x, y) for x, y in self.points if math.isfinite(y)]
+
+
+def nice_ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[float]:
+    """About `count` round values (steps 1, 2 or 5 times a power of ten) whose ends enclose low..high."""
+    span = high - low if high > low else max(abs(high), 1e-9) * 0.1
+    rough = span / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    if whole:
+        step = max(1.0, round(step))
+    first = math.floor(low / step + 1e-9)
+    last = max(first + 1, math.ceil(high / step - 1e-9))
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _number(value: float, percent: bool, step: float) -> str:
+    if percent:
+        return f"{value * 100:.{0 if step >= 0.0099 else 1 if step >= 0.00099 else 2}f}%"
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def _axes(x_ticks: list[float], y_ticks: list[float], percent: bool, place_x: float, place_y: float) -> list[str]:
+    """Grid lines and their labels; `place_x` and `place_y` are pixels a unit."""
+    parts = []
+    step = y_ticks[1] - y_ticks[0]
+    for value in y_ticks:
+        y = HEIGHT - BOTTOM - (value - y_ticks[0]) * place_y
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        label = _number(value, percent, step)
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    for value in x_ticks:
+        x = LEFT + (value - x_ticks[0]) * place_x
+        parts.append(f'<path class="tick" d="M{x:.1f} {HEIGHT - BOTTOM}v5"/>')
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 19}" text-anchor="middle">{value:g}</text>')
+    parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">epoch</text>')
+    return parts
+
+
+def line_style(index: int) -> str:
+    """Class names of the line with that number."""
+    return f"s{index % COLOURS}" + (" dashed" if index // COLOURS % 2 else "")
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    keys = "".join(
+        f'<li><svg viewBox="0 0 22 8" width="22" height="8" aria-hidden="true"><path class="line {line_style(i)}" '
+        f'd="M1 4H21"/></svg>{escape(line.label)}</li>'
+        for i, line in enumerate(lines)
+    )
+    return f'<ul class="legend">{keys}</ul>'
+
+
+def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False) -> str:
+    """A chart over epochs with axes, a legend and a title for every point that shows on hovering.
+
+    `percent` takes fractions and labels them as percentages. Lines without a finite point keep their place in the
+    legend; where no line has one, a sentence stands for the chart.
+    """
+    points = [point for line in lines for point in line.finite()]
+    heading = f"<figcaption>{escape(title)}</figcaption>"
+    if not points:
+        return f'<figure class="chart">{heading}<p class="note">No values were recorded.</p></figure>'
+    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
+    x_ticks = [x_low, *(tick for tick in nice_ticks(x_low, x_high, 6, whole=True) if x_low < tick <= x_high)]
+    y_ticks = nice_ticks(min(y for _, y in points), max(y for _, y in points))
+    if percent:
+        y_ticks = [tick for tick in y_ticks if -1e-9 <= tick <= 1 + 1e-9] if len(y_ticks) > 2 else y_ticks
+    plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    place_x = plot_width / max(x_high - x_low, 1)
+    place_y = plot_height / (y_ticks[-1] - y_ticks[0])
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts += _axes(x_ticks, y_ticks, percent, place_x, place_y)
+    visible = "point" if len(points) <= 40 * len(lines) else "point faint"
+    for index, line in enumerate(lines):
+        drawn = [(LEFT + (x - x_low) * place_x, HEIGHT - BOTTOM - (y - y_ticks[0]) * place_y) for x, y in line.finite()]
+        style = line_style(index)
+        parts.append(f'<polyline class="line {style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)}"/>')
+        for (x, y), (epoch, value) in zip(drawn, line.finite(), strict=True):
+            shown = f"{value:.2%}" if percent else f"{value:.4g}"
+            parts.append(
+                f'<circle class="{visible} {style}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
+                f"<title>{escape(line.label)}, epoch {epoch:g}: {shown}</title></circle>"
+            )
+    return f'<figure class="chart">{heading}{_legend(lines)}{"".join(parts)}</svg></figure>'

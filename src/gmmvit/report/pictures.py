@@ -1,0 +1,102 @@
+"""Pictures as `data:` addresses: images of the data set, masks in colour, attention over an image.
+
+Letters: C channels, H height, W width; R x S cells of a mask.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Below, at and above the neutral value: blue to orange, told apart with every kind of colour vision.
+_DIVERGING = ("#123f73", "#3f83bf", "#a9cbe2", "#f4f2ee", "#f3bf87", "#d9772a", "#7a3206")
+_SEQUENTIAL = ("#f6f5f2", "#c3d7e6", "#7fb0d3", "#3a7bb3", "#154a80", "#0a2b52")
+LEVELS = 65  # colours of a map; odd, so that the neutral value has its own
+LOSSLESS_SIDE = 64  # larger images are stored as JPEG of at most LARGEST_SIDE pixels
+LARGEST_SIDE = 160
+HEAT = (255, 122, 20)
+MARK = (0, 214, 255)
+
+
+def _ramp(anchors: Sequence[str]) -> list[tuple[int, int, int]]:
+    """LEVELS colours evenly spaced through `anchors`."""
+    colours = [tuple(int(anchor[i : i + 2], 16) for i in (1, 3, 5)) for anchor in anchors]
+    ramp = []
+    for level in range(LEVELS):
+        place = level / (LEVELS - 1) * (len(colours) - 1)
+        first = min(int(place), len(colours) - 2)
+        part = place - first
+        low, high = colours[first], colours[first + 1]
+        ramp.append(tuple(round(a + (b - a) * part) for a, b in zip(low, high, strict=True)))
+    return ramp  # type: ignore[return-value]
+
+
+DIVERGING = _ramp(_DIVERGING)
+SEQUENTIAL = _ramp(_SEQUENTIAL)
+
+
+def hex_colour(colour: tuple[int, int, int]) -> str:
+    """#rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def levels(values: Tensor, low: float, high: float) -> Tensor:
+    """Values as indices 0 to LEVELS - 1 into a map that spans low..high; outside of it the ends. NaN counts as low."""
+    place = (values.double().nan_to_num(low) - low) / max(high - low, 1e-12)
+    return (place.clamp(0, 1) * (LEVELS - 1)).round().to(torch.uint8)
+
+
+def _address(image: object, kind: str) -> str:
+    buffer = io.BytesIO()
+    options = {"quality": 88} if kind == "jpeg" else {"optimize": True}
+    image.save(buffer, kind, **options)  # type: ignore[attr-defined]
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def map_address(indices: Tensor, colours: Sequence[tuple[int, int, int]]) -> str:
+    """A map uint8 [R, S] of indices into `colours` as PNG, one pixel a cell."""
+    from PIL import Image
+
+    image = Image.frombytes("P", (indices.shape[1], indices.shape[0]), indices.contiguous().numpy().tobytes())
+    image.putpalette([value for colour in colours for value in colour])
+    return _address(image, "png")
+
+
+def image_address(image: Tensor) -> str:
+    """An image uint8 [C, H, W] with 1 or 3 channels: PNG as it is, or JPEG and shrunk where it is large."""
+    from PIL import Image
+
+    picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")
+    if max(picture.size) <= LOSSLESS_SIDE:
+        return _address(picture, "png")
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return _address(picture, "jpeg")
+
+
+def heat_over(image: Tensor, heat: Tensor, query: tuple[int, int] | None) -> Tensor:
+    """Heat [rows, cols] laid over an image uint8 [C, H, W] -> uint8 [3, H', W'], enlarged to at least 96 pixels.
+
+    The image becomes grey and dim; the largest heat is full colour. `query` is the (row, column) of the cell that gets
+    a frame.
+    """
+    grey = image.float().mean(0)
+    factor = -(-96 // max(grey.shape))
+    grey = grey.repeat_interleave(max(1, factor), 0).repeat_interleave(max(1, factor), 1)
+    height, width = grey.shape
+    heat = heat.float().clamp_min(0)
+    heat = heat / heat.max().clamp_min(1e-12)
+    smooth = nn.functional.interpolate(heat[None, None], (height, width), mode="bilinear", align_corners=False)[0]
+    weight = 0.8 * smooth
+    picture = (1 - weight) * (0.75 * grey) + weight * torch.tensor(HEAT, dtype=torch.float32).view(3, 1, 1)
+    if query is not None:
+        rows, cols = heat.shape
+        top, bottom = (round((query[0] + step) * height / rows) for step in (0, 1))
+        left, right = (round((query[1] + step) * width / cols) for step in (0, 1))
+        frame = torch.zeros(height, width, dtype=torch.bool)
+        frame[top:bottom, left:right] = True
+        thick = max(1, max(height, width) // 64)
+        frame[top + thick : bottom - thick, left + thick : right - thick] = False
+        picture[:, frame] = torch.tensor(MARK, dtype=torch.float32).unsqueeze(1)
+    return picture.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,200 @@
+"""How a trained model does on its test part: confusion matrix, accuracy of the classes, the worst mistakes.
+
+Letters: N images.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from html import escape
+from pathlib import PurePath
+
+from torch import Tensor
+
+from gmmvit.checkpoint import LoadedRun
+from gmmvit.data import DataError, Split
+from gmmvit.evaluate import confused_pairs, confusion_counts, scores, worst_mistakes
+from gmmvit.report.attention import attention_section
+from gmmvit.report.page import colour_scale, paragraph, picture, row, table
+from gmmvit.report.pictures import SEQUENTIAL, hex_colour, image_address, levels, map_address
+from gmmvit.session import load_data
+
+WORST = 24
+PAIRS = 15
+TABLE_CLASSES = 20  # a confusion matrix of more classes is a picture
+OPEN_CLASSES = 30  # more rows of class accuracy are folded away
+ATTENTION_EACH = 2  # images that were right, and that were wrong, whose attention is drawn
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model's answers on one part of its data: `part` is "test" or "validation", logits [N, classes] on the CPU."""
+
+    run: LoadedRun
+    part: str
+    split: Split
+    logits: Tensor
+
+    def told(self, index: int) -> str:
+        """An image's true class, and the predicted one with its probability."""
+        probabilities = self.logits[index].softmax(-1)
+        predicted = int(probabilities.argmax())
+        true, guess = self.run.classes[int(self.split.labels[index])], self.run.classes[predicted]
+        verdict = "right" if predicted == int(self.split.labels[index]) else f"taken for {guess}"
+        return f"{true}, {verdict} ({probabilities[predicted]:.1%})"
+
+
+def measure(run: LoadedRun, data_dir: str | None) -> Outcome:
+    """The model's answers on the test part of its data, on the validation part where there is no test.
+
+    Raises DataError, one sentence, where the data set is gone, has changed, or has neither part.
+    """
+    recipe = run.recipe if data_dir is None else dataclasses.replace(run.recipe, data_dir=data_dir)
+    try:
+        data = load_data(recipe)
+    except (DataError, OSError) as error:
+        raise DataError(f"the data set {recipe.dataset} cannot be read: {error}") from error
+    if data.classes != run.classes:
+        raise DataError(f"the data set {recipe.dataset} has other classes than the model was trained on")
+    split = data.val if data.test is None else data.test
+    if split is None or not len(split):
+        raise DataError(f"the data set {recipe.dataset} has neither a test nor a validation part")
+    shape = (run.channels, *run.image_size)
+    if tuple(split.images.shape[1:]) != shape:
+        raise DataError(f"the images of {recipe.dataset} are {tuple(split.images.shape[1:])}, the model reads {shape}")
+    return Outcome(run, "validation" if data.test is None else "test", split, run.logits(split.images))
+
+
+def confusion_section(outcome: Outcome) -> str:
+    """The confusion matrix, the most confused pairs, and each class's accuracy."""
+    counts = confusion_counts(outcome.logits, outcome.split.labels)
+    result = scores(outcome.logits, outcome.split.labels)
+    classes = outcome.run.classes
+    intro = (
+        f"{len(outcome.split):,} {outcome.part} images, weights of the best epoch: top-1 {result['top1']:.2%}, "
+        f"loss {result['loss']:.4f}. Rows are the true classes, columns the predicted ones."
+    )
+    few = len(classes) <= TABLE_CLASSES
+    matrix = _matrix_table(counts, classes) if few else _matrix_picture(counts)
+    pairs = _pairs(counts, classes)
+    return paragraph(intro) + matrix + f'<div class="pair">{pairs}{_class_accuracy(counts, classes)}</div>'
+
+
+def _shares(counts: Tensor) -> Tensor:
+    """Counts as parts of their row."""
+    return counts / counts.sum(1, keepdim=True).clamp_min(1)
+
+
+def _short(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _matrix_table(counts: Tensor, classes: tuple[str, ...]) -> str:
+    long = max(len(name) for name in classes) > 3
+    heads = "".join(
+        f'<th scope="col" title="{escape(name)}">{_turned(_short(name)) if long else escape(name)}</th>'
+        for name in classes
+    )
+    body = []
+    for true, (line, shares) in enumerate(zip(counts.tolist(), _shares(counts).tolist(), strict=True)):
+        cells = []
+        for predicted, (count, share) in enumerate(zip(line, shares, strict=True)):
+            # The root makes single mistakes visible beside a full diagonal; text stays legible on at most 55 %.
+            shade = f' style="background:rgba(var(--heat),{0.55 * share**0.5:.2f})"' if count else ""
+            hit = ' class="hit"' if true == predicted else ""
+            title = f"{classes[true]} taken for {classes[predicted]}: {count} ({share:.1%})"
+            cells.append(f'<td{hit}{shade} title="{escape(title)}">{count or "·"}</td>')
+        name = escape(classes[true])
+        body.append(f'<tr><th scope="row" title="{name}">{escape(_short(classes[true]))}</th>{"".join(cells)}</tr>')
+    return (
+        f'<div class="scroll" tabindex="0"><table class="matrix"><thead><tr><th></th>{heads}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _turned(name: str) -> str:
+    return f'<div class="up">{escape(name)}</div>'
+
+
+def _matrix_picture(counts: Tensor) -> str:
+    address = map_address(levels(_shares(counts).sqrt(), 0, 1), SEQUENTIAL)
+    colours = [hex_colour(SEQUENTIAL[i]) for i in range(0, len(SEQUENTIAL), 8)]
+    text = f"confusion matrix of {len(counts)} classes"
+    drawn = picture(address, text, f"{text}, true downwards, predicted to the right, in the order of the labels")
+    return f'<div class="whole">{drawn}</div>' + colour_scale(colours, "0%", "Part of the true class.", "100%")
+
+
+def _pairs(counts: Tensor, classes: tuple[str, ...]) -> str:
+    totals = counts.sum(1).tolist()
+    pairs = confused_pairs(counts, PAIRS)
+    if not pairs:
+        return "<div><h3>Most confused</h3>" + paragraph("No image was classified wrongly.") + "</div>"
+    rows = [
+        row([_short(classes[t], 24), _short(classes[p], 24), f"{n}", f"{n / totals[t]:.1%}"], left=2)
+        for t, p, n in pairs
+    ]
+    listing = table(["true", "taken for", "images", "of the class"], rows, left=2)
+    return f"<div><h3>Most confused</h3>{listing}</div>"
+
+
+def _class_accuracy(counts: Tensor, classes: tuple[str, ...]) -> str:
+    totals, hits = counts.sum(1).tolist(), counts.diagonal().tolist()
+    known = [i for i, total in enumerate(totals) if total]
+    rows = []
+    for i in sorted(known, key=lambda i: hits[i] / totals[i]):
+        share = hits[i] / totals[i]
+        rows.append(
+            f'<tr><th scope="row" title="{escape(classes[i])}">{escape(_short(classes[i], 24))}</th>'
+            f"<td>{hits[i]} / {totals[i]}</td><td>{share:.1%}</td>"
+            f'<td class="track"><span class="bar" style="width:{share:.1%}"></span></td></tr>'
+        )
+    listing = table(["class", "right", "accuracy", ""], rows)
+    if len(known) > OPEN_CLASSES:
+        listing = f"<details><summary>all {len(known)} classes, the weakest first</summary>{listing}</details>"
+    return f"<div><h3>Accuracy of the classes</h3>{listing}</div>"
+
+
+def mistakes_section(outcome: Outcome) -> str:
+    """The wrongly classified images with the highest loss."""
+    worst = worst_mistakes(outcome.logits, outcome.split.labels, WORST)
+    if not worst:
+        return paragraph(f"All {len(outcome.split):,} {outcome.part} images were classified right.")
+    cards = []
+    for index in worst:
+        probabilities = outcome.logits[index].softmax(-1)
+        true, predicted = int(outcome.split.labels[index]), int(probabilities.argmax())
+        name = str(outcome.split.names[index])
+        classes = outcome.run.classes
+        caption = (
+            f"<b>{escape(_short(classes[true]))}</b> taken for <b>{escape(_short(classes[predicted]))}</b>"
+            f"<small>{probabilities[predicted]:.1%}, true class {probabilities[true]:.1%}</small>"
+            f"<small>{escape(_short_name(name))}</small>"
+        )
+        image = outcome.split.images[index]
+        text = f"{name}: {outcome.told(index)}"
+        cards.append(picture(image_address(image), text, caption, smooth=max(image.shape) > 64))
+    intro = f"The {len(cards)} wrong {outcome.part} images with the highest loss, the highest first."
+    return paragraph(intro) + f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _short_name(name: str, length: int = 40) -> str:
+    """The end of a long path tells images apart."""
+    return name if len(name) <= length else "…" + str(PurePath(name))[1 - length :]
+
+
+def looked_at(outcome: Outcome) -> list[int]:
+    """Indices of the images whose attention is drawn: the surest right ones, each of another class, then the worst
+    mistakes."""
+    hits = outcome.logits.argmax(1) == outcome.split.labels.cpu()
+    sure = outcome.logits.softmax(-1).amax(1).masked_fill(~hits, -1)
+    chosen: dict[int, int] = {}
+    for index in sure.argsort(descending=True, stable=True).tolist():
+        if sure[index] < 0 or len(chosen) == ATTENTION_EACH:
+            break
+        chosen.setdefault(int(outcome.split.labels[index]), index)
+    return [*chosen.values(), *worst_mistakes(outcome.logits, outcome.split.labels, ATTENTION_EACH)]
+
+
+def looking_section(outcome: Outcome) -> str:
+    """Attention maps of a few images."""
+    indices = looked_at(outcome)
+    return attention_section(outcome.run, outcome.split.images[indices], [outcome.told(i) for i in indices])

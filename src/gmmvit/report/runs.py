@@ -1,0 +1,239 @@
+"""What is told of runs without their models: the head of the page, the curves, the table of several runs."""
+
+import json
+import shlex
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gmmvit.checkpoint import CONFIG, SUMMARY, RunError, load_config, read_rows, recipe_of
+from gmmvit.config import Recipe, as_dict
+from gmmvit.optim import is_mask_parameter
+from gmmvit.progress import clock
+from gmmvit.report.charts import Line, line_chart
+from gmmvit.report.page import paragraph, row, table
+
+COLUMNS = ["run", "data, model, mask", "seed", "epochs", "test, best", "test, last", "validation"]
+COLUMNS += ["parameters", "images/s", "wall time"]
+ACCURACIES = ("test_top1_best", "test_top1_last", "val_top1")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder as it was read. `facts` are those of summary.json; of an unfinished run, what the rows tell."""
+
+    folder: Path
+    recipe: Recipe
+    versions: dict[str, str]
+    rows: list[dict[str, Any]]
+    finished: bool
+    facts: dict[str, Any]
+
+    def line(self, key: str, label: str) -> Line:
+        """A column of metrics.jsonl over the epochs."""
+        points = [(float(r["epoch"]), float(r[key])) for r in self.rows if isinstance(r.get(key), int | float)]
+        return Line(label, points)
+
+    def has(self, key: str) -> bool:
+        return any(isinstance(r.get(key), int | float) for r in self.rows)
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Everything about a run but its weights.
+
+    Raises RunError where the folder is not a run.
+    """
+    folder = Path(folder)
+    versions = load_config(folder)["versions"]
+    rows = read_rows(folder)
+    summary = _read_summary(folder / SUMMARY)
+    return RunRecord(folder, recipe_of(folder), versions, rows, bool(summary), summary or _facts_so_far(rows))
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise RunError(f"{path} is not valid JSON: {error}") from None
+
+
+def _facts_so_far(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the rows of an unfinished run tell."""
+    facts: dict[str, Any] = {}
+    measured = [r for r in rows if isinstance(r.get("val_top1"), int | float)]
+    if measured:
+        best = max(measured, key=lambda r: r["val_top1"])
+        facts |= {"val_top1": best["val_top1"], "best_epoch": best["epoch"]}
+    if rows:
+        speeds = [r["images_per_s"] for r in rows if "images_per_s" in r]
+        facts |= {"wall_s": rows[-1].get("wall_s"), "train_images_per_s": statistics.median(speeds) if speeds else None}
+    return facts
+
+
+def count_parameters(record: RunRecord, model: nn.Module) -> None:
+    """Adds the numbers of parameters where the run has no summary that tells them."""
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    record.facts.setdefault("num_parameters", sum(sizes.values()))
+    record.facts.setdefault("mask_parameters", sum(size for name, size in sizes.items() if is_mask_parameter(name)))
+
+
+def percent(value: Any) -> str:
+    """A fraction as 97.50%; a dash for None."""
+    return f"{value:.2%}" if isinstance(value, int | float) else "–"
+
+
+def _count(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else "–"
+
+
+def _time(value: Any) -> str:
+    return clock(value) if isinstance(value, int | float) else "–"
+
+
+def title(record: RunRecord) -> str:
+    """What was trained, in a line."""
+    words = {"gmm": "Gaussian mixture masks", "elm": "element-wise masks", "none": "plain attention"}
+    recipe = record.recipe
+    return f"{recipe.model} with {words[recipe.mask]} on {recipe.dataset}"
+
+
+def head(record: RunRecord) -> str:
+    """Title, state, main figures and the command that repeats the run."""
+    facts, recipe = record.facts, record.recipe
+    notes = []
+    if not record.finished:
+        done = record.rows[-1]["epoch"] if record.rows else 0
+        command = shlex.join(["gmmvit", "resume", str(record.folder)])
+        notes.append(f"This training is not finished: {done} of {recipe.epochs} epochs. Continue it with: {command}")
+    best_epoch = facts.get("best_epoch")
+    cards = [
+        ("test top-1, best epoch" + (f" ({best_epoch})" if best_epoch else ""), percent(facts.get("test_top1_best"))),
+        ("test top-1, last epoch", percent(facts.get("test_top1_last"))),
+        ("validation top-1, best", percent(facts.get("val_top1"))),
+        ("parameters", _count(facts.get("num_parameters"))),
+        ("of these in masks", _count(facts.get("mask_parameters"))),
+        ("training images/s", _count(facts.get("train_images_per_s"))),
+        ("wall time", _time(facts.get("wall_s"))),
+        ("device", " ".join(str(facts[key]) for key in ("device", "dtype") if facts.get(key)) or "–"),
+    ]
+    listing = "".join(f"<li><span>{escape(name)}</span><b>{escape(value)}</b></li>" for name, value in cards)
+    repeat = ["gmmvit", "train", "--recipe", str(record.folder / CONFIG), "--out", f"{record.folder}-again"]
+    about = (
+        f"{record.folder} · seed {recipe.seed} · {recipe.epochs} epochs of {recipe.passes} "
+        f"pass{'es' if recipe.passes > 1 else ''} · mode {recipe.mode} · gmmvit {record.versions.get('gmmvit', '?')}, "
+        f"torch {record.versions.get('torch', '?')}"
+    )
+    return (
+        f"<h1>{escape(title(record))}</h1>{paragraph(about, 'note')}"
+        + "".join(paragraph(note, "warn") for note in notes)
+        + f'<ul class="facts">{listing}</ul>{paragraph("The same again:", "note")}'
+        + f'<pre tabindex="0">{escape(shlex.join(repeat))}</pre>{_recipe_details(recipe)}'
+    )
+
+
+def _recipe_details(recipe: Recipe) -> str:
+    rows = [row([name, _plain(value)], left=2) for name, value in as_dict(recipe).items() if value is not None]
+    return f"<details><summary>the whole recipe</summary>{table(['field', 'value'], rows, left=2)}</details>"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def curves(record: RunRecord) -> str:
+    """Loss and accuracy over the epochs of one run."""
+    if not record.rows:
+        return paragraph("No epoch has been finished yet.")
+    kinds = [("train_{}", "training, augmented images"), ("val_{}", "validation")]
+    kept = [(key, label) for key, label in kinds if record.has(key.format("loss"))]
+    loss = [record.line(key.format("loss"), label) for key, label in kept]
+    top1 = [record.line(key.format("top1"), label) for key, label in kept]
+    note = "" if record.has("val_loss") else paragraph("Nothing was held out for validation.", "note")
+    charts = line_chart("Loss", loss) + line_chart("Accuracy (top-1)", top1, percent=True)
+    return f'{note}<div class="pair">{charts}</div>'
+
+
+def names(records: Sequence[RunRecord]) -> list[str]:
+    """The runs' folder names, or their whole paths where two have the same name."""
+    short = [record.folder.resolve().name for record in records]
+    return short if len(set(short)) == len(short) else [str(record.folder) for record in records]
+
+
+def comparison(records: Sequence[RunRecord]) -> str:
+    """Several runs: a table with the mean and standard deviation of runs that differ in their seed only, and shared
+    curves."""
+    labels = names(records)
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        groups[_kind(record)].append(index)
+    rows = []
+    for members in groups.values():
+        rows += [_run_row(labels[i], records[i], _best_cells(records[i], records)) for i in members]
+        if len(members) > 1:
+            rows.append(_mean_row([records[i] for i in members]))
+    intro = (
+        "★ marks the best value of a data set. Means are over the runs with the same data, model and mask, ± their "
+        "standard deviation (n − 1). The sections below show the first run."
+    )
+    return paragraph(intro) + table(COLUMNS, rows, left=2) + _shared_curves(records, labels)
+
+
+def _kind(record: RunRecord) -> tuple[str, str, str]:
+    return record.recipe.dataset, record.recipe.model, record.recipe.mask
+
+
+def _best_cells(record: RunRecord, records: Sequence[RunRecord]) -> list[int]:
+    """Columns in which a run has the best accuracy of all runs on its data set, where there are several."""
+    cells = []
+    for column, key in enumerate(ACCURACIES, 4):
+        rivals = [r.facts.get(key) for r in records if r.recipe.dataset == record.recipe.dataset]
+        known = [value for value in rivals if value is not None]
+        if len(known) > 1 and record.facts.get(key) == max(known):
+            cells.append(column)
+    return cells
+
+
+def _run_row(label: str, record: RunRecord, best: list[int]) -> str:
+    recipe, facts = record.recipe, record.facts
+    epochs = str(recipe.epochs)
+    if not record.finished:
+        epochs = f"{record.rows[-1]['epoch'] if record.rows else 0} of {recipe.epochs}"
+    cells = [label, " ".join(_kind(record)), str(recipe.seed), epochs]
+    cells += [percent(facts.get(key)) for key in ACCURACIES]
+    cells += [_count(facts.get("num_parameters")), _count(facts.get("train_images_per_s")), _time(facts.get("wall_s"))]
+    return row(cells, left=2, best=best)
+
+
+def _mean_row(records: list[RunRecord]) -> str:
+    def spread(name: str, digits: int, scale: float = 1.0, unit: str = "") -> str:
+        values = [r.facts[name] * scale for r in records if isinstance(r.facts.get(name), int | float)]
+        if len(values) < 2:
+            return "–"
+        few = f" (n={len(values)})" if len(values) < len(records) else ""
+        return f"{statistics.mean(values):,.{digits}f} ± {statistics.stdev(values):,.{digits}f}{unit}{few}"
+
+    cells = [f"mean of {len(records)}", " ".join(_kind(records[0])), "", ""]
+    cells += [spread(name, 2, 100, "%") for name in ACCURACIES]
+    counts = {r.facts.get("num_parameters") for r in records}
+    cells += [_count(counts.pop()) if len(counts) == 1 else "–"]
+    cells += [spread("train_images_per_s", 0), spread("wall_s", 0, unit=" s")]
+    return row(cells, left=2, kind="mean")
+
+
+def _shared_curves(records: Sequence[RunRecord], labels: list[str]) -> str:
+    """Accuracy and loss of all runs, on validation; of a run without validation, on its training images."""
+    charts = []
+    for key, heading in (("top1", "Accuracy (top-1), validation"), ("loss", "Loss, validation")):
+        lines = []
+        for record, label in zip(records, labels, strict=True):
+            held_out = record.has(f"val_{key}")
+            name = label if held_out else f"{label} (training)"
+            lines.append(record.line(f"{'val' if held_out else 'train'}_{key}", name))
+        charts.append(line_chart(heading, lines, percent=key == "top1"))
+    return f'<h3>Curves of all runs</h3><div class="pair">{"".join(charts)}</div>'

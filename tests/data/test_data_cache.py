@@ -1,0 +1,232 @@
+"""The decoded cache is reused while the sources are the same, rebuilt when they are not, and never a reason to fail."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gmmvit.data import memory
+from gmmvit.data.cache import cache_folder
+
+CHILD = """
+import hashlib, sys
+from gmmvit.data import load_dataset
+if "no-lock" in sys.argv:
+    sys.modules["fcntl"] = None
+def say(line):
+    print(line, flush=True)
+data = load_dataset("folder:" + sys.argv[1], image_size=8, cache_dir=sys.argv[2], report=say)
+print("digest", hashlib.sha256(data.train.images.numpy().tobytes()).hexdigest(), flush=True)
+"""
+
+
+def cache_files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache").glob("*.images"))
+
+
+def decoded(lines: list[str]) -> bool:
+    """Whether images were decoded since the last question."""
+    found = any("decoding" in line for line in lines)
+    lines.clear()
+    return found
+
+
+def same(first, second) -> bool:
+    return torch.equal(first.train.images, second.train.images) and first.train.names == second.train.names
+
+
+def test_second_load_decodes_nothing_and_gives_the_same(load, two_classes, lines):
+    first = load(two_classes)
+    assert decoded(lines)
+    second = load(two_classes)
+    assert not decoded(lines)
+    assert same(first, second)
+    assert torch.equal(first.train.labels, second.train.labels)
+    assert (first.mean, first.std, first.classes) == (second.mean, second.std, second.classes)
+
+
+def test_other_splits_and_other_spellings_of_the_path_share_one_cache(load, two_classes, lines, tmp_path, monkeypatch):
+    load(two_classes)
+    decoded(lines)
+    load(two_classes, split_seed=5, val_fraction=0.3, test_fraction=0)
+    monkeypatch.chdir(tmp_path)
+    load(Path("pets"))
+    (tmp_path / "link").symlink_to(two_classes)
+    load(tmp_path / "link")
+    assert not decoded(lines)
+    assert len(cache_files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("options", [{"image_size": 9}, {"channels": 1}, {"fit": "pad"}])
+def test_other_targets_have_caches_of_their_own(load, two_classes, lines, tmp_path, options):
+    load(two_classes)
+    load(two_classes, **options)
+    assert len(cache_files(tmp_path)) == 2
+    decoded(lines)
+    load(two_classes)
+    assert not decoded(lines)
+
+
+def test_changed_sources_are_decoded_again(load, two_classes, lines, draw):
+    changes = [
+        lambda: draw(two_classes / "cat" / "000.png", shade=250),
+        lambda: os.utime(two_classes / "cat" / "000.png", (1, 1)),
+        lambda: draw(two_classes / "cat" / "new.png"),
+        lambda: (two_classes / "cat" / "new.png").rename(two_classes / "cat" / "newer.png"),
+        lambda: (two_classes / "cat" / "newer.png").unlink(),
+        lambda: shutil.move(two_classes / "cat" / "001.png", two_classes / "dog" / "moved.png"),
+    ]
+    load(two_classes)
+    for change in changes:
+        decoded(lines)
+        change()
+        load(two_classes)
+        assert decoded(lines)
+        load(two_classes)
+        assert not decoded(lines)
+
+
+def test_stale_cache_gives_the_new_pixels(load, two_classes, draw):
+    load(two_classes)
+    for file in two_classes.rglob("*.png"):
+        draw(file, shade=7)
+    assert load(two_classes).train.images[:, 0].unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "scribbled"])
+def test_damaged_cache_is_written_again(load, two_classes, lines, tmp_path, damage):
+    first = load(two_classes)
+    [file] = cache_files(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes({"cut": whole[:-9], "empty": b"", "scribbled": whole[:-30] + b"x" * 14 + whole[-16:]}[damage])
+    decoded(lines)
+    assert same(load(two_classes), first)
+    assert decoded(lines)
+    assert file.read_bytes() == whole
+
+
+def test_what_a_killed_process_left_is_removed(load, two_classes, tmp_path):
+    load(two_classes)
+    [file] = cache_files(tmp_path)
+    leftover = file.parent / f".{file.name}.1-abc.tmp"
+    leftover.write_bytes(b"half")
+    file.unlink()
+    load(two_classes)
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, file.with_suffix(".lock").name]
+
+
+def test_location_that_is_no_folder_falls_back_to_memory(load, two_classes, lines, tmp_path):
+    (tmp_path / "occupied").write_text("")
+    data = load(two_classes, cache_dir=tmp_path / "occupied" / "cache")
+    assert len(data.train) == 36
+    assert sum("cannot be written" in line and "memory" in line for line in lines) == 1
+
+
+def test_read_only_location_falls_back_to_memory_but_an_existing_cache_is_used(load, two_classes, lines, tmp_path):
+    expected = load(two_classes)
+    cache = tmp_path / "cache"
+    lock = next(cache.glob("*.lock"))
+    lock.unlink()
+    lock.mkdir()
+    decoded(lines)
+    assert same(load(two_classes), expected)
+    assert not decoded(lines)
+    cache_files(tmp_path)[0].unlink()
+    assert same(load(two_classes), expected)
+    assert any("cannot be written" in line for line in lines)
+
+
+def test_full_disk_falls_back_to_memory_and_leaves_nothing(load, two_classes, lines, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        data = load(two_classes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert any("cannot be written (File too large)" in line for line in lines)
+    assert len(data.train) == 36
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert same(load(two_classes), data)
+
+
+def test_failed_decoding_leaves_no_file(data_error, load, tmp_path, write_parquet):
+    path = write_parquet(tmp_path / "cifar10" / "plain_text" / "train-00000-of-00001.parquet", [0, 99])
+    write_parquet(path.with_name("test-00000-of-00001.parquet"), [0, 1])
+    assert "label 99 of cifar10/train-00000#1 is outside of 0..9" in data_error(load, "cifar10", data_dir=tmp_path)
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_large_images_stay_on_a_map_with_the_same_split(load, two_classes, tmp_path, monkeypatch, lines):
+    expected = load(two_classes)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    for _ in range(2):
+        data = load(two_classes)
+        assert same(data, expected)
+        assert torch.equal(data.val.images, expected.val.images)
+        assert torch.equal(data.test.images, expected.test.images)
+    assert [file.stem.endswith("-split") for file in cache_files(tmp_path)].count(True) == 1
+    other = load(two_classes, split_seed=9)
+    assert other.test.names != data.test.names
+    assert same(data, expected)
+
+
+def test_cache_folder_is_the_option_then_the_environment_then_the_home(monkeypatch, tmp_path):
+    monkeypatch.delenv("GMMVIT_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder(None) == tmp_path / ".cache" / "gmmvit"
+    monkeypatch.setenv("GMMVIT_CACHE", "~/fast")
+    assert cache_folder(None) == tmp_path / "fast"
+    assert cache_folder("/x") == Path("/x")
+
+
+def test_processes_share_free_memory(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert memory.fits_in_memory(500)
+    assert not memory.fits_in_memory(501)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory.fits_in_memory(125)
+    assert not memory.fits_in_memory(126)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_at_once_decode_once(load, two_classes, tmp_path):
+    load(two_classes)
+    [file] = cache_files(tmp_path)
+    file.unlink()
+    with open(file.with_suffix(".lock"), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        children = [start(str(two_classes), str(tmp_path / "cache")) for _ in range(2)]
+        # Both wait for the lock, so that both have seen that there is no cache.
+        assert all("waiting" in child.stdout.readline() for child in children)
+    outputs = [child.communicate(timeout=30)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert sum("decoding" in output for output in outputs) == 1
+    assert outputs[0].split("digest")[1] == outputs[1].split("digest")[1]
+
+
+def test_two_processes_without_locks_write_the_same_whole_cache(load, two_classes, tmp_path, lines):
+    children = [start(str(two_classes), str(tmp_path / "cache"), "no-lock") for _ in range(2)]
+    outputs = [child.communicate(timeout=30)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert outputs[0].split("digest")[1] == outputs[1].split("digest")[1]
+    load(two_classes)
+    assert not decoded(lines)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".images"]
+
+
+def test_import_of_the_package_is_light():
+    heavy = {"torchvision", "PIL", "sklearn", "pyarrow", "scipy", "datasets", "matplotlib", "pandas"}
+    code = f"import sys, gmmvit.data; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,0 +1,236 @@
+"""Every kind of image that real folders hold comes out as the uint8 pixels that a viewer would show."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gmmvit.data import DataError, decode_image
+
+RED = (200, 30, 60)
+
+
+def decode(image: Image.Image, name: str, tmp_path: Path, **options) -> torch.Tensor:
+    """Write, read and decode; by default at the image's own size."""
+    path = tmp_path / name
+    image.save(path, **options.pop("save", {}))
+    return decode_image(path, size=options.pop("size", (image.height, image.width)), **options)
+
+
+def test_rgb_is_exact_and_keeps_rows_and_columns(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (5, 9, 3), dtype=np.uint8)
+    got = decode(Image.fromarray(pixels), "a.png", tmp_path)
+    assert got.dtype == torch.uint8
+    assert torch.equal(got, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def test_path_text_bytes_and_image_give_the_same(tmp_path, gradient):
+    path = tmp_path / "a.png"
+    Image.fromarray(gradient).save(path)
+    sources = [path, str(path), path.read_bytes(), Image.open(path)]
+    results = [decode_image(source, size=(8, 8)) for source in sources]
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_grey_fills_three_channels_and_rgb_becomes_luminance(tmp_path, gradient):
+    got = decode(Image.fromarray(gradient), "a.png", tmp_path)
+    assert torch.equal(got, torch.from_numpy(gradient).expand(3, -1, -1))
+    grey = decode(Image.new("RGB", (4, 4), RED), "b.png", tmp_path, channels=1)
+    assert grey.shape == (1, 4, 4)
+    assert grey.unique().tolist() == [round(0.299 * 200 + 0.587 * 30 + 0.114 * 60)]
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA"])
+def test_transparency_is_laid_on_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 4), (*RED, 0)).convert(mode)
+    name = "a.tif" if mode == "PA" else "a.png"
+    got = decode_image(image, size=(4, 4)) if mode == "PA" else decode(image, name, tmp_path)
+    assert got.unique().tolist() == [255]
+    opaque = decode(Image.new("RGBA", (4, 4), (*RED, 255)), "b.png", tmp_path)
+    assert opaque[:, 0, 0].tolist() == list(RED)
+
+
+def test_half_transparent_black_is_grey(tmp_path):
+    got = decode(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "a.png", tmp_path)
+    assert got.unique().tolist() == [127]
+
+
+def test_palette_with_and_without_transparency(tmp_path):
+    image = Image.new("RGB", (4, 4), RED)
+    image.paste((0, 0, 255), (2, 0, 4, 4))
+    palette = image.quantize(2)
+    plain = decode(palette, "a.png", tmp_path)
+    assert plain[:, 0, 0].tolist() == list(RED)
+    assert plain[:, 0, 3].tolist() == [0, 0, 255]
+    holed = decode(palette, "b.png", tmp_path, save={"transparency": palette.getpixel((0, 0))})
+    assert holed[:, 0, 0].tolist() == [255, 255, 255]
+    assert holed[:, 0, 3].tolist() == [0, 0, 255]
+
+
+def test_transparent_colour_of_an_rgb_png(tmp_path):
+    got = decode(Image.new("RGB", (4, 4), RED), "a.png", tmp_path, save={"transparency": RED})
+    assert got.unique().tolist() == [255]
+
+
+def test_one_bit(tmp_path):
+    image = Image.new("1", (4, 4), 1)
+    image.putpixel((0, 0), 0)
+    got = decode(image, "a.png", tmp_path, channels=1)
+    assert got[0, 0, 0] == 0
+    assert got[0, 1, 1] == 255
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, name):
+    values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    got = decode(Image.fromarray(values), name, tmp_path, channels=1)
+    assert torch.equal(got[0], torch.arange(256, dtype=torch.uint8).reshape(16, 16))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.0, 255.0], [0, 100, 255]),
+        ([-10.0, 0.0, 10.0], [0, 128, 255]),
+        ([0.0, float("nan"), 1.0], [0, 0, 255]),
+        ([7.0, 7.0, 7.0], [7, 7, 7]),
+        ([3000.0, 3000.0, 3000.0], [0, 0, 0]),
+    ],
+)
+def test_float_tiff_by_its_range(tmp_path, values, expected):
+    got = decode(Image.fromarray(np.array([values], dtype=np.float32)), "a.tiff", tmp_path, channels=1)
+    assert got[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([0, 128, 255], [0, 128, 255]), ([0, 257, 65535], [0, 1, 255]), ([0, 2**30], [0, 255])]
+)
+def test_thirty_two_bit_tiff_by_its_range(tmp_path, values, expected):
+    got = decode(Image.fromarray(np.array([values], dtype=np.int32)), "a.tiff", tmp_path, channels=1)
+    assert got[0, 0].tolist() == expected
+
+
+def test_cmyk(tmp_path):
+    got = decode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "a.jpg", tmp_path, save={"quality": 95})
+    assert got[0].min() > 240
+    assert got[1:].max() < 15
+
+
+@pytest.mark.parametrize(("orientation", "bright_side"), [(1, "right"), (3, "left"), (6, "bottom"), (8, "top")])
+def test_exif_rotation_is_applied(tmp_path, gradient, orientation, bright_side):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    got = decode(Image.fromarray(gradient), "a.jpg", tmp_path, channels=1, save={"exif": exif})[0].float()
+    means = {
+        "left": got[:, :5].mean(),
+        "right": got[:, -5:].mean(),
+        "top": got[:5].mean(),
+        "bottom": got[-5:].mean(),
+    }
+    assert max(means, key=means.get) == bright_side
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), RED), Image.new("RGB", (4, 4), (0, 0, 255))]
+    got = decode(frames[0], "a.gif", tmp_path, save={"save_all": True, "append_images": frames[1:]})
+    assert got[:, 0, 0].tolist() == list(RED)
+
+
+def test_crop_cuts_the_centre_of_a_wide_image():
+    pixels = np.zeros((10, 40, 3), dtype=np.uint8)
+    pixels[:, 15:25] = 255
+    assert decode_image(Image.fromarray(pixels), size=(10, 10)).unique().tolist() == [255]
+
+
+def test_stretch_keeps_all_of_it():
+    pixels = np.zeros((10, 40, 3), dtype=np.uint8)
+    pixels[:, 20:] = 255
+    got = decode_image(Image.fromarray(pixels), size=(10, 10), fit="stretch")
+    assert got[:, :, :4].max() == 0
+    assert got[:, :, -4:].min() == 255
+
+
+def test_pad_centres_on_black():
+    got = decode_image(Image.new("RGB", (40, 10), "white"), size=(8, 8), fit="pad")
+    assert got[:, 3:5].min() == 255
+    assert got[:, :3].max() == 0
+    assert got[:, 5:].max() == 0
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
+@pytest.mark.parametrize("shape", [(1, 900), (900, 1), (3, 3), (200, 300), (17, 31)])
+def test_any_shape_fits_any_size(shape, fit):
+    image = Image.new("RGB", shape, RED)
+    got = decode_image(image, size=(12, 20), fit=fit)
+    assert got.shape == (3, 12, 20)
+    if fit != "pad":
+        assert (got == torch.tensor(RED, dtype=torch.uint8)[:, None, None]).all()
+
+
+def test_resizing_is_antialiased():
+    stripes = np.tile(np.array([0, 255], dtype=np.uint8), (128, 64))
+    got = decode_image(Image.fromarray(stripes), size=(16, 16), channels=1).float()
+    assert (got - 127.5).abs().max() < 12
+
+
+def test_reduced_jpeg_decoding_stays_close_to_the_full_one(tmp_path):
+    y, x = np.mgrid[0:600, 0:800]
+    pixels = np.stack([x / 800 * 255, y / 600 * 255, np.sin(x / 60) * 100 + 120], -1).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    got = decode(image, "a.jpg", tmp_path, size=(32, 32), save={"quality": 95}).float()
+    full = decode_image(image, size=(32, 32)).float()
+    assert (got - full).abs().mean() < 2
+
+
+def test_given_image_is_left_as_it_was(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (640, 480), RED).save(path)
+    with Image.open(path) as image:
+        decode_image(image, size=(8, 8))
+        assert image.size == (640, 480)
+
+
+def test_truncated_image_is_an_error_that_names_the_file(tmp_path):
+    stream = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(stream, "JPEG")
+    path = tmp_path / "half.jpg"
+    path.write_bytes(stream.getvalue()[:1000])
+    with pytest.raises(DataError, match=r"half\.jpg cannot be read: .*truncated"):
+        decode_image(path, size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"not an image", "identify"), (b"\x89PNG\r\n\x1a\n123", "cannot be read: .+")],
+)
+def test_damaged_bytes_are_data_errors(tmp_path, content, reason):
+    with pytest.raises(DataError, match=reason):
+        decode_image(content, size=(8, 8))
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        decode_image(path, size=(8, 8))
+
+
+def test_missing_file_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match=r"none\.png cannot be read: No such file"):
+        decode_image(tmp_path / "none.png", size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"size": (0, 8)}, "image_size"),
+        ({"size": (8, 8), "channels": 2}, "channels"),
+        ({"size": (8, 8), "fit": "x"}, "fit"),
+    ],
+)
+def test_wrong_arguments_are_named(options, argument):
+    with pytest.raises(ValueError, match=argument):
+        decode_image(b"", **options)

@@ -1,0 +1,93 @@
+"""Held-out images are a stratified, reproducible, disjoint choice that leaves every class something to learn from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gmmvit.data import DataError
+from gmmvit.data.split import choose_parts, hold_out
+
+CLASSES = ("a", "b", "c")
+LABELS = np.repeat([0, 1, 2], [100, 50, 10])
+
+
+def choose(labels: dict[str, np.ndarray], val: float = 0.1, test: float = 0.2, seed: int = 0) -> dict:
+    return choose_parts(labels, CLASSES, val_fraction=val, test_fraction=test, seed=seed)
+
+
+def test_every_class_gives_its_share():
+    held = hold_out(LABELS, 0.1, 0)
+    assert np.bincount(LABELS[held]).tolist() == [10, 5, 1]
+
+
+def test_remainders_go_to_the_largest():
+    labels = np.repeat([0, 1, 2], [14, 16, 10])
+    assert np.bincount(labels[hold_out(labels, 0.1, 0)]).tolist() == [1, 2, 1]
+
+
+def test_total_is_rounded_up_and_exact_shares_stay_exact():
+    assert hold_out(np.repeat(np.arange(10), 5000), 0.1, 0).sum() == 5000
+    assert hold_out(np.zeros(30, dtype=np.int64), 0.1, 0).sum() == 3
+    assert hold_out(np.zeros(31, dtype=np.int64), 0.1, 0).sum() == 4
+
+
+def test_same_seed_same_choice_other_seed_other_choice():
+    assert np.array_equal(hold_out(LABELS, 0.2, 7), hold_out(LABELS, 0.2, 7))
+    assert not np.array_equal(hold_out(LABELS, 0.2, 7), hold_out(LABELS, 0.2, 8))
+
+
+def test_choice_is_pinned():
+    assert np.flatnonzero(hold_out(np.arange(20) % 2, 0.2, 0)).tolist() == [4, 7, 11, 16]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+def test_small_classes_keep_one_for_training(count, fraction):
+    labels = np.repeat([0, 1], [count, 100])
+    assert 0 < (~hold_out(labels, fraction, 0))[:count].sum() <= count
+
+
+def test_parts_are_disjoint_and_complete():
+    parts = choose({"all": LABELS})
+    assert [len(parts[name][1]) for name in ("train", "val", "test")] == [115, 13, 32]
+    together = np.concatenate([indices for _, indices in parts.values()])
+    assert np.array_equal(np.sort(together), np.arange(len(LABELS)))
+
+
+def test_zero_fractions_cut_nothing():
+    assert set(choose({"all": LABELS}, val=0, test=0)) == {"train"}
+    assert set(choose({"all": LABELS}, val=0)) == {"train", "test"}
+
+
+def test_test_part_does_not_depend_on_the_validation_part():
+    assert np.array_equal(choose({"all": LABELS}, val=0)["test"][1], choose({"all": LABELS}, val=0.3)["test"][1])
+
+
+def test_given_parts_stay_whole():
+    other = np.array([0, 1, 2])
+    assert set(choose({"train": LABELS, "val": other})) == {"train", "val"}
+    parts = choose({"train": LABELS, "test": other})
+    assert parts["test"][0] == "test"
+    assert parts["val"][0] == "train"
+    assert len(parts["train"][1]) == 144
+    assert set(choose({"train": LABELS})) == {"train", "val", "test"}
+    assert len(choose({"train": LABELS, "val": other, "test": other})["train"][1]) == len(LABELS)
+
+
+def test_class_of_one_image_cannot_be_split_and_is_named():
+    labels = np.array([0, 0, 0, 1, 1, 1, 2])
+    with pytest.raises(DataError, match=r"too few images to split class 'c'.*at least two.*val_fraction"):
+        choose({"all": labels})
+    assert len(choose({"all": labels}, val=0, test=0)["train"][1]) == 7
+
+
+def test_two_cuts_of_a_class_of_two_leave_one():
+    labels = np.repeat([0, 1, 2], 2)
+    kept = labels[choose({"all": labels}, val=0.9, test=0.5)["train"][1]]
+    assert set(kept.tolist()) == {0, 1, 2}
+
+
+def test_class_without_images_is_named():
+    with pytest.raises(DataError, match=r"no readable training image in class 'b'"):
+        choose({"all": np.array([0, 0, 2, 2])})
