@@ -22,6 +22,7 @@ app = App(
     help="Vision transformers that learn from small datasets: Gaussian mixture mask attention.",
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 
 # The help shows the fields of a recipe under these heads, each from the named field on.

@@ -13,6 +13,7 @@ from torchvision.transforms import RandomErasing
 from torchvision.transforms import functional as tv
 
 from gmmvit.augment import POLICIES, Augment, normalize
+from gmmvit.augment.device import one_thread
 from gmmvit.augment.geometry import flip_crop
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -82,6 +83,16 @@ def test_a_sample_does_not_depend_on_the_others(policy: str) -> None:
     strangers[7:] = 255 - strangers[7:]
     assert torch.equal(augment(strangers, labels, seeded())[0][:7], whole[:7])
     assert torch.equal(augment(images[:7], labels[:7], seeded())[0], whole[:7])
+
+
+def test_the_number_of_threads_is_put_back_also_after_an_error() -> None:
+    images, labels = batch(2)
+    torch.set_num_threads(2)
+    make(policy="cifar10")(images, labels, seeded())
+    assert torch.get_num_threads() == 2
+    with pytest.raises(RuntimeError), one_thread():
+        raise RuntimeError
+    assert torch.get_num_threads() == 2
 
 
 def test_flip_and_crop_are_torchvisions() -> None:

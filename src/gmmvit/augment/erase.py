@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmmvit.augment.normalize import to_device
+from gmmvit.augment.device import to_device
 
 _TRIES = 10  # rectangles that do not fit are drawn again, as often as in torchvision's RandomErasing
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmmvit.augment.normalize import to_device
+from gmmvit.augment.device import to_device
 
 Rows = NDArray[np.float64]
 

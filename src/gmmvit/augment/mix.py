@@ -7,7 +7,7 @@ per batch. B samples, C channels, H x W pixels, K classes.
 import torch
 from torch import Tensor
 
-from gmmvit.augment.normalize import to_device
+from gmmvit.augment.device import to_device
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -43,8 +43,7 @@ class Mix:
         cut = self._cutmix_alpha > 0 and (self._mixup_alpha == 0 or coin < 0.5)
         ratio = _beta(self._cutmix_alpha if cut else self._mixup_alpha, generator)
         partner = torch.randperm(len(images), generator=generator, device=generator.device)
-        if generator.device != images.device:
-            partner = to_device(partner.cpu(), images.device)
+        partner = to_device(partner, images.device)
         if cut:
             height, width = images.shape[-2:]
             top, bottom, left, right = cut_box(ratio, row, column, height, width)

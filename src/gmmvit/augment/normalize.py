@@ -5,12 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A small host tensor on `device`; pinned for CUDA, because only a pinned copy is free of a synchronisation."""
-    if device.type == "cuda":
-        return host.pin_memory().to(device, non_blocking=True)
-    return host.to(device)
+from gmmvit.augment.device import to_device
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmmvit.augment import colour, geometry
-from gmmvit.augment.normalize import to_device
+from gmmvit.augment.device import to_device
 
 # One operation per sample, on the host: indices into OPS, and magnitudes with their sign in the unit of torchvision's
 # AutoAugment (shear factor, pixels, degrees, factor - 1, bits, level; whatever it is where an operation has none).
@@ -78,7 +78,8 @@ def _tone(images: Tensor, groups: _Groups, ratio: Tensor, complement: Tensor) ->
     if autocontrast.start < autocontrast.stop:
         low[autocontrast], gain[autocontrast] = colour.level_range(images[autocontrast])
     if invert.start < invert.stop:
-        low[invert], gain[invert] = 255, -1
+        low[invert].fill_(255)
+        gain[invert].fill_(-1)
     return colour.stretch(images, low, gain, offset)
 
 

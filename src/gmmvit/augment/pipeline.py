@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmmvit.augment.device import one_thread, to_device
 from gmmvit.augment.erase import RandomErasing
 from gmmvit.augment.geometry import flip_crop
 from gmmvit.augment.mix import Mix, soft_targets
-from gmmvit.augment.normalize import check_images, check_statistics, normalize, to_device
+from gmmvit.augment.normalize import check_images, check_statistics, normalize
 from gmmvit.augment.ops import apply_stages
 from gmmvit.augment.policies import MAGNITUDE_BINS, POLICIES, make_policy
 
@@ -118,6 +119,10 @@ class Augment:
             are. Sample i depends on image i and its draws alone, mixing aside.
         """
         self._check_batch(images, labels, generator)
+        with one_thread():
+            return self._augment(images, labels, generator)
+
+    def _augment(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing)
         if len(images) == 0:
             return normalize(images, self._mean, self._std), targets

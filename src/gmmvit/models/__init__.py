@@ -82,9 +82,14 @@ def create_model(
 
 
 def list_models(
-    image_size: int | Sequence[int] = 32, num_classes: int = 10, channels: int = 3
-) -> list[dict[str, str | int | None]]:
-    """All families, sizes and masks with what they cost for an image size: a row each.
+    image_size: int | Sequence[int] = 32,
+    num_classes: int = 10,
+    channels: int = 3,
+    *,
+    families: Sequence[str] | None = None,
+    sizes: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Families, sizes and masks (all of them, or those named) with what they cost for an image size: a row each.
 
     Rows have family, size, mask, parameters (trainable), mask_parameters, macs (multiply-accumulates of the matrix
     products and convolutions for one image, counted on a model without memory) and note. A size that does not take
@@ -93,8 +98,10 @@ def list_models(
     shape = (channels, *pair(image_size, "image_size"))
     return [
         {"family": family, "size": size, "mask": mask, **_cost(family, size, mask, shape, num_classes)}
-        for family, sizes in SIZES.items()
-        for size in sizes
+        for family in SIZES
+        if families is None or family in families
+        for size in SIZES[family]
+        if sizes is None or size in sizes
         for mask in MASKS
     ]
 

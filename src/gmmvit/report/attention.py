@@ -113,7 +113,7 @@ def attention_section(run: LoadedRun, images: Tensor, captions: list[str]) -> st
         columns = f"grid-template-columns:repeat({len(figures)},minmax(0,1fr))"
         blocks.append(f'<h3>{escape(caption)}</h3><div class="maps" style="{columns}">{"".join(figures)}</div>')
     intro = (
-        f"Where {query} looks: attention averaged over the heads, in the last {len(maps)} layers. Orange is the "
-        "strongest attention of that picture."
+        f"Where {query} looks: attention averaged over the heads, in the last {len(maps)} layers. Patches that get more "
+        "than an even share are orange, the one that gets most is brightest."
     )
     return paragraph(intro) + "".join(blocks)

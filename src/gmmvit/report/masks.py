@@ -147,7 +147,7 @@ def gaussians(mask: GaussianMixtureMask, head: int) -> list[str]:
         texts.append(text)
     if mask.center is not None:
         down, right = mask.center[head].tolist()
-        texts.append(f"{down:+.2f} rows, {right:+.2f} columns")
+        texts.append(f"{down:+.2f} rows, {right:+.2f} columns".replace("-", "−"))
     return texts
 
 
@@ -202,6 +202,7 @@ def mask_picture(model: nn.Module) -> str:
         raise ValueError("the model has no masks to draw: it was made with mask 'none'")
     low, high, beyond = colour_limits(layers)
     columns = max(len(layer.views) for layer in layers)
+    shared = isinstance(layers[0].mask, ElementwiseMask) and columns < layers[0].mask.num_heads
     width = _EDGE + max(columns, 4) * (_CELL + _GAP)
     height = 24 + len(layers) * (_CELL + _GAP) + _FOOT
     parts = [
@@ -211,7 +212,8 @@ def mask_picture(model: nn.Module) -> str:
     ]
     for column in range(columns):
         x = _EDGE + column * (_CELL + _GAP) + _CELL / 2
-        parts.append(f'<text x="{x:g}" y="15" text-anchor="middle">head {column + 1}</text>')
+        label = "all heads" if shared else f"head {column + 1}"
+        parts.append(f'<text x="{x:g}" y="15" text-anchor="middle">{label}</text>')
     for index, layer in enumerate(layers):
         y = 24 + index * (_CELL + _GAP)
         parts.append(f'<text x="{_EDGE - 10}" y="{y + _CELL / 2 + 4:g}" text-anchor="end">layer {index + 1}</text>')

@@ -78,6 +78,7 @@ background:radial-gradient(circle at center,#111c 0 2px,#fffc 2.5px 3px,transpar
 .heads.few{grid-template-columns:repeat(auto-fill,minmax(min(45%,150px),1fr));max-width:760px}
 .heads figcaption{font-size:.76rem;line-height:1.3;color:var(--soft);font-variant-numeric:tabular-nums}
 .maps{display:grid;gap:8px;margin:0 0 1.1rem;max-width:760px}
+.maps figcaption{font-size:.78rem;color:var(--soft);overflow-wrap:anywhere}
 .whole{max-width:420px}
 .scale{display:flex;align-items:center;gap:.6rem;margin:.7rem 0;font-size:.85rem;max-width:420px;
 font-variant-numeric:tabular-nums}

@@ -78,15 +78,15 @@ def image_address(image: Tensor) -> str:
 def heat_over(image: Tensor, heat: Tensor, query: tuple[int, int] | None) -> Tensor:
     """Heat [rows, cols] laid over an image uint8 [C, H, W] -> uint8 [3, H', W'], enlarged to at least 96 pixels.
 
-    The image becomes grey and dim; the largest heat is full colour. `query` is the (row, column) of the cell that gets
-    a frame.
+    The image becomes grey and dim. Cells above the mean of the heat are coloured, the largest fully, so that attention
+    spread evenly colours nothing. `query` is the (row, column) of the cell that gets a frame.
     """
     grey = image.float().mean(0)
     factor = -(-96 // max(grey.shape))
     grey = grey.repeat_interleave(max(1, factor), 0).repeat_interleave(max(1, factor), 1)
     height, width = grey.shape
-    heat = heat.float().clamp_min(0)
-    heat = heat / heat.max().clamp_min(1e-12)
+    heat = (heat.float() - heat.float().mean()).clamp_min(0)
+    heat = heat / heat.max().clamp_min(1e-9)
     smooth = nn.functional.interpolate(heat[None, None], (height, width), mode="bilinear", align_corners=False)[0]
     weight = 0.8 * smooth
     picture = (1 - weight) * (0.75 * grey) + weight * torch.tensor(HEAT, dtype=torch.float32).view(3, 1, 1)

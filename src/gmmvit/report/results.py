@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import PurePath
 
+import torch
 from torch import Tensor
 
 from gmmvit.checkpoint import LoadedRun
@@ -16,7 +17,7 @@ from gmmvit.evaluate import confused_pairs, confusion_counts, scores, worst_mist
 from gmmvit.report.attention import attention_section
 from gmmvit.report.page import colour_scale, paragraph, picture, row, table
 from gmmvit.report.pictures import SEQUENTIAL, hex_colour, image_address, levels, map_address
-from gmmvit.session import load_data
+from gmmvit.session import choose_dtype, load_data
 
 WORST = 24
 PAIRS = 15
@@ -61,7 +62,10 @@ def measure(run: LoadedRun, data_dir: str | None) -> Outcome:
     shape = (run.channels, *run.image_size)
     if tuple(split.images.shape[1:]) != shape:
         raise DataError(f"the images of {recipe.dataset} are {tuple(split.images.shape[1:])}, the model reads {shape}")
-    return Outcome(run, "validation" if data.test is None else "test", split, run.logits(split.images))
+    dtype = choose_dtype(recipe.dtype, run.device)  # as at the end of the training, so that the figures agree
+    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+        logits = run.logits(split.images)
+    return Outcome(run, "validation" if data.test is None else "test", split, logits)
 
 
 def confusion_section(outcome: Outcome) -> str:

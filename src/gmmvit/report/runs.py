@@ -125,9 +125,8 @@ def head(record: RunRecord) -> str:
     listing = "".join(f"<li><span>{escape(name)}</span><b>{escape(value)}</b></li>" for name, value in cards)
     repeat = ["gmmvit", "train", "--recipe", str(record.folder / CONFIG), "--out", f"{record.folder}-again"]
     about = (
-        f"{record.folder} · seed {recipe.seed} · {recipe.epochs} epochs of {recipe.passes} "
-        f"pass{'es' if recipe.passes > 1 else ''} · mode {recipe.mode} · gmmvit {record.versions.get('gmmvit', '?')}, "
-        f"torch {record.versions.get('torch', '?')}"
+        f"{record.folder} · seed {recipe.seed} · epochs {recipe.epochs} · passes in each {recipe.passes} · "
+        f"mode {recipe.mode} · gmmvit {record.versions.get('gmmvit', '?')}, torch {record.versions.get('torch', '?')}"
     )
     return (
         f"<h1>{escape(title(record))}</h1>{paragraph(about, 'note')}"

@@ -1,0 +1,173 @@
+"""The command: exit statuses, one-sentence errors, speed of the help, the way from a folder of images to a report."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmmvit.cli import main
+
+TINY = ["--dim", "16", "--depth", "2", "--num-heads", "2", "--passes", "1", "--threads", "1", "--quiet"]
+
+
+def call(capsys, *arguments):
+    status = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["train", "--out", str(folder), "--epochs", "2", *TINY]) == 0
+    return folder
+
+
+def test_help_answers_within_a_second_and_without_torch():
+    code = "import sys; from gmmvit.cli import main; main(['--help']); print('torch' in sys.modules)"
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+        assert done.stdout.splitlines()[-1] == "False"
+    assert min(times) < 1
+
+
+def test_python_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "gmmvit", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __import__("gmmvit").__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], 'Did you mean "train"'),
+        (["train", "--epoch", "3"], "Did you mean --epochs"),
+        (["train", "--lr", "abc"], 'unable to convert "abc" into float'),
+        (["train", "--mask", "gm"], 'Did you mean "gmm"'),
+        (["train", "--epochs", "0"], "epochs must be 1 or more, got 0"),
+        (["train", "--recipe", "papr"], "did you mean 'paper'"),
+        (["predict", "somewhere"], "at least one image"),
+        (["report"], "at least one run folder"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(capsys, arguments, words):
+    status, out, err = call(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("gmmvit: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--dataset", "cifar11"], "cifar10"),
+        (["train", "--device", "cuda:99", "--out", "never"], "device 'cuda:99' cannot be used"),
+        (["train", "--patch-size", "3", "--out", "never"], "nearest image size"),
+        (["train", "--model", "vitt", "--out", "never"], "family must be one of"),
+        (["resume", "never"], "not a run folder"),
+        (["eval", "never"], "not a run folder"),
+        (["report", "never"], "not a run folder"),
+    ],
+)
+def test_a_failure_is_one_sentence_and_status_1(capsys, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call(capsys, *arguments)
+    assert status == 1
+    assert words in err
+    assert len(err.splitlines()) <= 2
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(RuntimeError, match="not a run folder"):
+        main(["eval", str(tmp_path), "--debug"])
+
+
+def test_eval_and_predict_agree_with_the_summary(capsys, run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
+    status, out, _ = call(capsys, "eval", run, "--json")
+    assert status == 0
+    assert json.loads(out)["top1"] == pytest.approx(summary["test_top1_best"])
+    status, out, _ = call(capsys, "eval", run, "--weights", "last")
+    assert f"{summary['test_top1_last']:.4f}" in out
+    paths = []
+    for name in ("a.png", "b.jpg"):
+        paths.append(tmp_path / name)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(paths[-1])
+    status, out, _ = call(capsys, "predict", run, *paths, "--top", "3", "--json")
+    rows = json.loads(out)
+    assert status == 0
+    assert [row["image"] for row in rows] == [str(path) for path in paths]
+    assert all(len(row["classes"]) == 3 for row in rows)
+    assert all(a["probability"] >= b["probability"] for row in rows for a, b in zip(row["classes"], row["classes"][1:]))  # noqa: B905
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG torn")
+    status, out, err = call(capsys, "predict", run, broken, paths[0], tmp_path / "missing.png")
+    assert status == 1
+    assert str(paths[0]) in out
+    assert "broken.png" in err
+    assert "missing.png" in err
+
+
+def test_from_a_folder_of_mixed_images_to_a_report(capsys, tmp_path):
+    """Colour, grey, palette, alpha and 16-bit files of many shapes: train, evaluate, predict, report."""
+    rng = np.random.default_rng(0)
+    for klass, level in (("dark", 60), ("light", 190)):
+        (tmp_path / "images" / klass).mkdir(parents=True)
+        for index in range(30):
+            height, width = rng.integers(20, 60, 2)
+            pixels = np.clip(rng.normal(level, 30, (height, width, 3)), 0, 255).astype(np.uint8)
+            image = Image.fromarray(pixels)
+            if index % 5 == 4:
+                wide = pixels[..., 0].astype(np.uint16) * 257
+                Image.fromarray(wide).save(tmp_path / "images" / klass / f"{index}.png")
+                continue
+            mode = ["RGB", "L", "P", "RGBA"][index % 5]
+            suffix = "jpg" if mode in ("RGB", "L") else "png"
+            image.convert(mode).save(tmp_path / "images" / klass / f"{index}.{suffix}")
+    dataset, out = f"folder:{tmp_path / 'images'}", tmp_path / "run"
+    fields = ["--image-size", "16", "--batch-size", "8", "--lr", "3e-3", "--epochs", "15", *TINY]
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    status, text, err = call(capsys, "train", "--dataset", dataset, "--out", out, *cache, *fields)
+    assert status == 0, err
+    assert json.loads(text)["test_top1_best"] >= 0.9
+    status, text, _ = call(capsys, "predict", out, tmp_path / "images" / "dark" / "0.jpg")
+    assert ": dark " in text
+    status, text, err = call(capsys, "report", out)
+    assert status == 0, err
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_ctrl_c_is_told_and_resumable(tmp_path):
+    code = (
+        "import os, signal, sys, threading, time\nfrom gmmvit.cli import main\nfrom gmmvit import checkpoint\n"
+        f"folder = {str(tmp_path / 'a')!r}\n"
+        "def stop():\n"
+        "    while not checkpoint.read_rows(folder): time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread(target=stop, daemon=True).start()\n"
+        f"sys.exit(main(['train', '--out', folder, '--epochs', '500', *{TINY!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.strip().startswith("gmmvit: interrupted; `gmmvit resume RUN`")
+    assert not [p.name for p in (tmp_path / "a").iterdir() if p.name.endswith(".tmp")]
+
+
+def test_a_closed_pipe_is_no_error_message():
+    code = "from gmmvit.cli import main; import sys; sys.exit(main(['recipes']))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,104 @@
+"""Recipes: every shipped one, every field, and what is said of a wrong one."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from gmmvit.cli import RecipeFlags
+from gmmvit.config import RECIPES, Recipe, RecipeError, as_dict, load_recipe, make_recipe, model_options, recipe_names
+
+
+def test_the_promised_recipes_are_there():
+    assert {"digits", "quick", "paper"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_loads_and_promises_figures_and_its_command(name):
+    assert isinstance(load_recipe(name), Recipe)
+    head = [line for line in (RECIPES / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any("%" in line for line in head)
+    assert any("gmmvit train" in line for line in head)
+
+
+def test_the_paper_recipe_is_the_papers():
+    recipe = load_recipe("paper")
+    expected = {
+        "lr": 1e-3, "weight_decay": 0.05, "batch_size": 128, "warmup_epochs": 10, "min_lr": 1e-6,
+        "label_smoothing": 0.1, "drop_path": 0.1, "mix_prob": 0.5, "mixup_alpha": 1.0, "cutmix_alpha": 1.0,
+        "erase_prob": 0.25, "erase_area": (0.02, 0.4), "erase_aspect": (0.3, 3.3), "crop_padding": 4,
+        "epochs": 100, "passes": 3, "policy": None, "flip": None,
+    }  # fmt: skip
+    assert {name: getattr(recipe, name) for name in expected} == expected
+
+
+def test_a_recipe_survives_yaml():
+    recipe = load_recipe("paper", image_size="32x48", dim="96,192", ema=0.99, loggers="tensorboard")
+    assert recipe.image_size == (32, 48)
+    assert recipe.dim == (96, 192)
+    assert make_recipe(yaml.safe_load(yaml.safe_dump(as_dict(recipe)))) == recipe
+
+
+def test_a_file_with_overrides(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 1e-3\nepochs: 7\n")
+    recipe = load_recipe(path, epochs=9)
+    assert (recipe.lr, recipe.epochs) == (1e-3, 9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"epoch": 3}, "unknown field 'epoch'; did you mean 'epochs'"),
+        ({"lr": "fast"}, r"lr must be a number, got 'fast' \(str\)"),
+        ({"epochs": 2.5}, "epochs must be a whole number, got 2.5"),
+        ({"epochs": True}, "epochs must be a whole number"),
+        ({"epochs": 0}, "epochs must be 1 or more, got 0"),
+        ({"mask": "gmmm"}, "mask must be one of .* did you mean 'gmm'"),
+        ({"flip": "yes"}, "flip must be true or false or null"),
+        ({"image_size": "32x32x32"}, "image_size must be N or HEIGHTxWIDTH"),
+        ({"image_size": [32, "b"]}, r"image_size must be a whole number"),
+        ({"erase_area": [0.5, 0.1]}, "erase_area must be a smallest and a largest value"),
+        ({"val_fraction": 1.5}, "val_fraction must be 0 to 0.9, got 1.5"),
+        ({"lr": float("nan")}, "lr must be a number"),
+        ({"channels": 4}, "channels must be 1 or 3, got 4"),
+        ({"loggers": "wandbb"}, "loggers must be among"),
+        ({"ema": 1.0}, "ema must be"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_fits(fields, words):
+    with pytest.raises(RecipeError, match=words):
+        load_recipe("digits", **fields)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("lr: [", "is not valid YAML"),
+        ("- a\n- b\n", "must hold fields as `name: value`, got a list"),
+        ("learning_rate: 1\n", "mine.yaml has an unknown field 'learning_rate'"),
+        ("lr: abc\n", "recipe mine.yaml: lr must be a number"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, content, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(path)
+
+
+def test_an_unknown_recipe_names_the_shipped_ones():
+    with pytest.raises(RecipeError, match="shipped are digits.* did you mean 'paper'"):
+        load_recipe("papr")
+
+
+def test_the_command_line_has_every_field():
+    assert set(RecipeFlags.__annotations__) == {f.name for f in dataclasses.fields(Recipe)}
+
+
+def test_model_options_leave_open_what_the_family_decides():
+    options = model_options(load_recipe("paper"))
+    assert options["mask_options"]["init"] == "paper"
+    assert "dim" not in options
+    assert model_options(load_recipe("paper", mask="none")).get("mask_options") is None
+    assert model_options(load_recipe("digits", dim="96,192"))["dim"] == (96, 192)

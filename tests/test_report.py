@@ -1,0 +1,390 @@
+"""The report of a run: what the page holds, that it stands alone, and that what is missing is told."""
+
+import base64
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+import gmmvit
+from gmmvit.checkpoint import RunError, load_run
+from gmmvit.evaluate import confused_pairs, confusion_counts, worst_mistakes
+from gmmvit.report import mask_picture, write_report
+from gmmvit.report.attention import attention_maps, attention_section, attention_weights
+from gmmvit.report.charts import Line, line_chart, nice_ticks
+from gmmvit.report.masks import mask_section
+from gmmvit.report.pictures import DIVERGING, heat_over, image_address, levels
+from gmmvit.report.results import Outcome, confusion_section, measure
+from gmmvit.session import load_data
+from gmmvit.train import train
+
+VOID = {"meta", "img", "br", "link", "path", "circle", "polyline"}
+TINY = {"epochs": 2, "passes": 1, "depth": 2, "dim": 16, "num_heads": 2, "warmup_epochs": 0, "device": "cpu"}
+
+
+class Page(HTMLParser):
+    """A parsed page: its tags with their attributes, its text, its tables as rows of cells, what was left open."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(content)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def named(self, tag: str) -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def sections(self) -> set[str]:
+        return {attrs["id"] for attrs in self.named("section")}
+
+
+def page_of(*runs: Path, **options: str) -> Page:
+    out = runs[0].parent / "page.html"
+    return Page(write_report(runs, out, **options).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GMM-ViT run on digits that no test changes."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(gmmvit.load_recipe("digits", **TINY), folder, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def edit_summary(folder: Path, **values: object) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def edit_recipe(folder: Path, **values: object) -> None:
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["recipe"] |= values
+    path.write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="module")
+def page(trained: Path) -> Page:
+    return Page(write_report(trained).read_text(encoding="utf-8"))
+
+
+def test_the_page_is_whole_and_fetches_nothing(trained: Path, page: Page) -> None:
+    content = (trained / "report.html").read_text(encoding="utf-8")
+    assert page.open == []
+    assert {"curves", "confusion", "mistakes", "masks", "attention"} == page.sections()
+    addresses = [
+        attrs[key] for _, attrs in page.tags for key in ("src", "href", "srcset", "xlink:href") if key in attrs
+    ]
+    assert len(addresses) > 10
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
+    assert "url(" not in content
+    assert "@import" not in content
+    assert "prefers-color-scheme:dark" in content
+    assert len(content) < 2_000_000
+
+
+def test_the_head_tells_the_main_figures_and_how_to_repeat_the_run(trained: Path, page: Page) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    for key in ("test_top1_best", "test_top1_last", "val_top1"):
+        assert f"{summary[key]:.2%}" in page.text
+    assert f"{summary['num_parameters']:,}" in page.text
+    assert f"gmmvit train --recipe {trained}/config.yaml" in page.text
+
+
+def test_every_epoch_has_a_point_with_its_value(trained: Path, page: Page) -> None:
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert len(page.named("circle")) == 4 * len(rows)
+    assert f"validation, epoch 2: {rows[1]['val_top1']:.2%}" in page.text
+    assert f"training, augmented images, epoch 1: {rows[0]['train_loss']:.4g}" in page.text
+
+
+def test_the_confusion_matrix_counts_every_test_image(trained: Path, page: Page) -> None:
+    matrix = next(t for t in page.tables if t[0] == ["", *"0123456789"])
+    counts = torch.tensor([[int(cell.replace("·", "0")) for cell in line[1:]] for line in matrix[1:]])
+    data = load_data(load_run(trained).recipe)
+    assert data.test is not None
+    assert counts.sum(1).tolist() == data.test.labels.bincount(minlength=10).tolist()
+    summary = json.loads((trained / "summary.json").read_text())
+    assert counts.diagonal().sum().item() / counts.sum().item() == pytest.approx(summary["test_top1_best"])
+
+
+def test_the_worst_mistakes_come_first_with_their_names(trained: Path, page: Page) -> None:
+    outcome = measure(load_run(trained), None)
+    losses = nn.functional.cross_entropy(outcome.logits, outcome.split.labels, reduction="none")
+    wrong = outcome.logits.argmax(1) != outcome.split.labels
+    order = losses.masked_fill(~wrong, -1).argsort(descending=True)
+    shown = [a["alt"].split(":")[0] for a in page.named("img") if "taken for" in a["alt"] and "layer" not in a["alt"]]
+    shown = [name for name in shown if name.startswith("digits")]
+    assert shown == [outcome.split.names[i] for i in order[: min(24, int(wrong.sum()))].tolist()]
+
+
+def test_every_head_has_its_mask_and_its_gaussians(trained: Path, page: Page) -> None:
+    model = load_run(trained).model
+    masks = [module for module in model.modules() if isinstance(module, gmmvit.GaussianMixtureMask)]
+    pictures = [a for a in page.named("img") if a["alt"].startswith("layer ")]
+    assert len(pictures) == sum(mask.alpha.shape[0] for mask in masks) == 4
+    assert f"α {masks[1].alpha[1, 2].item():.2f}" in pictures[3]["alt"]
+    assert f"σ {masks[0].sigma[0, 1].abs().item():.2f}, α {masks[0].alpha[0, 1].item():.2f}" in page.text
+    image = Image.open(io.BytesIO(base64.b64decode(pictures[0]["src"].partition(",")[2])))
+    assert image.size == (7, 7)
+    values = torch.cat([(mask.table() - 1).abs().flatten() for mask in masks]).detach().sort().values
+    reach = values[int(0.99 * (len(values) - 1))].item()
+    expected = levels(masks[0].table()[0].detach(), 1 - reach, 1 + reach)
+    assert image.convert("RGB").getpixel((3, 1)) == DIVERGING[int(expected[1, 3])]
+
+
+def test_names_from_outside_stay_text(tmp_path: Path) -> None:
+    for name, shade in (("<b>", 40), ("<script>", 200)):
+        for part, count in (("train", 6), ("test", 3)):
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (8, 8), (shade, index, 0)).save(folder / f'"><i>&{index}.png')
+    recipe = gmmvit.load_recipe(
+        "digits",
+        **TINY,
+        dataset=f"folder:{tmp_path / 'data'}",
+        image_size=8,
+        batch_size=4,
+        cache_dir=str(tmp_path / "c"),
+    )
+    train(recipe, tmp_path / "run", quiet=True)
+    page = page_of(tmp_path / "run")
+    assert page.open == []
+    assert not page.named("script")
+    assert not page.named("i") or all("style" in attrs for attrs in page.named("i"))
+    assert "<script>" in page.text
+    assert "<b>" in page.text
+    assert any('"><i>&' in attrs["alt"] for attrs in page.named("img"))
+
+
+def test_several_runs_are_compared_with_mean_and_deviation(run: Path) -> None:
+    values = (0.90, 0.95, 0.97)
+    folders = [run, *(Path(shutil.copytree(run, run.parent / f"seed{i}")) for i in (1, 2))]
+    for seed, (folder, value) in enumerate(zip(folders, values, strict=True)):
+        edit_summary(folder, test_top1_best=value, test_top1_last=None if seed == 2 else 0.5)
+        edit_recipe(folder, seed=seed)
+    other = Path(shutil.copytree(run, run.parent / "plain"))
+    edit_recipe(other, mask="none")
+    page = page_of(*folders, other)
+    table = next(t for t in page.tables if t[0][0] == "run")
+    assert [line[0] for line in table[1:]] == ["run", "seed1", "seed2", "mean of 3", "plain"]
+    assert [line[4] for line in table[1:]] == ["90.00%", "95.00%", "97.00% ★", "94.00 ± 3.61%", "90.00%"]
+    assert table[3][5] == "–"
+    assert table[4][5] == "50.00 ± 0.00% (n=2)"
+    assert "plain, epoch 1:" in page.text
+    assert {"runs", "curves"} <= page.sections()
+
+
+def test_an_unfinished_run_tells_how_far_it_is(run: Path) -> None:
+    (run / "summary.json").unlink()
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text(rows[0] + "\n" + rows[1][:20])
+    page = page_of(run)
+    assert "not finished: 1 of 2 epochs" in page.text
+    assert f"{json.loads(rows[0])['val_top1']:.2%}" in page.text
+    assert {"confusion", "masks"} <= page.sections()
+    parameters = sum(p.numel() for p in load_run(run).model.parameters())
+    assert f"{parameters:,}" in page.text
+
+
+def test_a_run_without_weights_or_epochs_is_still_reported(run: Path) -> None:
+    for name in ("summary.json", "metrics.jsonl", "model.safetensors"):
+        (run / name).unlink()
+    page = page_of(run)
+    assert "No epoch has been finished yet" in page.text
+    assert "has no model.safetensors" in page.text
+    assert page.sections() == {"curves", "model"}
+
+
+def test_a_moved_data_set_leaves_masks_and_curves(run: Path) -> None:
+    edit_recipe(run, dataset=f"folder:{run.parent / 'gone'}")
+    page = page_of(run)
+    assert "cannot be read" in page.text
+    assert "gone" in page.text
+    assert page.sections() == {"curves", "images", "masks"}
+
+
+def test_a_run_without_validation_has_training_curves_alone(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if not k.startswith("val_")} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    edit_summary(run, val_top1=None)
+    page = page_of(run)
+    assert "Nothing was held out for validation" in page.text
+    assert len(page.named("circle")) == 2 * len(rows)
+
+
+def test_without_a_test_part_the_validation_images_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data(load_run(run).recipe)
+    assert data.val is not None
+    monkeypatch.setattr("gmmvit.report.results.load_data", lambda recipe: dataclasses.replace(data, test=None))
+    assert f"{len(data.val)} validation images" in page_of(run).text
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run folder"):
+        write_report(tmp_path)
+    with pytest.raises(ValueError, match="at least one run"):
+        write_report([])
+
+
+@pytest.mark.parametrize("mode", ["multiply", "log", "post"])
+@pytest.mark.parametrize("mask", ["none", "gmm", "elm"])
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_the_attention_drawn_is_the_attention_computed(trained: Path, mode: str, mask: str, pool: str) -> None:
+    torch.manual_seed(0)
+    options = {"pool": pool, "dim": 16, "depth": 2, "num_heads": 2, "channels": 1, "patch_size": (2, 4)}
+    model = gmmvit.create_model("vit", mask=mask, mode=mode, image_size=8, num_classes=10, **options).eval()
+    run = dataclasses.replace(load_run(trained), model=model)
+    images = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    maps = attention_maps(run, images)
+    assert [attention.grid for attention in maps] == [(4, 2), (4, 2)]
+    layer = model.get_submodule(maps[0].name)
+    assert isinstance(layer, gmmvit.MaskedAttention)
+    x = torch.randn(3, 8 + (pool == "cls"), 16)
+    weights = attention_weights(layer, x, (4, 2))
+    torch.testing.assert_close(layer.merge(weights @ layer.project(x)[2]), layer(x), atol=1e-5, rtol=1e-4)
+    heat, cell = maps[0].heat()
+    prefix = int(pool == "cls")
+    assert cell == (None if prefix else (2, 1))
+    expected = maps[0].weights[:, :, 0 if prefix else 5, prefix:].mean(1).reshape(3, 4, 2)
+    torch.testing.assert_close(heat, expected)
+
+
+def test_a_family_without_masked_attention_gets_a_sentence(trained: Path) -> None:
+    run = dataclasses.replace(load_run(trained), model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    assert "not drawn for family vit" in attention_section(run, torch.zeros(1, 1, 8, 8, dtype=torch.uint8), ["a"])
+
+
+def test_heat_is_strongest_where_attention_is() -> None:
+    heat = torch.zeros(4, 2)
+    heat[3, 1] = 1
+    picture = heat_over(torch.zeros(1, 8, 8, dtype=torch.uint8), heat, None).int()
+    assert picture.shape == (3, 96, 96)
+    assert picture[0, -5, -5] > 150
+    assert picture[0, 5, 5] == 0
+
+
+@pytest.mark.parametrize(("mask", "words"), [("none", "no masks"), ("elm", "what the central patch sees")])
+def test_other_masks_have_their_own_pictures(mask: str, words: str) -> None:
+    model = gmmvit.create_model("vit", mask=mask, image_size=32, patch_size=2, depth=1, dim=16, num_heads=2)
+    content = mask_section(model)
+    assert words in content
+    assert ("averaged to 64 × 64" in content) == (mask == "elm")
+
+
+def test_extensions_of_a_gaussian_are_listed() -> None:
+    options = {"covariance": "full", "learn_center": True}
+    model = gmmvit.create_model("vit", mask="gmm", depth=1, dim=16, num_heads=2, mask_options=options)
+    mask = next(module for module in model.modules() if isinstance(module, gmmvit.GaussianMixtureMask))
+    with torch.no_grad():
+        mask.sigma[0, 0] = torch.tensor([-1.5, 2.25])
+        mask.center[0] = torch.tensor([0.5, -1.0])
+    content = mask_section(model)
+    assert "σ 1.50 × 2.25, α 1.00, ρ 0.00" in content
+    assert "+0.50 rows, −1.00 columns" in content
+
+
+def test_many_classes_make_a_picture_and_a_list_of_pairs(trained: Path) -> None:
+    labels = torch.arange(100).repeat(3)
+    logits = nn.functional.one_hot(labels, 100).float()
+    logits[[7, 107]] = nn.functional.one_hot(torch.tensor(9), 100).float()
+    split = dataclasses.replace(measure(load_run(trained), None).split, labels=labels)
+    run = dataclasses.replace(load_run(trained), classes=tuple(f"class {i}" for i in range(100)))
+    page = Page(confusion_section(Outcome(run, "test", split, logits)))
+    assert [a["alt"] for a in page.named("img")] == ["confusion matrix of 100 classes"]
+    assert ["class 7", "class 9", "2", "66.7%"] in page.tables[0]
+
+
+def test_mistakes_are_counted_and_ordered() -> None:
+    logits = torch.tensor([[3.0, 0, 0], [0, 5, 0], [0, 9, 0], [0, 2, 0], [0, 0, 1]])
+    labels = torch.tensor([0, 1, 0, 0, 1])
+    counts = confusion_counts(logits, labels)
+    assert counts.tolist() == [[1, 2, 0], [0, 1, 1], [0, 0, 0]]
+    assert confused_pairs(counts, 5) == [(0, 1, 2), (1, 2, 1)]
+    assert worst_mistakes(logits, labels, 2) == [2, 3]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.913, 0.914), (2.5, 2.5), (-3.0, 1200.0), (0.0, 0.0)])
+def test_ticks_enclose_the_values(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low <= high <= ticks[-1]
+    assert 2 <= len(ticks) <= 8
+
+
+def test_values_that_are_not_finite_leave_the_chart_whole() -> None:
+    lines = [Line("a", [(1, 0.5), (2, float("nan")), (3, 0.25)]), Line("b", [(1, float("inf"))])]
+    page = Page(line_chart("Loss", lines))
+    assert len(page.named("circle")) == 2
+    assert "nan" not in "".join(str(tag) for tag in page.tags)
+
+
+def test_large_images_are_shrunk() -> None:
+    address = image_address(torch.zeros(3, 300, 400, dtype=torch.uint8))
+    image = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
+    assert (image.format, image.size) == ("JPEG", (160, 120))
+
+
+def test_the_picture_of_the_masks_stands_alone(trained: Path) -> None:
+    root = ElementTree.fromstring(mask_picture(load_run(trained).model))
+    groups = root.findall("{http://www.w3.org/2000/svg}g")
+    assert len(groups) == 4
+    cells = [path.attrib["d"].count("M") for path in groups[0]]
+    assert sum(cells) == 49
+    with pytest.raises(ValueError, match="no masks"):
+        mask_picture(gmmvit.create_model("vit", depth=1))
+
+
+def test_importing_the_report_loads_no_picture_library() -> None:
+    code = (
+        "import sys, gmmvit.report; print([m for m in ('PIL', 'matplotlib', 'sklearn', 'pyarrow') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
