@@ -8,39 +8,27 @@ ours and a pass of the DataLoader.
 """
 
 import argparse
-import csv
-import datetime
-import io
-import platform
-import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from rows import row, write_rows
 from torch import Tensor
 
 from gmmvit.augment import Augment
+from gmmvit.data import load_dataset
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-COLUMNS = ("what", "images_per_s", "q1", "q3", "device", "torch", "date", "commit")
 
 
-def load_cifar10(data_dir: Path, count: int) -> tuple[list[Any], Tensor, Tensor]:
+def load_cifar10(data_dir: str, count: int) -> tuple[list[Any], Tensor, Tensor]:
     """The first `count` training images as PIL images and as uint8 [N, 3, 32, 32], and their labels."""
-    import pyarrow.parquet as pq
     from PIL import Image
 
-    shards = sorted((data_dir / "cifar10" / "plain_text").glob("train-*.parquet"))
-    if not shards:
-        raise SystemExit(f"no {data_dir}/cifar10/plain_text/train-*.parquet; point --data-dir at the folder of cifar10")
-    rows = pq.read_table(shards[0], columns=["img", "label"]).slice(0, count).to_pylist()
-    pictures = [Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB") for row in rows]
-    images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
-    return pictures, images, torch.tensor([row["label"] for row in rows])
+    train = load_dataset("cifar10", data_dir=data_dir).train
+    images = train.images[:count].clone()
+    return [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()], images, train.labels[:count]
 
 
 def our_pass(images: Tensor, labels: Tensor, batch: int, seconds: float) -> Callable[[], float]:
@@ -103,35 +91,10 @@ def torchvision_pass(pictures: list[Any], labels: Tensor, batch: int, workers: i
     return run
 
 
-def device_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() if result.returncode == 0 else "none"
-
-
-def write_rows(path: Path, figures: dict[str, tuple[float, float, float]]) -> None:
-    """Append a row per figure, with the head if the file is new."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    common = (device_name(), torch.__version__, datetime.date.today().isoformat(), commit())
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(COLUMNS)
-        for what, values in figures.items():
-            writer.writerow((what, *(f"{value:.4g}" if value < 100 else round(value) for value in values), *common))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="the folder that holds cifar10")
-    parser.add_argument("--out", type=Path, help="CSV file to which the rows are appended")
+    parser.add_argument("--data-dir", default="../shared/data", help="the folder that holds cifar10")
+    parser.add_argument("--out", default="", help="CSV to write")
     parser.add_argument("--images", type=int, default=8192, help="images of a pass")
     parser.add_argument("--rounds", type=int, default=9, help="passes of each, turn by turn")
     parser.add_argument("--workers", type=int, default=2, help="workers of the DataLoader")
@@ -152,14 +115,10 @@ def main() -> None:
     for _ in range(options.rounds):
         for what, run in passes.items():
             rates[what].append(run())
-    rates["ratio gmmvit to torchvision, batch 512"] = [a / b for a, b in zip(rates[ours], rates[theirs], strict=True)]
-    figures = {}
-    for what, values in rates.items():
-        q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-        figures[what] = (median, q1, q3)
-        print(f"{what:44s} {median:10.5g}   quartiles {q1:.5g} to {q3:.5g}")
-    if options.out:
-        write_rows(options.out, figures)
+    rows = [row(f"augmentation, {what}", "images/s", values) for what, values in rates.items()]
+    ratios = [a / b for a, b in zip(rates[ours], rates[theirs], strict=True)]
+    rows.append(row("ratio, gmmvit / torchvision, batch 512", "times", ratios))
+    write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -225,6 +225,85 @@ def report(*runs: Path, out: Path | None = None, data_dir: str | None = None, de
 
 
 @app.command
+def models(
+    *,
+    image_size: str = "32",
+    num_classes: int = 10,
+    channels: int = 3,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """List families, sizes and masks with parameters and multiply-accumulates for an image size.
+
+    Parameters
+    ----------
+    image_size
+        Pixels, N or HEIGHTxWIDTH.
+    num_classes
+        Width of the head.
+    channels
+        Of the images.
+    as_json
+        Print JSON.
+    """
+    size = load_recipe("digits", image_size=image_size).image_size or (32,)
+    from gmmvit.models import list_models
+
+    rows = list_models((size[0], size[-1]), num_classes, channels)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{'family':<7} {'size':<9} {'mask':<5} {'parameters':>12} {'of the mask':>12} {'MACs':>9}  note")
+    for row in rows:
+        if row["parameters"] is None:
+            counts = f"{'-':>12} {'-':>12} {'-':>9}"
+        else:
+            counts = f"{row['parameters']:>12,} {row['mask_parameters']:>12,} {row['macs'] / 1e6:>8,.0f}M"
+        print(f"{row['family']:<7} {row['size']:<9} {row['mask']:<5} {counts}  {row['note']}".rstrip())
+
+
+@app.command
+def convert(
+    file: Path,
+    /,
+    *,
+    family: str,
+    mask: typing.Literal["none", "elm", "gmm"],
+    dataset: str,
+    out: Path,
+    data_dir: str | None = None,
+    num_heads: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Turn a checkpoint of the original code into a run folder for predict, eval and report.
+
+    Parameters
+    ----------
+    file
+        The .pth file; only its tensors are read.
+    family
+        Family of the model.
+    mask
+        Its mask.
+    dataset
+        What it was trained on: cifar10, cifar100, svhn or tiny-imagenet.
+    out
+        Folder of the run.
+    data_dir
+        Where the data set lies, to read class names where they are not known without it.
+    num_heads
+        Heads, where the tensors do not tell them (a model without Gaussian mask).
+    overwrite
+        Replace an old run in that folder.
+    """
+    from gmmvit.convert import convert as write_run
+
+    sizes = {} if num_heads is None else {"heads": num_heads}
+    print(
+        write_run(file, out, family=family, mask=mask, dataset=dataset, data_dir=data_dir, overwrite=overwrite, **sizes)
+    )
+
+
+@app.command
 def recipes() -> None:
     """List the shipped recipes and the heads of their files."""
     from gmmvit.config import RECIPES

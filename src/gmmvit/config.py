@@ -1,4 +1,4 @@
-"""A training configuration: one frozen dataclass, its YAML files in `recipes/`, and the checks of both. Loads no torch."""
+"""A training configuration: one frozen dataclass, its YAML files in `recipes/`, and their checks. Loads no torch."""
 
 import dataclasses
 import difflib

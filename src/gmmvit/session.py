@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gmmvit.augment import Augment
@@ -69,7 +69,7 @@ class Setting:
     data: Dataset
     device: torch.device
     dtype: torch.dtype
-    forward: nn.Module  # the model, compiled on request
+    forward: Callable[[Tensor], Tensor]  # the model, compiled on request
     augment: Augment
     steps_per_epoch: int
     progress: Progress

@@ -132,7 +132,7 @@ def _summary(setting: Setting, state: State) -> dict[str, Any]:
     recipe, data = setting.recipe, setting.data
     parameters = {name: p.numel() for name, p in state.model.named_parameters() if p.requires_grad}
     last = {name: tensor.clone() for name, tensor in state.evaluated().state_dict().items()}
-    test = {"best": None, "last": None}
+    test: dict[str, float | None] = {"best": None, "last": None}
     if data.test is not None:
         for which, weights in (("last", last), ("best", state.best["weights"])):
             state.evaluated().load_state_dict(weights)

@@ -41,7 +41,9 @@ def test_paper_sizes_take_64_pixels_with_the_same_grid(family: str) -> None:
 
 def test_listing_counts_parameters_and_work() -> None:
     rows = list_models(families=["vit"], sizes=["tiny", "small"])
-    assert [(row["size"], row["mask"]) for row in rows] == [(s, m) for s in ("tiny", "small") for m in ("none", "elm", "gmm")]
+    assert [(row["size"], row["mask"]) for row in rows] == [
+        (s, m) for s in ("tiny", "small") for m in ("none", "elm", "gmm")
+    ]
     tiny = {row["mask"]: row for row in rows if row["size"] == "tiny"}
     assert tiny["gmm"]["parameters"] == 2_693_122
     assert tiny["gmm"]["mask_parameters"] == 1_080

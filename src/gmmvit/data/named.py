@@ -67,6 +67,12 @@ NAMED = {
 }
 
 
+def class_names(name: str) -> list[str] | None:
+    """The class names of a named data set in the order of its labels; None where only its files tell them."""
+    known = NAMED[name].classes
+    return list(known()) if known else None
+
+
 def named_source(name: str, data_dir: Path, *, download: bool, report: Report) -> Source:
     """Find a named data set below `data_dir`, or download it there.
 

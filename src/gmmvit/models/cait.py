@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention.reference import modulate
-from gmmvit.layers import Block, Grid, MaskedAttention, Masking, PatchEmbedding, choose_patch, pair, patch_grid, positive
+from gmmvit.layers import (
+    Block,
+    Grid,
+    MaskedAttention,
+    Masking,
+    PatchEmbedding,
+    choose_patch,
+    pair,
+    patch_grid,
+    positive,
+)
 from gmmvit.models.base import VisionTransformer
 
 

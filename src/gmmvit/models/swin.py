@@ -130,7 +130,9 @@ def _checked(size: tuple[int, int], patch: tuple[int, int], stages: int, window:
     """
     nearest = []
     for side, p in zip(size, patch, strict=True):
-        allowed = [p * cells for cells in range(1, 2 * side // p + 2**stages * window) if side_fits(cells, stages, window)]
+        allowed = [
+            p * cells for cells in range(1, 2 * side // p + 2**stages * window) if side_fits(cells, stages, window)
+        ]
         nearest.append(min(allowed, key=lambda a: abs(a - side)))
     if tuple(nearest) != size:
         raise ValueError(

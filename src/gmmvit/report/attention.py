@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from gmmvit.attention.reference import modulate, with_prefix
 from gmmvit.augment import normalize
 from gmmvit.checkpoint import LoadedRun
-from gmmvit.layers import MaskedAttention
+from gmmvit.layers import Grid, MaskedAttention
 from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import heat_over, image_address
 
@@ -43,44 +42,52 @@ class AttentionMap:
         return seen.unflatten(1, self.grid), cell
 
 
-def attention_weights(layer: MaskedAttention, x: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> Tensor:
-    """Softmax of the modulated logits of one layer for its input x [B, T, dim]: [B, H, T, T]; in mode "post" times the
+def attention_weights(
+    layer: MaskedAttention, q: Tensor, k: Tensor, grid: tuple[int, int] | None, bias: Tensor | None = None
+) -> Tensor:
+    """Softmax of the modulated logits of one layer for q and k [B, H, T, D]: [B, H, T, T]; in mode "post" times the
     mask, as the values are weighed."""
-    q, k, _ = layer.project(x)
-    scale = layer.head_dim**-0.5 if layer.scale is None else layer.scale
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scale = q.shape[-1] ** -0.5 if layer.scale is None else layer.scale
     mask = None if layer.mask is None else with_prefix(layer.mask.dense(grid), layer.prefix_tokens)  # type: ignore[operator]
-    weights = modulate(scale * (q @ k.transpose(-2, -1)), mask, bias, layer.mode).softmax(-1)
+    weights = modulate(scale * (q.to(wide) @ k.to(wide).transpose(-2, -1)), mask, bias, layer.mode).softmax(-1)
     return weights * mask if mask is not None and layer.mode == "post" else weights
 
 
 @contextmanager
 def _recorded(model: nn.Module, images: int) -> Iterator[list[AttentionMap]]:
-    """Collects the attention of every layer that sees whole images while the model runs on so many of them."""
+    """Collects the attention of every layer that sees whole images while the model runs on so many of them.
+
+    `attend` is wrapped and not the module's forward, because a family may rearrange tokens and add a bias before it.
+    """
     maps: list[AttentionMap] = []
 
-    def record(name: str, layer: MaskedAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0]
-        grid = args[1] if len(args) > 1 else kwargs.get("grid")
-        grid = grid or getattr(layer.mask, "grid", None) or getattr(model, "grid", None)
-        bias = args[2] if len(args) > 2 else kwargs.get("bias")
-        # Windows arrive as a larger batch, and a layer with more than patches and prefix has another geometry.
-        if grid is None or x.shape[0] != images or x.shape[1] != grid[0] * grid[1] + layer.prefix_tokens:
-            return
-        maps.append(
-            AttentionMap(name, attention_weights(layer, x, tuple(grid), bias).cpu(), tuple(grid), layer.prefix_tokens)
-        )
+    def record(name: str, layer: MaskedAttention, q: Tensor, k: Tensor, grid: Grid | None, bias: Tensor | None) -> None:
+        patches = grid or getattr(layer.mask, "grid", None) or getattr(model, "grid", None)
+        # Windows make a larger batch, and a layer with more than patches and prefix has another geometry.
+        if patches and q.shape[0] == images and q.shape[2] == patches[0] * patches[1] + layer.prefix_tokens:
+            weights = attention_weights(layer, q, k, grid, bias)
+            maps.append(AttentionMap(name, weights.cpu(), tuple(patches), layer.prefix_tokens))
 
-    handles = []
-    for name, module in model.named_modules():
-        # A subclass that attends in another way (talking heads) is not described by the formula.
-        if isinstance(module, MaskedAttention) and type(module).attend is MaskedAttention.attend:
-            hook = lambda layer, args, kwargs, name=name: record(name, layer, args, kwargs)  # noqa: E731
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    def wrap(name: str, layer: MaskedAttention) -> None:
+        attend = layer.attend
+
+        def recording(q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+            record(name, layer, q, k, grid, bias)
+            return attend(q, k, v, grid, bias)
+
+        layer.attend = recording  # type: ignore[method-assign]
+
+    # A subclass that attends in another way (talking heads) is not described by the formula.
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MaskedAttention)}
+    plain = {name: layer for name, layer in layers.items() if type(layer).attend is MaskedAttention.attend}
+    for name, layer in plain.items():
+        wrap(name, layer)
     try:
         yield maps
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in plain.values():
+            del layer.attend
 
 
 @torch.no_grad()
@@ -113,7 +120,7 @@ def attention_section(run: LoadedRun, images: Tensor, captions: list[str]) -> st
         columns = f"grid-template-columns:repeat({len(figures)},minmax(0,1fr))"
         blocks.append(f'<h3>{escape(caption)}</h3><div class="maps" style="{columns}">{"".join(figures)}</div>')
     intro = (
-        f"Where {query} looks: attention averaged over the heads, in the last {len(maps)} layers. Patches that get more "
-        "than an even share are orange, the one that gets most is brightest."
+        f"Where {query} looks: attention averaged over the heads, in the last {len(maps)} layers. Patches that get "
+        "more than an even share are orange, the one that gets most is brightest."
     )
     return paragraph(intro) + "".join(blocks)

@@ -1,0 +1,38 @@
+# `make demo` and `make test` set everything up on a machine that has only Python 3.11, pip, gcc and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,metrics]'
+	touch $@
+
+# Trains GMM-ViT and the plain ViT on the digits, prints both accuracies and the path of the report.
+demo: $(READY)
+	$(BIN)/gmmvit train --recipe digits --mask gmm --out runs/demo --overwrite > /dev/null
+	$(BIN)/gmmvit train --recipe digits --mask none --out runs/demo-none --overwrite > /dev/null
+	@echo; echo "GMM-ViT:  $$($(BIN)/gmmvit eval runs/demo | grep top1)  of the held-out digits"
+	@echo "plain ViT: $$($(BIN)/gmmvit eval runs/demo-none | grep top1)  (same pooling and recipe)"
+	@echo "report:    $$($(BIN)/gmmvit report runs/demo runs/demo-none)"
+
+lint: $(READY)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadscope
+
+# The figures in README and docs that a CPU can give (an hour); `ORIGINAL=path` adds the original's training loop.
+bench: $(READY)
+	$(BIN)/python benchmarks/augment.py --data-dir ../shared/data --out benchmarks/results/augment-cpu.csv
+	$(BIN)/python benchmarks/attention_cpu.py --out benchmarks/results/attention-cpu.csv
+	$(BIN)/python benchmarks/train_throughput.py --data-dir ../shared/data $(if $(ORIGINAL),--original $(ORIGINAL)) \
+		--out benchmarks/results/train-throughput-cpu.csv
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
