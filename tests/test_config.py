@@ -88,7 +88,7 @@ def test_a_wrong_file_is_named(tmp_path, content, words):
 
 
 def test_an_unknown_recipe_names_the_shipped_ones():
-    with pytest.raises(RecipeError, match="shipped are digits.* did you mean 'paper'"):
+    with pytest.raises(RecipeError, match=r"shipped are digits.* did you mean 'paper'"):
         load_recipe("papr")
 
 

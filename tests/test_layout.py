@@ -8,8 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 # A module imports only modules above it; the leaves at the end are imported by nobody but the command.
 ORDER = [
-    "version", "attention", "masks", "layers", "models", "reference_sizes", "reference_weights", "data", "augment", "config",
-    "optim", "progress", "checkpoint", "convert", "session", "evaluate", "train", "report", "cli", "__main__",
+    "version", "attention", "masks", "layers", "models", "reference_sizes", "reference_weights", "data", "augment",
+    "config", "optim", "progress", "checkpoint", "convert", "session", "evaluate", "train", "report", "cli", "__main__",
 ]  # fmt: skip
 LEAVES = {"convert": {"cli"}, "report": {"cli"}, "cli": {"__main__"}}
 FILES = sorted(SOURCE.rglob("*.py"))

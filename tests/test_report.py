@@ -285,6 +285,7 @@ def test_the_attention_drawn_is_the_attention_computed(trained: Path, mode: str,
     images = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
     maps = attention_maps(run, images)
     assert [attention.grid for attention in maps] == [(4, 2), (4, 2)]
+    assert not any("attend" in vars(module) for module in model.modules())  # the model is left as it was
     layer = model.get_submodule(maps[0].name)
     assert isinstance(layer, gmmvit.MaskedAttention)
     x = torch.randn(3, 8 + (pool == "cls"), 16)

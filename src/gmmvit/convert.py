@@ -45,6 +45,7 @@ def convert(
     """
     if dataset not in STATISTICS:
         raise ValueError(f"dataset must be one of {list(STATISTICS)}, got {dataset!r}")
+    sizes.setdefault("img_size", 64 if dataset == "tiny-imagenet" else 32)
     model = load_reference(read_reference_checkpoint(file), family=family, mask=mask, **sizes)
     options = json.loads(json.dumps({"family": family, **model.config}))
     mean, std = STATISTICS[dataset]

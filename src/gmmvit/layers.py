@@ -138,7 +138,7 @@ class Block(nn.Module):
         self.scale2 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
 
     def forward(self, x: Tensor, context: Any) -> Tensor:
-        """[B, T, dim] -> [B, T, dim]; `context` is what the attention takes beside its input: the grid of the patches."""
+        """[B, T, dim] -> [B, T, dim]; `context`, the grid, goes on to the attention."""
         branch = self.attn(self.norm1(x), context)
         x = x + self.drop_path(branch if self.scale1 is None else branch * self.scale1)
         branch = self.mlp(self.norm2(x))
@@ -276,8 +276,8 @@ def choose_patch(
 ) -> tuple[int, int]:
     """The patch size asked for; or, for None, the square one with about `cells` patches on the shorter side.
 
-    That is the divisor of both sides nearest to side / cells, at most a factor of 2 away, whose grid `fits`; where there
-    is none, side / cells itself, which the check of the grid then refuses.
+    That is the divisor of both sides nearest to side / cells, at most a factor of 2 away, whose grid `fits`; where
+    there is none, side / cells itself, which the check of the grid then refuses.
     """
     if patch_size is not None:
         return pair(patch_size, "patch_size")

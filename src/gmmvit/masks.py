@@ -36,8 +36,8 @@ class GaussianMixtureMask(nn.Module):
         num_kernels: K, Gaussians per head.
         init: "paper": sigma ~ N(10, 10), alpha ~ N(0, 2). "identity": M is 1 within rounding, so that a mask can be
             added to a trained model: one Gaussian so wide that it is a constant, the others with alpha 0 and widths
-            from one patch to half the grid (with K = 1 only the constant can learn). "local": a constant plus a narrow-to-wide peak
-            around the patch itself, narrow in early layers and wide in late ones, of another strength in every head.
+            from one patch to half the grid (with K = 1 only the constant can learn). "local": a constant plus peaks
+            round the patch itself, narrow in early layers and wide in late ones, of another strength in every head.
         covariance: "spherical" (one sigma, the paper), "diag" (one per axis) or "full" (and their correlation).
         learn_center: a learned offset of the peak per head, in grid steps, starting at 0.
         depth: place of the layer in the network, 0 first to 1 last; read by init="local".

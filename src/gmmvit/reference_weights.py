@@ -35,7 +35,7 @@ def _layers(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _talking_layers(theirs: str, ours: str) -> dict[str, str]:
-    """A block with layer scale and talking heads as the original's CaiT names it; queries apart from keys and values."""
+    """A block with layer scale and talking heads as the original's CaiT names it; queries and the rest apart."""
     return {
         f"{theirs}.0.scale": f"{ours}.scale1",
         f"{theirs}.0.fn.norm.": f"{ours}.norm1.",
@@ -135,7 +135,7 @@ def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _is_frozen(name: str, tensor: Tensor) -> bool:
-    """Whether it is a distance table of the original: [1, 1, N, N], named mask like the [N, N] of an element-wise mask."""
+    """Whether it is a distance table: [1, 1, N, N], named mask like the [N, N] of an element-wise mask."""
     return (name == "mask" or name.endswith(".mask")) and tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
 
 
@@ -201,8 +201,8 @@ def load_reference(
     """Our model with weights that were trained with the original code.
 
     Args:
-        state_dict: tensors by the original's names, or a whole checkpoint with a `model_state_dict`; `module.` prefixes,
-            distance tables and parameters that no forward pass uses are left out.
+        state_dict: tensors by the original's names, or a whole checkpoint with a `model_state_dict`; `module.`
+            prefixes, distance tables and parameters that no forward pass uses are left out.
         family, mask: of the model.
         sizes: img_size, patch_size, num_classes, dim, num_kernels, and of the family what `SIZE_NAMES` has for it. What
             is not given is read off the tensors.

@@ -129,8 +129,8 @@ def _on_device(data: Dataset, device: torch.device) -> Dataset:
     return dataclasses.replace(data, **moved)
 
 
-def load_data(recipe: Recipe, report: Callable[[str], None] | None = None) -> Dataset:
-    """The data set that a recipe names, split and at its training size."""
+def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, download: bool = True) -> Dataset:
+    """The data set that a recipe names, split and at its training size; with `download` fetched where it is not there."""
     size = recipe.image_size
     return load_dataset(
         recipe.dataset,
@@ -143,6 +143,7 @@ def load_data(recipe: Recipe, report: Callable[[str], None] | None = None) -> Da
         split_seed=recipe.split_seed,
         cache_dir=recipe.cache_dir,
         skip_broken=recipe.skip_broken,
+        download=download,
         report=report,
     )
 

@@ -1,18 +1,29 @@
-"""Every family compiles whole. Slow (a C++ compiler runs), so in a file of its own: `pytest --ignore tests/models/test_compile.py`."""
+"""Every family compiles whole into native code.
+
+Slow (a C++ compiler runs), so in a file of its own; `test_models.py` has the quick check that no graph breaks.
+"""
 
 from typing import Any
 
-import pytest
 import torch
 
+ONE_BLOCK: dict[str, dict[str, Any]] = {
+    "vit": {"depth": 1},
+    "swin": {"depth": (2,), "num_heads": (2,)},  # the second block shifts its windows
+    "cait": {"depth": 1},
+    "pit": {"depth": (1, 1)},
+    "t2t": {"depth": 1},
+}
 
-@pytest.mark.parametrize("mask", ["gmm"], indirect=True)
-def test_models_compile_whole_and_train(build: Any, family: str, mask: str) -> None:
-    model = build(family, mask, drop_path=0.1, mask_options={"init": "paper"})
-    compiled = torch.compile(model, fullgraph=True)
-    images = torch.randn(2, 3, 32, 32)
-    model.eval()
-    torch.testing.assert_close(compiled(images), model(images), rtol=1e-3, atol=1e-4)
-    model.train()
-    compiled(images).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+def test_models_compile_whole_and_train(build: Any, family: str) -> None:
+    torch.compiler.reset()
+    model = build(family, "gmm", image_size=16, mask_options={"init": "paper"}, **ONE_BLOCK[family])
+    images = torch.randn(2, 3, 16, 16)
+    gradients = []
+    for run in (model, torch.compile(model, fullgraph=True)):
+        model.zero_grad()
+        run(images).square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-2, atol=1e-3, msg=name)

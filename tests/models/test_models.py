@@ -113,3 +113,11 @@ def test_models_export(build: Any, family: str, mask: str) -> None:
     images = torch.randn(2, 3, 32, 32)
     exported = torch.export.export(model, (images,))
     torch.testing.assert_close(exported.module()(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_no_graph_breaks(build: Any, family: str, mask: str) -> None:
+    torch.compiler.reset()
+    model = build(family, mask, drop_path=0.1)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

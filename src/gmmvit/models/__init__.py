@@ -17,7 +17,7 @@ from gmmvit.models.swin import Swin
 from gmmvit.models.t2t import T2T
 from gmmvit.models.vit import ViT
 
-FAMILIES: dict[str, type[VisionTransformer]] = {"vit": ViT, "swin": Swin, "cait": CaiT, "pit": PiT, "t2t": T2T}
+FAMILIES: dict[str, type[Any]] = {"vit": ViT, "swin": Swin, "cait": CaiT, "pit": PiT, "t2t": T2T}
 
 # "tiny" is the size of the paper's tables. The ViTs named by depth (and width) are those of the paper's code.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -65,7 +65,8 @@ def create_model(
             go before those of `size`.
 
     Raises:
-        ValueError, TypeError: for an unknown family, size or option (with the nearest name), or a value that does not fit.
+        ValueError, TypeError: for an unknown family, size or option (with the nearest name), or a value that does not
+            fit.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {list(FAMILIES)}, got {family!r}")

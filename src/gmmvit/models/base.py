@@ -30,13 +30,14 @@ class Stage(nn.Module):
 class VisionTransformer(nn.Module):
     """Base of the families. Input [B, channels, height, width], normalised; output logits [B, num_classes].
 
-    A family builds `patch_embed`, its `blocks` or `stages` and the rest in its constructor. `config` holds the arguments of construction.
+    A family builds `patch_embed`, its `blocks` or `stages` and the rest in its constructor. `config` holds the
+    arguments of construction.
     """
 
     family: ClassVar[str]
     hierarchical: ClassVar[bool] = False  # stages of several resolutions instead of blocks of one
     norm_before_pool: ClassVar[bool] = False  # mean of the normed tokens, or norm of the mean
-    patch_embed: nn.Module
+    patch_embed: Any  # a module with a `grid` of images
     pos_embed: Tensor
     cls_token: Tensor | None
     blocks: nn.ModuleList  # of a family with one resolution
@@ -83,11 +84,12 @@ class VisionTransformer(nn.Module):
             if token is not None:
                 nn.init.normal_(token)
 
-    def steps(self) -> list[nn.Module]:
+    def steps(self) -> list[Any]:
         """Modules that tokens pass through in order, each called with (tokens, grid) and with a `next_grid`."""
         if not self.hierarchical:
             return list(self.blocks)
-        return [step for stage in self.stages for step in (*stage.blocks, stage.reduction) if step is not None]
+        stages: list[Any] = list(self.stages)
+        return [step for stage in stages for step in (*stage.blocks, stage.reduction) if step is not None]
 
     def feature_steps(self) -> list[int]:
         """Indices of the steps after which intermediate features are taken: every block, or the last of every stage."""
@@ -220,7 +222,7 @@ class VisionTransformer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
-        """A model that `save_pretrained` wrote, from a folder, or from the Hugging Face Hub where no such folder exists.
+        """A model that `save_pretrained` wrote: from a folder, or where there is none from the Hugging Face Hub.
 
         Raises ValueError where the folder holds another family, FileNotFoundError where a file is missing.
         """

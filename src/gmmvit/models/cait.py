@@ -35,7 +35,7 @@ class TalkingHeads(nn.Module):
         self.after = nn.Parameter(torch.randn(num_heads, num_heads))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, mode: str = "multiply") -> Tensor:
-        """q [B, H, Q, D], k and v [B, H, N, D], dense mask [H, Q, N] -> [B, H, Q, D]; the mask comes before the mixing."""
+        """q [B, H, Q, D], k and v [B, H, N, D], dense mask [H, Q, N], before the mixing -> [B, H, Q, D]."""
         wide = torch.promote_types(q.dtype, torch.float32)
         scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).to(wide)
         mask = None if mask is None else mask.to(wide)
@@ -55,7 +55,7 @@ class TalkingHeadsAttention(MaskedAttention):
         self.talk = TalkingHeads(num_heads)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
-        mask = None if self.mask is None else self.mask.dense(grid)
+        mask = None if self.mask is None else self.mask.dense(grid)  # type: ignore[operator]
         return self.talk(q, k, v, mask, self.mode)
 
 
@@ -91,8 +91,8 @@ class CaiT(VisionTransformer):
         image_size: int or (height, width) in pixels, a multiple of the patch.
         patch_size: int or (height, width); about an eighth of the image by default.
         channels, num_classes: of the images; of the head.
-        dim, depth, class_depth, num_heads, head_dim, mlp_ratio: sizes; `depth` patch layers, `class_depth` layers of the
-            class token. The defaults are the paper's 5.1 M parameters.
+        dim, depth, class_depth, num_heads, head_dim, mlp_ratio: sizes; `depth` patch layers, `class_depth` layers of
+            the class token. The defaults are the paper's 5.1 M parameters.
         mask, mode, mask_options: as in `ViT`; mode "post" weighs the softmax before the second mixing.
         dropout, drop_path: drop_path is the same in every block.
 
@@ -103,6 +103,7 @@ class CaiT(VisionTransformer):
     """
 
     family = "cait"
+    cls_token: nn.Parameter
 
     def __init__(
         self,
@@ -138,8 +139,8 @@ class CaiT(VisionTransformer):
             self.blocks.append(Block(attention, dim, mlp_ratio, dropout, drop_path, layer_scale(layer)))
         self.class_blocks = nn.ModuleList()
         for layer in range(class_depth):
-            attention = ClassAttention(dim, num_heads, head_dim or dim // num_heads, dropout)
-            self.class_blocks.append(Block(attention, dim, mlp_ratio, dropout, drop_path, layer_scale(layer)))
+            reader = ClassAttention(dim, num_heads, head_dim or dim // num_heads, dropout)
+            self.class_blocks.append(Block(reader, dim, mlp_ratio, dropout, drop_path, layer_scale(layer)))
         self.build_head(dim, num_classes)
 
     def pool(self, x: Tensor) -> Tensor:

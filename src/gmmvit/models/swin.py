@@ -32,7 +32,7 @@ class WindowAttention(MaskedAttention):
 
     Args:
         window: (rows, cols) of patches; the mask belongs to this grid.
-        shift: (rows, cols) that the windows are moved by, cyclically; patches that were no neighbours do not see each other.
+        shift: (rows, cols) that the windows are moved by, cyclically; patches from opposite sides do not see each other.
         image_grid: grid of the whole image at construction.
 
     Other arguments as in `MaskedAttention`.
@@ -51,7 +51,7 @@ class WindowAttention(MaskedAttention):
         self.register_buffer("shift_bias", shifted, persistent=False)
 
     def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]; `grid` of the whole image. `bias` is the layer's own business and must be None."""
+        """[B, N, dim] -> [B, N, dim]; `grid` of the whole image. `bias` is the layer's own: None."""
         if bias is not None:
             raise ValueError("WindowAttention computes its own bias, got another")
         grid = self.image_grid if grid is None else grid
@@ -61,10 +61,10 @@ class WindowAttention(MaskedAttention):
 
     def _bias(self, grid: Grid) -> Tensor:
         relative = dense_mask(OffsetTable(self.relative_position_bias, self.window))  # [H, T, T]
-        if not any(self.shift):
+        if self.shift_bias is None:
             return relative
-        own = self.shift_bias
-        shifted = own if grid == self.image_grid else shift_bias(grid, self.window, self.shift).to(relative)
+        known = grid == self.image_grid
+        shifted = self.shift_bias if known else shift_bias(grid, self.window, self.shift).to(relative)
         return relative + shifted  # [W, H, T, T]
 
     def _split(self, x: Tensor, grid: Grid) -> Tensor:
@@ -87,7 +87,7 @@ class WindowAttention(MaskedAttention):
 
 
 def shift_bias(grid: Grid, window: Grid, shift: tuple[int, int]) -> Tensor:
-    """Bias that keeps patches of different regions of a cyclically shifted grid apart: 0 or -inf, float32 [W, 1, T, T]."""
+    """Bias that keeps the regions of a cyclically shifted grid apart: 0 or -inf, float32 [W, 1, T, T]."""
     regions = []
     for side, w, s in zip(grid, window, shift, strict=True):
         position = torch.arange(side)

@@ -51,7 +51,7 @@ def measure(run: LoadedRun, data_dir: str | None) -> Outcome:
     """
     recipe = run.recipe if data_dir is None else dataclasses.replace(run.recipe, data_dir=data_dir)
     try:
-        data = load_data(recipe)
+        data = load_data(recipe, download=False)
     except (DataError, OSError) as error:
         raise DataError(f"the data set {recipe.dataset} cannot be read: {error}") from error
     if data.classes != run.classes:
