@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the reference v
 def original(family, mask, num_classes=10):
     """State of the original's model, its head widened to a data set's classes, saved as its training saves it."""
     with safe_open(REFERENCE / f"{family}-{mask}.safetensors", "pt") as file:
-        state = {name.removeprefix("state/"): file.get_tensor(name) for name in file if name.startswith("state/")}
+        names = [name for name in file.keys() if name.startswith("state/")]  # noqa: SIM118
+        state = {name.removeprefix("state/"): file.get_tensor(name) for name in names}
         sizes = json.loads(file.metadata()["config"])
     for name, tensor in state.items():
         if tensor.shape[:1] == (sizes["num_classes"],) and ("head" in name):

@@ -68,7 +68,7 @@ def convert(
     for name in checkpoint.WEIGHTS.values():
         checkpoint.save_weights(folder / name, model.state_dict(), {"family": family, "mask": mask})
     parameters = {name: p.numel() for name, p in model.named_parameters()}
-    summary = {"model": family, "mask": mask, "dataset": dataset, "converted_from": str(file)}
+    summary: dict[str, Any] = {"model": family, "mask": mask, "dataset": dataset, "converted_from": str(file)}
     summary |= {"num_parameters": sum(parameters.values()), "versions": checkpoint.versions()}
     checkpoint.write_json(folder / checkpoint.SUMMARY, summary)
     return folder

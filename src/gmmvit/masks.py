@@ -42,6 +42,8 @@ class GaussianMixtureMask(nn.Module):
         learn_center: a learned offset of the peak per head, in grid steps, starting at 0.
         depth: place of the layer in the network, 0 first to 1 last; read by init="local".
         positive: start with M > 0, which mode "log" needs.
+        cutoff: M is 0 between patches further apart than this many grid steps; for weights trained with the original
+            code, whose float32 table underflows there (`load_reference` sets it).
 
     Parameters: sigma [H, K] or [H, K, 2] in grid steps, alpha [H, K]; if asked for, correlation [H, K], center [H, 2].
 
@@ -61,6 +63,7 @@ class GaussianMixtureMask(nn.Module):
         learn_center: bool = False,
         depth: float = 0.5,
         positive: bool = False,
+        cutoff: float | None = None,
     ) -> None:
         super().__init__()
         self.grid = _checked_grid(grid)
@@ -71,7 +74,7 @@ class GaussianMixtureMask(nn.Module):
             raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
         self.init = _one_of("init", init, INITS)
         self.covariance = _one_of("covariance", covariance, COVARIANCES)
-        self.depth, self.positive = depth, positive
+        self.depth, self.positive, self.cutoff = depth, positive, cutoff
         axes = () if covariance == "spherical" else (2,)
         self.sigma = nn.Parameter(torch.empty(num_heads, num_kernels, *axes))
         self.alpha = nn.Parameter(torch.empty(num_heads, num_kernels))
@@ -110,9 +113,12 @@ class GaussianMixtureMask(nn.Module):
         offsets = self.offsets if known else patch_offsets(_checked_grid(grid), self.offsets.device)  # type: ignore[arg-type]
         device = self.sigma.device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # there is no autocast for meta
-            return gaussian_mixture_table(
+            table = gaussian_mixture_table(
                 self.sigma, self.alpha, offsets, correlation=self.correlation, center=self.center
             )
+            if self.cutoff is None:
+                return table
+            return table * (offsets.square().sum(0) <= self.cutoff**2)
 
     def dense(self, grid: tuple[int, int] | None = None) -> Tensor:
         """The mask for every pair of patches: [H, N, N]."""

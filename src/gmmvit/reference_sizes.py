@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gmmvit.models import SIZES
@@ -30,8 +31,28 @@ def model_arguments(tensors: Tensors, raw: Tensors, family: str, mask: str, size
     }
     if mask == "gmm":
         alpha = next(name for name in tensors if name.endswith(".mask.alpha"))
-        arguments["mask_options"] = {"num_kernels": sizes.get("num_kernels") or tensors[alpha].shape[1]}
+        kernels = sizes.get("num_kernels") or tensors[alpha].shape[1]
+        arguments["mask_options"] = {"num_kernels": kernels} | _cutoff(raw)
     return arguments | _BY_FAMILY[family](tensors, raw, mask, sizes, arguments["dim"])
+
+
+def is_distance_table(name: str, tensor: Tensor) -> bool:
+    """Whether it is the original's frozen exp(-d2 / 2): [1, 1, N, N], named mask like an element-wise [N, N] mask."""
+    return (name == "mask" or name.endswith(".mask")) and tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
+
+
+def _cutoff(raw: Tensors) -> dict[str, float]:
+    """Where the original's float32 tables underflow to 0, in grid steps: the masks learned with them end there."""
+    reach = 0
+    complete = True
+    for table in (tensor for name, tensor in raw.items() if is_distance_table(name, tensor)):
+        side = math.isqrt(table.shape[-1])
+        index = torch.arange(side)
+        squared = (index.unsqueeze(1).square() + index.square()).flatten()  # of all patches from the first
+        seen = table[0, 0, 0] > 0
+        complete = complete and bool(seen.all())
+        reach = max(reach, int(squared[seen].max()))
+    return {} if complete else {"cutoff": math.sqrt(reach)}
 
 
 def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:

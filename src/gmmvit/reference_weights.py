@@ -16,7 +16,7 @@ from torch import Tensor
 from gmmvit.masks import MASKS
 from gmmvit.models import FAMILIES
 from gmmvit.models.base import VisionTransformer
-from gmmvit.reference_sizes import model_arguments
+from gmmvit.reference_sizes import is_distance_table, model_arguments
 
 _ENDS = {"mlp_head.0.": "norm.", "mlp_head.1.": "head.", "cls_token": "cls_token", "pos_embedding": "pos_embed"}
 
@@ -134,18 +134,13 @@ def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
-def _is_frozen(name: str, tensor: Tensor) -> bool:
-    """Whether it is a distance table: [1, 1, N, N], named mask like the [N, N] of an element-wise mask."""
-    return (name == "mask" or name.endswith(".mask")) and tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
-
-
 def _weights(state_dict: Mapping[str, Any], family: str) -> dict[str, Tensor]:
     """The tensors that a forward pass learns from."""
     unused = [re.compile(pattern) for pattern in UNUSED[family]]
     return {
         name: tensor
         for name, tensor in _unwrapped(state_dict).items()
-        if not _is_frozen(name, tensor) and not any(pattern.fullmatch(name) for pattern in unused)
+        if not is_distance_table(name, tensor) and not any(pattern.fullmatch(name) for pattern in unused)
     }
 
 
@@ -224,8 +219,9 @@ def load_reference(
         if name not in allowed:
             raise TypeError(f"{family} has no size {name!r}; allowed are {list(allowed)}")
     tensors = convert_tensors(state_dict, family)
-    if mask != "none" and not any(".mask." in name for name in tensors):
-        raise ValueError(f"tensor of a mask is missing: the checkpoint has none, so mask={mask!r} cannot be right")
+    own = {"none": "", "elm": ".mask.weight", "gmm": ".mask.alpha"}[mask]
+    if not any(name.endswith(own) for name in tensors):
+        raise ValueError(f"tensor '*.attn{own}' (our name) is missing from the checkpoint: is mask={mask!r} right?")
     arguments = model_arguments(tensors, _unwrapped(state_dict), family, mask, sizes)
     model = FAMILIES[family](mask=mask, **arguments)
     _check_complete(tensors, model)

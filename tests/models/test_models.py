@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gmmvit.models import FAMILIES, SIZES, create_model, list_models
 from gmmvit.models.vit import ViT
@@ -115,9 +116,10 @@ def test_models_export(build: Any, family: str, mask: str) -> None:
     torch.testing.assert_close(exported.module()(images), model(images), rtol=1e-4, atol=1e-5)
 
 
-def test_no_graph_breaks(build: Any, family: str, mask: str) -> None:
-    torch.compiler.reset()
-    model = build(family, mask, drop_path=0.1)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    compiled(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+def test_work_is_that_of_a_whole_pass(family: str) -> None:
+    with torch.device("meta"):
+        model, images = create_model(family, mask="gmm").eval().requires_grad_(False), torch.empty(1, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    (row,) = [row for row in list_models(families=[family], sizes=["tiny"]) if row["mask"] == "gmm"]
+    assert row["macs"] == counter.get_total_flops() // 2

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gmmvit.reference_weights import convert_tensors, load_reference
+from gmmvit.reference_weights import convert_tensors, load_reference, read_reference_checkpoint
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "reference"
 FILES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
@@ -58,3 +58,97 @@ def test_sizes_come_from_the_tensors(name: str) -> None:
     model = load_reference(part(tensors, "state/"), family=family, mask=mask, **told)
     logits = model.double()(tensors["input"].double())
     torch.testing.assert_close(logits, tensors["logits"], rtol=0, atol=1e-6)
+
+
+def as_trained(name: str) -> dict[str, Any]:
+    """A checkpoint as the original's training writes it, with all that our models have no place for."""
+    metadata, _, tensors = read(name)
+    state = part(tensors, "state/")
+    table = distance_table(8)
+    frozen = {
+        "vit": {"mask": table, "transformer.layers.0.0.fn.mask.mask": table},
+        "swin": {
+            "mask": distance_table(4),
+            "layers.0.blocks.0.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.long),
+            "layers.0.blocks.1.attn_mask": torch.zeros(16, 16, 16),
+        },
+        "cait": {"mask": table},
+        "pit": {"layers.0.mask": distance_table(16), "layers.2.mask": table},
+        "t2t": {"mask": table, "pos_embed": torch.zeros(1, 64, 256), "tokens_to_token.attention1.mask": table},
+    }[metadata["family"]]
+    if metadata["mask"] != "gmm":
+        frozen.pop("transformer.layers.0.0.fn.mask.mask", None)
+    model = {f"module.{key}": value for key, value in (state | frozen).items()}
+    return {"epoch": 3, "model_state_dict": model, "optimizer_state_dict": {"state": {}}, "scheduler": {"lr": 1e-3}}
+
+
+def distance_table(side: int) -> Tensor:
+    """exp(-d2 / 2) between all patches of a square grid, as the original stores it in float32."""
+    index = torch.arange(side * side)
+    rows, cols = index // side, index % side
+    squared = (rows.unsqueeze(1) - rows).square() + (cols.unsqueeze(1) - cols).square()
+    return ((-squared.float()).exp() ** 0.5).expand(1, 1, -1, -1).contiguous()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_of_the_original_training_loads(name: str, tmp_path: Path) -> None:
+    metadata, sizes, tensors = read(name)
+    torch.save(as_trained(name), tmp_path / "best.pth")
+    state = read_reference_checkpoint(tmp_path / "best.pth")
+    given = {key: value for key, value in sizes.items() if key in ("heads", "depths")}
+    model = load_reference(state, family=metadata["family"], mask=metadata["mask"], **given)
+    logits = model.double()(tensors["input"].double())
+    if name != "pit-gmm":  # its table ends after ten patches, see the next test
+        torch.testing.assert_close(logits, tensors["logits"], rtol=0, atol=1e-6)
+
+
+def test_masks_end_where_the_table_they_were_trained_with_underflows() -> None:
+    model = load_reference(as_trained("pit-gmm"), family="pit", mask="gmm")
+    mask = model.stages[0].blocks[0].attn.mask
+    table = distance_table(16)[0, 0]
+    assert (table == 0).any()
+    expected = sum(
+        mask.alpha[:, k, None, None] * table.pow(1 / (mask.sigma[:, k, None, None] ** 2 + 1e-5)) for k in range(3)
+    )
+    torch.testing.assert_close(mask.dense(), expected, rtol=1e-2, atol=1e-4)
+    assert mask.dense()[0, 0, -1] == 0
+
+
+def test_a_wrong_family_names_a_tensor() -> None:
+    with pytest.raises(ValueError, match=r"tensor 'mlp_head.0.bias' does not belong to a swin"):
+        load_reference(as_trained("vit-gmm"), family="swin", mask="gmm")
+
+
+def test_a_wrong_mask_names_a_tensor() -> None:
+    with pytest.raises(ValueError, match=r"tensor 'blocks.0.attn.mask.(sigma|alpha)' .* is not expected"):
+        load_reference(as_trained("vit-gmm"), family="vit", mask="none", heads=3)
+    with pytest.raises(ValueError, match=r"attn.mask.alpha' .* is missing"):
+        load_reference(as_trained("vit-none"), family="vit", mask="gmm", heads=3)
+    with pytest.raises(ValueError, match=r"attn.mask.alpha' .* is missing"):
+        load_reference(as_trained("vit-elm"), family="vit", mask="gmm", heads=3)
+
+
+def test_a_missing_tensor_and_a_wrong_shape_are_named() -> None:
+    checkpoint = as_trained("cait-gmm")
+    del checkpoint["model_state_dict"]["module.cls_transformer.layers.0.0.fn.fn.to_out.0.bias"]
+    with pytest.raises(ValueError, match=r"tensor 'class_blocks.0.attn.proj.bias' .* is missing"):
+        load_reference(checkpoint, family="cait", mask="gmm")
+    with pytest.raises(ValueError, match=r"'head.weight' .* is \(7, 24\) in the checkpoint, \(9, 24\)"):
+        load_reference(as_trained("cait-gmm"), family="cait", mask="gmm", num_classes=9)
+
+
+def test_sizes_that_tensors_cannot_tell_are_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"do not tell the size 'heads' of this model: give heads="):
+        load_reference(as_trained("vit-none"), family="vit", mask="none")
+    with pytest.raises(TypeError, match="vit has no size 'window_size'"):
+        load_reference(as_trained("vit-none"), family="vit", mask="none", window_size=4)
+
+
+def test_only_tensors_are_read(tmp_path: Path) -> None:
+    torch.save({"model_state_dict": Path("a")}, tmp_path / "unsafe.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    for name in ("unsafe.pth", "text.pth"):
+        with pytest.raises(ValueError, match=f"{name} is not a checkpoint of tensors"):
+            read_reference_checkpoint(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        read_reference_checkpoint(tmp_path / "none.pth")

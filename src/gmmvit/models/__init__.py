@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gmmvit.layers import pair
 from gmmvit.masks import MASKS
@@ -108,8 +109,6 @@ def list_models(
 
 
 def _cost(family: str, size: str, mask: str, shape: tuple[int, int, int], num_classes: int) -> dict[str, Any]:
-    from torch.utils.flop_counter import FlopCounterMode
-
     channels, *image_size = shape
     try:
         with torch.device("meta"):
@@ -120,12 +119,32 @@ def _cost(family: str, size: str, mask: str, shape: tuple[int, int, int], num_cl
     except ValueError as error:
         return {"parameters": None, "mask_parameters": None, "macs": None, "note": str(error)}
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    model.requires_grad_(False)  # the counter would hook the backward pass
-    with FlopCounterMode(display=False) as counter:
-        model(images)
     return {
         "parameters": sum(trainable.values()),
         "mask_parameters": sum(count for name, count in trainable.items() if ".mask." in name),
-        "macs": counter.get_total_flops() // 2,
+        "macs": _macs(model, images),
         "note": NOTES.get(family, ""),
     }
+
+
+def _macs(model: VisionTransformer, images: Tensor) -> int:
+    """Multiply-accumulates of a forward pass. Blocks of one kind and size are run once: on the meta device what they
+    return has a shape and no values, so that it stands for the others too."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.requires_grad_(False)  # the counter would hook the backward pass
+    with FlopCounterMode(display=False) as counter:
+        x, grid = model.embed(images)
+    total = counter.get_total_flops()
+    known: dict[Any, tuple[int, Tensor]] = {}
+    for step in model.steps():
+        kind = (type(step), tuple(p.shape for p in step.parameters()), x.shape, grid)
+        if kind not in known:
+            with FlopCounterMode(display=False) as counter:
+                out = step(x, grid)
+            known[kind] = counter.get_total_flops(), out
+        cost, x = known[kind]
+        total, grid = total + cost, step.next_grid(grid)
+    with FlopCounterMode(display=False) as counter:
+        model.forward_head(x)
+    return (total + counter.get_total_flops()) // 2

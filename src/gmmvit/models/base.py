@@ -202,12 +202,13 @@ class VisionTransformer(nn.Module):
         """
         if num_classes < 0 or num_classes == 1:
             raise ValueError(f"num_classes must be 0 (no classifier) or at least 2, got {num_classes}")
-        like = self.norm.weight
+        like = next(self.parameters())
         self.num_classes = self.config["num_classes"] = num_classes
         self.head = nn.Identity()
         if num_classes:
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
             self.init_layer(self.head)
+        self.head.train(self.training)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` (family and arguments of construction) and `model.safetensors` into `folder`."""

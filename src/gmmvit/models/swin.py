@@ -32,7 +32,7 @@ class WindowAttention(MaskedAttention):
 
     Args:
         window: (rows, cols) of patches; the mask belongs to this grid.
-        shift: (rows, cols) that the windows are moved by, cyclically; patches from opposite sides do not see each other.
+        shift: (rows, cols) that the windows are moved by, cyclically; opposite sides do not see each other.
         image_grid: grid of the whole image at construction.
 
     Other arguments as in `MaskedAttention`.
