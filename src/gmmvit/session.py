@@ -130,7 +130,7 @@ def _on_device(data: Dataset, device: torch.device) -> Dataset:
 
 
 def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, download: bool = True) -> Dataset:
-    """The data set that a recipe names, split and at its training size; with `download` fetched where it is not there."""
+    """The data set that a recipe names, split and at its training size; fetched where it is missing and may be."""
     size = recipe.image_size
     return load_dataset(
         recipe.dataset,

@@ -48,7 +48,8 @@ def _step(batch: int, heads: int, tokens: int, bias: Tensor | None, wide: torch.
 
 def _flat(x: Tensor, chunk: slice, wide: torch.dtype) -> Tensor:
     """[B, H, T, D] -> contiguous [c*H, T, D] of one chunk, in the dtype to compute in."""
-    return x[chunk].to(wide).reshape(-1, x.shape[2], x.shape[3])
+    part = x[chunk]
+    return torch.empty(part.shape, dtype=wide).copy_(part).flatten(0, 1)  # one pass; `to` and `reshape` would be two
 
 
 class _ChunkedAttention(torch.autograd.Function):
