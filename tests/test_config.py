@@ -102,3 +102,9 @@ def test_model_options_leave_open_what_the_family_decides():
     assert "dim" not in options
     assert model_options(load_recipe("paper", mask="none")).get("mask_options") is None
     assert model_options(load_recipe("digits", dim="96,192"))["dim"] == (96, 192)
+
+
+def test_another_family_does_not_inherit_the_sizes_of_the_recipes_model():
+    assert load_recipe("digits", model="vit").dim == (64,)
+    other = load_recipe("digits", model="swin", depth="2,2")
+    assert (other.dim, other.num_heads, other.patch_size, other.depth) == (None, None, None, (2, 2))

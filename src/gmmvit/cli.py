@@ -230,6 +230,7 @@ def models(
     image_size: str = "32",
     num_classes: int = 10,
     channels: int = 3,
+    markdown: bool = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """List families, sizes and masks with parameters and multiply-accumulates for an image size.
@@ -242,6 +243,8 @@ def models(
         Width of the head.
     channels
         Of the images.
+    markdown
+        Print the README's table: the paper's sizes, a row each.
     as_json
         Print JSON.
     """
@@ -252,6 +255,9 @@ def models(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
+    if markdown:
+        print(_markdown_table(rows))
+        return
     print(f"{'family':<7} {'size':<9} {'mask':<5} {'parameters':>12} {'of the mask':>12} {'MACs':>9}  note")
     for row in rows:
         if row["parameters"] is None:
@@ -259,6 +265,21 @@ def models(
         else:
             counts = f"{row['parameters']:>12,} {row['mask_parameters']:>12,} {row['macs'] / 1e6:>8,.0f}M"
         print(f"{row['family']:<7} {row['size']:<9} {row['mask']:<5} {counts}  {row['note']}".rstrip())
+
+
+def _markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The "tiny" rows of `list_models`, a line a family."""
+    lines = [
+        "| family | plain | ELM | GMM | of which the mask | multiply-accumulates |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    tiny = {(row["family"], row["mask"]): row for row in rows if row["size"] == "tiny" and row["parameters"]}
+    for family in dict.fromkeys(family for family, _ in tiny):
+        counts = [f"{tiny[family, mask]['parameters']:,}" for mask in ("none", "elm", "gmm")]
+        gmm = tiny[family, "gmm"]
+        cells = [family, *counts, f"{gmm['mask_parameters']:,}", f"{gmm['macs'] / 1e6:,.0f} M"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 @app.command

@@ -197,6 +197,10 @@ def _describe(kinds: tuple[Any, ...]) -> str:
     return " or ".join(words)
 
 
+# What a recipe says of the size of its model; of no meaning to another family.
+SIZES = ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "pool")
+
+
 def recipe_names() -> list[str]:
     """The shipped recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -219,6 +223,8 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
 def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     """A shipped recipe by name, or a YAML file by path, with fields replaced by `overrides`.
 
+    With another family as `model` than the recipe's, the recipe's sizes are left out: the family's own hold.
+
     Raises RecipeError for an unknown recipe, file, field or value.
     """
     import yaml
@@ -236,7 +242,9 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
         raise RecipeError(f"{path} must hold fields as `name: value`, got a {type(values).__name__}")
     if isinstance(values.get("recipe"), dict):  # the config.yaml of a run repeats that run
         values = values["recipe"]
-    make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is told as the file's
+    written = make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is told as the file's
+    if overrides.get("model", written.model) != written.model:
+        values = {name: value for name, value in values.items() if name not in SIZES}
     return make_recipe({**values, **overrides}, "the command line" if overrides else f"recipe {path.name}")
 
 
@@ -256,7 +264,7 @@ def model_options(recipe: Recipe) -> dict[str, Any]:
     options: dict[str, Any] = {"family": recipe.model, "mask": recipe.mask, "mode": recipe.mode}
     if recipe.mask != "none":
         options["mask_options"] = mask_options
-    for name in ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "pool"):
+    for name in SIZES:
         value = getattr(recipe, name)
         if value is not None:
             options[name] = value[0] if isinstance(value, tuple) and len(value) == 1 else value

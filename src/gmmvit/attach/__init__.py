@@ -1,0 +1,208 @@
+"""`attach`: the mask in anybody's ViT, in place on one instance; `detach` gives the donor back exactly.
+
+The package can be called like its function, so that `gmmvit.attach(model)` works whichever of the two names the
+interpreter met first.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from gmmvit.attach.refuse import refuse_unfit
+from gmmvit.attach.surgery import Grid, GridBox, GridRecorder, MaskedDonor, Site, restore, swap
+from gmmvit.attach.survey import Found, listing, masked, recorders, survey
+from gmmvit.attention import MODES
+from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
+
+__all__ = ["Layer", "Layers", "attach", "describe", "detach", "mask_parameters"]
+
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention in `describe`: `action` is "gmm" or "elm" where a mask sits, "free" where one could, else "left
+    alone" with the `reason`. `grid` is the (rows, cols) of its patches or window."""
+
+    name: str
+    kind: str
+    action: str
+    grid: Grid | None = None
+    heads: int | None = None
+    prefix_tokens: int | None = None
+    reason: str = ""
+
+
+class Layers(list[Layer]):
+    """What `describe` returns; prints as a table."""
+
+    def __str__(self) -> str:
+        rows = [("layer", "attention", "mask", "grid", "heads", "prefix", "")]
+        for item in self:
+            grid = "" if item.grid is None else f"{item.grid[0]} x {item.grid[1]}"
+            numbers = ["" if n is None else str(n) for n in (item.heads, item.prefix_tokens)]
+            rows.append((item.name, item.kind.rsplit(".", 1)[-1], item.action, grid, *numbers, item.reason))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join("  ".join(f"{x:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def attach(
+    model: Model,
+    mask: str = "gmm",
+    *,
+    mode: str = "multiply",
+    init: str = "identity",
+    num_kernels: int = 5,
+    layers: Iterable[int] | None = None,
+    grid: Grid | None = None,
+    prefix_tokens: int | None = None,
+    **options: Any,
+) -> Model:
+    """Puts a mask into every patch attention of a ViT of timm, transformers or torchvision, in place.
+
+    The mask multiplies the content logits, before any bias. It becomes the child `gmm_mask` of each attention: its
+    parameters are in `state_dict()`, and `mask_parameters` finds them.
+
+    Args:
+        model: the model itself, before it is compiled, wrapped or quantised.
+        mask: "gmm" (Gaussian mixture) or "elm" (element-wise).
+        mode: "multiply", "log" or "post", as in `gmm_attention`.
+        init: "identity" leaves the outputs as they are; "paper" and "local" as in `GaussianMixtureMask`.
+        num_kernels: Gaussians per head; read by "gmm" alone.
+        layers: which of the attentions that can carry a mask (`describe`), from 0, negative from the end; all by default.
+        grid: (rows, cols) in patches where the model does not tell; it then holds for every image.
+        prefix_tokens: class and register tokens before the patches; with `grid` 0 by default, else the model's own.
+        options: further arguments of the mask's class (`covariance`, `learn_center`, `per_head`).
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: model is no module, or an option does not exist.
+        ValueError: nothing to attach to (lists what was found), masks are there already, or the model is compiled,
+            wrapped or quantised.
+
+    Source: arXiv 2309.05375, section 3; the identity start is this project's.
+    """
+    refuse_unfit(model)
+    for name, value, allowed in (("mask", mask, ("gmm", "elm")), ("mode", mode, MODES)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
+    if there := masked(model):
+        raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
+    found = survey(model, located=grid is not None)
+    places = [item for item in found if item.adapter is not None]
+    if not places:
+        what = f"found {listing(found)}" if found else "found no attention at all"
+        raise ValueError(f"{type(model).__name__} has no attention that can carry a mask: {what}")
+    if mask == "gmm":
+        options["num_kernels"] = num_kernels
+    places = _chosen(places, layers)
+    sites = _sites(places, mode, grid, prefix_tokens)
+    # All masks are built before the first module is touched: an error leaves the model as it was.
+    modules = []
+    for i, (item, site) in enumerate(zip(places, sites, strict=True)):
+        place = i / max(1, len(places) - 1)
+        modules.append(_mask_of(item, site, mask, init=init, depth=place, **options))
+    for item, site, module in zip(places, sites, modules, strict=True):
+        swap(item.module, item.adapter, gmm_site=site, gmm_mask=module)  # type: ignore[arg-type]
+        if item.tower is not None and grid is None and not isinstance(item.tower.source, GridRecorder):
+            swap(item.tower.source, GridRecorder, gmm_box=site.box)
+    return model
+
+
+def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
+    if layers is None:
+        return places
+    indices = list(layers)
+    wrong = [i for i in indices if not -len(places) <= i < len(places)]
+    if wrong or not indices:
+        raise ValueError(f"layers must name some of the {len(places)} attentions from 0, got {wrong or indices}")
+    wanted = {i % len(places) for i in indices}
+    return [item for i, item in enumerate(places) if i in wanted]
+
+
+def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int | None) -> list[Site]:
+    """A site for each place; attentions behind one patch embedding share its box."""
+    boxes: dict[int, GridBox] = {}
+    sites = []
+    for item in places:
+        if item.window is not None:
+            sites.append(Site(GridBox(item.window), 0, mode))
+            continue
+        tower = item.tower
+        own = GridBox(grid if tower is None or grid is not None else tower.grid)
+        box = boxes.setdefault(0 if tower is None else id(tower.source), own)
+        if box.grid is None:
+            raise ValueError(f"the patch grid of {item.name!r} depends on the image: say it with grid=(rows, cols)")
+        default = 0 if tower is None else tower.prefix_tokens
+        sites.append(Site(box, default if prefix_tokens is None else prefix_tokens, mode))
+    return sites
+
+
+def _mask_of(item: Found, site: Site, mask: str, **options: Any) -> nn.Module:
+    """The mask for one attention, where its weights are; in float32 also for a donor in half precision."""
+    heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
+    module = create_mask(mask, site.box.grid, heads, mode=site.mode, **options)  # type: ignore[arg-type]
+    weight = next(item.module.parameters())
+    return module.to(weight.device, torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)  # type: ignore[union-attr]
+
+
+def detach(model: Model) -> Model:
+    """Takes every mask that `attach` put into `model` out again: classes, state_dict and outputs as before; in place.
+
+    Raises ValueError if there is none, or if the model is compiled or wrapped.
+    """
+    refuse_unfit(model)
+    there = masked(model)
+    if not there:
+        raise ValueError(f"{type(model).__name__} carries no mask: there is nothing to detach")
+    for module in [*(module for _, module in there), *recorders(model)]:
+        restore(module)
+    return model
+
+
+def mask_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of every mask in `model`, attached or of our own families: for an optimizer group of their own."""
+    masks = (m for m in model.modules() if isinstance(m, GaussianMixtureMask | ElementwiseMask))
+    return [parameter for module in masks for parameter in module.parameters()]
+
+
+def describe(model: nn.Module) -> Layers:
+    """What every attention of `model` is and does: its mask if it has one, else whether it could carry one.
+
+    Returns a list of `Layer` that prints as a table. Changes nothing. Raises TypeError if model is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return Layers(_layer(item) for item in survey(model))
+
+
+def _layer(item: Found) -> Layer:
+    module = item.module
+    if isinstance(module, MaskedDonor):
+        action = "elm" if isinstance(module.gmm_mask, ElementwiseMask) else "gmm"
+        grid, prefix = module.gmm_window(module) or module.gmm_site.box.grid, module.gmm_site.prefix_tokens
+        return Layer(item.name, item.kind, action, grid, module.gmm_heads(module), prefix)
+    if item.adapter is None:
+        return Layer(item.name, item.kind, "left alone", reason=item.reason)
+    grid = item.window or (item.tower.grid if item.tower else None)
+    prefix = item.tower.prefix_tokens if item.tower else 0
+    return Layer(item.name, item.kind, "free", grid, item.adapter.gmm_heads(module), prefix)
+
+
+class _CallableModule(ModuleType):
+    """`import gmmvit.attach` binds the package to the name that `gmmvit.attach(model)` calls."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
+        return attach(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

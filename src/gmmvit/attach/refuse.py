@@ -1,0 +1,30 @@
+"""Models that must be attached before, not after, something was done to them."""
+
+from torch import nn
+
+_WRAPPERS = {
+    "torch.nn.parallel.distributed.DistributedDataParallel": "DistributedDataParallel",
+    "torch.nn.parallel.data_parallel.DataParallel": "DataParallel",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "FullyShardedDataParallel",
+}
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "bitsandbytes", "torchao", "optimum.quanto")
+
+
+def refuse_unfit(model: object) -> None:
+    """Raises for what cannot be changed in place any more: TypeError if it is no module, else ValueError."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    if kind in _WRAPPERS:
+        raise ValueError(f"model is wrapped in {_WRAPPERS[kind]}: call attach and detach on model.module, then wrap it")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("model is compiled: call attach and detach on the model itself, then torch.compile it again")
+    if isinstance(model, nn.modules.lazy.LazyModuleMixin) or kind.startswith(("torch.jit.", "torch.fx.")):
+        raise ValueError(f"model is a {type(model).__name__}, whose code is fixed: attach the model it was made from")
+    for name, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError(f"module {name or 'model'!r} is compiled: attach to the model first, then compile it")
+        weight = getattr(module, "weight", None)
+        library = next((part for part in _QUANTISED for x in (module, weight) if type(x).__module__.startswith(part)), None)
+        if library:
+            raise ValueError(f"module {name!r} is quantised ({library}): attach to the model first, then quantise it")

@@ -1,0 +1,198 @@
+"""How a donor's module becomes a masked one and back: its class is exchanged on the instance, nothing else is touched.
+
+Weights, hooks, children and their names stay where they are, so that state_dict, optimizers and checkpoints go on
+working; `restore` puts the class back. Letters: B batch, T tokens (prefix first), H heads, D head width.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gmmvit.attention import OffsetTable, dense_mask, gmm_attention, with_prefix
+from gmmvit.attention.reference import modulate
+
+Grid = tuple[int, int]  # (rows, cols) in patches
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The part of a model that cuts images into patches: `source` is the convolution that does it, `grid` what it makes
+    of the model's own image size (None if it has none), `prefix_tokens` what is put before the patches."""
+
+    source: nn.Module
+    grid: Grid | None
+    prefix_tokens: int
+
+
+class GridBox:
+    """The grid of the images that are in the model now: written by its patch embedding, read by its attentions."""
+
+    def __init__(self, grid: Grid | None) -> None:
+        self.grid = grid
+
+
+class Site:
+    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is that of the mask."""
+
+    def __init__(self, box: GridBox, prefix_tokens: int, mode: str) -> None:
+        self.box, self.prefix_tokens, self.mode = box, prefix_tokens, mode
+
+    def grid(self, tokens: int) -> Grid:
+        """The grid behind a sequence of that many tokens.
+
+        Raises ValueError where the two do not fit, as when patches are dropped in training.
+        """
+        rows, cols = self.box.grid  # type: ignore[misc]
+        if rows * cols + self.prefix_tokens != tokens:
+            raise ValueError(
+                f"the attention got {tokens} tokens, but a {rows} x {cols} grid with {self.prefix_tokens} prefix tokens "
+                f"has {rows * cols + self.prefix_tokens}; dropped patches have no place, else attach(model, grid=...)"
+            )
+        return rows, cols
+
+
+class Swapped(nn.Module):
+    """Base of the classes that `swap` puts before a donor's class; they pickle and copy by their two halves."""
+
+    gmm_donor: ClassVar[type[nn.Module]]
+    gmm_adapter: ClassVar[type["Swapped"]]
+
+    if TYPE_CHECKING:  # what else there is comes from the donor
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self.gmm_adapter, self.gmm_donor), self.__getstate__()
+
+    @classmethod
+    def gmm_prepare(cls, module: nn.Module) -> None:
+        """What has to be changed on the instance beside its class."""
+
+    @classmethod
+    def gmm_undo(cls, module: nn.Module) -> None:
+        """The inverse of `gmm_prepare`."""
+
+
+class GridRecorder(Swapped):
+    """A patch embedding's convolution that notes the grid it makes."""
+
+    gmm_box: GridBox
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        out = super().forward(*args, **kwargs)
+        self.gmm_box.grid = (out.shape[-2], out.shape[-1])
+        return out
+
+
+class MaskedDonor(Swapped):
+    """Base of the attentions with a mask. A subclass repeats the donor's forward and calls `gmm_attend` in its middle.
+
+    `gmm_parts` are the children that its forward knows: a donor with another one, from a newer version of its library,
+    is refused instead of computed wrongly.
+    """
+
+    gmm_parts: ClassVar[frozenset[str]] = frozenset()
+    gmm_mask: nn.Module
+    gmm_site: Site
+
+    @classmethod
+    def gmm_heads(cls, module: Any) -> int:
+        return module.num_heads
+
+    @classmethod
+    def gmm_window(cls, module: Any) -> Grid | None:
+        """The window inside which this attention works, None if it sees the whole image."""
+        return None
+
+    @classmethod
+    def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
+        """The same before the first image, from the module or those round it."""
+        return cls.gmm_window(module)
+
+    @classmethod
+    def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
+        """Why this one module cannot carry a mask though its class can; empty if it can."""
+        return ""
+
+    def gmm_grid(self, tokens: int) -> Grid:
+        """The grid of the tokens that came in: the window if there is one, else that of the patch embedding."""
+        return self.gmm_window(self) or self.gmm_site.grid(tokens)
+
+    def gmm_dropout(self) -> float:
+        return self.attn_drop.p if self.training else 0.0
+
+    def gmm_attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: float | None = None,
+        dropout_p: float | None = None,
+        grid: Grid | None = None,
+    ) -> Tensor:
+        """Masked attention of q, k, v [B, H, T, D]; `bias` as in `gmm_attention`, or boolean (True takes part)."""
+        grid = self.gmm_grid(q.shape[2]) if grid is None else grid
+        return gmm_attention(
+            q.to(v.dtype),
+            k.to(v.dtype),
+            v,
+            self.gmm_mask(grid),
+            scale=scale,
+            bias=additive(bias),
+            prefix_tokens=self.gmm_site.prefix_tokens,
+            mode=self.gmm_site.mode,
+            dropout_p=self.gmm_dropout() if dropout_p is None else dropout_p,
+        )
+
+    def gmm_dense(self, grid: Grid, like: Tensor) -> Tensor:
+        """The mask as [H, T, T] or [T, T] in the dtype of `like`."""
+        mask = self.gmm_mask(grid)
+        dense = dense_mask(mask) if isinstance(mask, OffsetTable) else mask
+        return with_prefix(dense, self.gmm_site.prefix_tokens).to(like.dtype)
+
+    def gmm_softmax(self, scores: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attention weights from scaled scores [B, H, Tq, Tk] and a mask of the same last sizes."""
+        mode = self.gmm_site.mode
+        weights = modulate(scores, mask, bias, mode).softmax(-1)
+        return weights * mask if mode == "post" else weights
+
+
+def additive(bias: Tensor | None) -> Tensor | None:
+    """A boolean mask as the bias that has the same effect."""
+    if bias is None or bias.dtype != torch.bool:
+        return bias
+    return torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, float("-inf"))
+
+
+@cache
+def _composed(adapter: type[Swapped], donor: type[nn.Module]) -> type[nn.Module]:
+    body = {"gmm_donor": donor, "gmm_adapter": adapter, "__module__": donor.__module__, "__doc__": donor.__doc__}
+    return type(f"Masked{donor.__name__}", (adapter, donor), body)
+
+
+def _rebuild(adapter: type[Swapped], donor: type[nn.Module]) -> nn.Module:
+    """An empty instance for pickle and deepcopy to fill."""
+    cls = _composed(adapter, donor)
+    return cls.__new__(cls)
+
+
+def swap(module: nn.Module, adapter: type[Swapped], **state: Any) -> None:
+    """Gives `module` the behaviour of `adapter`; `state` are attributes, which must start with `gmm_`."""
+    adapter.gmm_prepare(module)
+    for name, value in state.items():
+        setattr(module, name, value)
+    module.__class__ = _composed(adapter, type(module))
+
+
+def restore(module: Swapped) -> None:
+    """The module as it was before `swap`."""
+    adapter, donor = module.gmm_adapter, module.gmm_donor
+    module.__class__ = donor
+    for name in [n for n in (*vars(module), *module._modules) if n.startswith("gmm_")]:
+        delattr(module, name)
+    adapter.gmm_undo(module)

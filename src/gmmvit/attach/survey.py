@@ -1,0 +1,88 @@
+"""Which attentions a model has, which of them can carry a mask, and why the others cannot. Changes nothing."""
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from gmmvit.attach import timm, torchvision, transformers
+from gmmvit.attach.surgery import Grid, GridRecorder, MaskedDonor, Swapped, Tower
+
+LIBRARIES = (timm, torchvision, transformers)
+ATTENTIONS = {name: adapter for library in LIBRARIES for name, adapter in library.ATTENTIONS.items()}
+LEFT_ALONE = {name: reason for library in LIBRARIES for name, reason in library.LEFT_ALONE.items()}
+_LOOKS_LIKE_ATTENTION = re.compile(r"Atte?n(tion)?(?!Mask)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One attention of a model; `adapter` is None where it is left alone, and `reason` says why."""
+
+    name: str
+    module: nn.Module
+    adapter: type[MaskedDonor] | None
+    tower: Tower | None = None
+    window: Grid | None = None
+    reason: str = ""
+
+    @property
+    def kind(self) -> str:
+        return qualified(self.module)
+
+
+def qualified(module: nn.Module) -> str:
+    """The full name of a module's class, that of the donor for a swapped one."""
+    cls = module.gmm_donor if isinstance(module, Swapped) else type(module)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def survey(model: nn.Module, *, located: bool = False) -> list[Found]:
+    """Every attention of `model` in the order of its modules; `located` if the caller says the grid himself."""
+    modules = dict(model.named_modules())
+    names = [name for name, module in modules.items() if _is_attention(module)]
+    # A wrapper round another attention is not one itself.
+    leaves = [n for n in names if not any(other != n and other.startswith(f"{n}." if n else "") for other in names)]
+    return [_found(name, modules, located) for name in leaves]
+
+
+def _is_attention(module: nn.Module) -> bool:
+    kind = qualified(module)
+    return kind in ATTENTIONS or kind in LEFT_ALONE or bool(_LOOKS_LIKE_ATTENTION.search(kind.rsplit(".", 1)[-1]))
+
+
+def _found(name: str, modules: dict[str, nn.Module], located: bool) -> Found:
+    module = modules[name]
+    kind = qualified(module)
+    parts = name.split(".")
+    ancestors = [modules[".".join(parts[:i])] for i in range(len(parts))] if name else []
+    adapter = ATTENTIONS.get(kind)
+    if adapter is None:
+        return Found(name, module, None, reason=LEFT_ALONE.get(kind, "not known to gmmvit"))
+    reason = adapter.gmm_refusal(module, ancestors)
+    unknown = sorted(key for key in set(module._modules) - adapter.gmm_parts if not key.startswith("gmm_"))
+    if unknown and not reason:
+        reason = f"has parts that this version of gmmvit does not know: {', '.join(unknown)}"
+    window = adapter.gmm_window_at(module, ancestors)
+    tower = None
+    if window is None and not located and not reason:
+        tower = next((t for library in LIBRARIES if (t := library.tower(ancestors)) is not None), None)
+        if tower is None:
+            reason = "the patch grid was not found; say it with grid=(rows, cols)"
+    return Found(name, module, None if reason else adapter, tower, window, reason)
+
+
+def masked(model: nn.Module) -> list[tuple[str, MaskedDonor]]:
+    """The attentions of `model` that carry a mask."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, MaskedDonor)]
+
+
+def recorders(model: nn.Module) -> list[GridRecorder]:
+    return [module for module in model.modules() if isinstance(module, GridRecorder)]
+
+
+def listing(found: list[Found]) -> str:
+    """What was found, for an error: kinds with their number and reason."""
+    kinds: dict[tuple[str, str], int] = {}
+    for item in found:
+        kinds[item.kind, item.reason] = kinds.get((item.kind, item.reason), 0) + 1
+    return "; ".join(f"{count} x {kind} ({reason})" for (kind, reason), count in kinds.items())

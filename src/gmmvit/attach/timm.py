@@ -1,0 +1,181 @@
+"""Attentions of timm (1.0.24 and later) with the mask: plain ViTs, rotary, relative position, BEiT, CaiT, PiT.
+
+Each class repeats what its donor does round the softmax; those of window models are in `timm_windows.py`.
+Letters: B batch, T tokens (prefix first), N patches, C channels, H heads, D head width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gmmvit.attach.surgery import MaskedDonor, Tower
+from gmmvit.attention.reference import modulate
+
+_PROJECTIONS = frozenset({"qkv", "q_proj", "k_proj", "v_proj", "attn_drop", "proj", "proj_drop"})
+_NORMS = frozenset({"q_norm", "k_norm", "norm", "gate"})
+
+
+class TimmAttention(MaskedDonor):
+    """What most of timm's attentions share: projections, norms of queries and keys, gate, output."""
+
+    gmm_parts = _PROJECTIONS | _NORMS
+
+    def gmm_forward(self, x: Tensor, bias: Tensor | None = None, rope: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        gate = getattr(self, "gate", None)
+        q, k, v = split_qkv(self, x)
+        if getattr(self, "q_norm", None) is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = self.gmm_rotate(q, rope), self.gmm_rotate(k, rope)
+        out = self.gmm_attend(q, k, v, bias).transpose(1, 2).flatten(2)
+        if getattr(self, "norm", None) is not None:
+            out = self.norm(out)
+        if gate is not None:
+            out = out * gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+    def gmm_rotate(self, q: Tensor, rope: Tensor) -> Tensor:
+        """Rotary embedding of the patches; the prefix stays as it is."""
+        from timm.layers import apply_rot_embed_cat
+
+        half = {"half": True} if getattr(self, "rotate_half", False) else {}
+        prefix = self.num_prefix_tokens
+        return torch.cat([q[:, :, :prefix], apply_rot_embed_cat(q[:, :, prefix:], rope, **half)], dim=2)
+
+
+def split_qkv(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [B, H, T, D] of x [B, T, C], from a joint projection (with or without biases of its own) or three."""
+    heads = module.num_heads
+    if module.qkv is None:
+        groups = getattr(module, "num_kv_groups", 1)  # fewer heads of keys and values than of queries
+        q = module.q_proj(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+        k = module.k_proj(x).unflatten(-1, (heads // groups, -1)).transpose(1, 2).repeat_interleave(groups, dim=1)
+        v = module.v_proj(x).unflatten(-1, (heads // groups, -1)).transpose(1, 2).repeat_interleave(groups, dim=1)
+        return q, k, v
+    if getattr(module, "q_bias", None) is None:
+        qkv = module.qkv(x)
+    else:
+        bias = torch.cat((module.q_bias, module.k_bias, module.v_bias))
+        separate = getattr(module, "qkv_bias_separate", False)
+        qkv = module.qkv(x) + bias if separate else nn.functional.linear(x, module.qkv.weight, bias)
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def _no_causal(is_causal: bool) -> None:
+    if is_causal:
+        raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
+
+
+class PlainAttention(TimmAttention):
+    """vit, deit, deit3, dinov2, pit, naflexvit without rotary embedding."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        _no_causal(is_causal)
+        return self.gmm_forward(x, attn_mask)
+
+
+class RotaryAttention(TimmAttention):
+    """eva, eva02, dinov3 and the ViTs with rotary embedding: the mask multiplies the logits of rotated queries."""
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        _no_causal(is_causal)
+        return self.gmm_forward(x, attn_mask, rope)
+
+
+class RelPosAttention(TimmAttention):
+    """vit_relpos: a relative position bias of the layer or one that all layers share."""
+
+    gmm_parts = TimmAttention.gmm_parts | {"rel_pos"}
+
+    def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+        return self.gmm_forward(x, shared_rel_pos if self.rel_pos is None else self.rel_pos.get_bias())
+
+
+class BeitAttention(TimmAttention):
+    """beit, beitv2: the biases of the layer and of the model add up."""
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        bias = None if self.relative_position_bias_table is None else self._get_rel_pos_bias()
+        if shared_rel_pos_bias is not None:
+            bias = shared_rel_pos_bias if bias is None else bias + shared_rel_pos_bias
+        return self.gmm_forward(x, bias)
+
+
+class TalkingHeads(MaskedDonor):
+    """cait: the mask multiplies the logits of each head before the heads are mixed."""
+
+    gmm_parts = frozenset({"qkv", "attn_drop", "proj", "proj_l", "proj_w", "proj_drop"})
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = split_qkv(self, x)
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        mask, mode = self.gmm_dense(self.gmm_grid(x.shape[1]), scores), self.gmm_site.mode
+        weights = self.gmm_mix(modulate(scores, mask, None, mode), self.proj_l).softmax(-1)
+        weights = self.gmm_mix(weights * mask if mode == "post" else weights, self.proj_w)
+        out = (self.attn_drop(weights) @ v).transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(out))
+
+    @staticmethod
+    def gmm_mix(x: Tensor, mixer: nn.Module) -> Tensor:
+        """A linear map over the heads of [B, H, T, T]."""
+        return mixer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+_VIT = "timm.models.vision_transformer"
+ATTENTIONS: dict[str, type[MaskedDonor]] = {
+    "timm.layers.attention.Attention": PlainAttention,
+    f"{_VIT}.Attention": PlainAttention,
+    "timm.layers.attention.AttentionRope": RotaryAttention,
+    "timm.models.eva.EvaAttention": RotaryAttention,
+    f"{_VIT}_relpos.RelPosAttention": RelPosAttention,
+    "timm.models.beit.Attention": BeitAttention,
+    "timm.models.cait.TalkingHeadAttn": TalkingHeads,
+}
+_POOLING = "pools the tokens: its queries are no patches"
+LEFT_ALONE = {
+    "timm.layers.attention_pool.AttentionPoolLatent": _POOLING,
+    "timm.layers.attention_pool.AttentionPoolPrr": _POOLING,
+    "timm.layers.attention_pool2d.AttentionPool2d": _POOLING,
+    "timm.layers.attention_pool2d.RotAttentionPool2d": _POOLING,
+    "timm.models.cait.ClassAttn": "only the class token asks: its queries are no patches",
+    "timm.models.volo.ClassAttention": "only the class token asks: its queries are no patches",
+    "timm.models.xcit.ClassAttn": "only the class token asks: its queries are no patches",
+    "timm.models.xcit.XCA": "attends across channels, not patches",
+    "timm.models.davit.ChannelAttention": "attends across channels, not patches",
+    "timm.models.davit.ChannelAttentionV2": "attends across channels, not patches",
+    "timm.models.edgenext.CrossCovarianceAttn": "attends across channels, not patches",
+    "timm.models.crossvit.CrossAttention": "attends from one image scale to another",
+}
+
+
+def tower(ancestors: list[nn.Module]) -> Tower | None:
+    """Where the patches of an attention come from; `ancestors` from the whole model down to its parent."""
+    for model in reversed(ancestors):
+        if not type(model).__module__.startswith("timm."):
+            continue
+        if type(model).__name__ == "PoolingVisionTransformer":
+            return _pit_tower(model, ancestors)
+        patch_embed = getattr(model, "patch_embed", None)
+        source = getattr(patch_embed, "proj", None)
+        if isinstance(source, nn.Conv2d):
+            # CaiT adds its class token behind the blocks that have patches for queries
+            prefix = 0 if type(model).__name__ == "Cait" else getattr(model, "num_prefix_tokens", 0)
+            grid = getattr(patch_embed, "grid_size", None)
+            return Tower(source, None if grid is None else (grid[0], grid[1]), prefix)
+    return None
+
+
+def _pit_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
+    """The stage's pooling makes its grid, the patch embedding that of the first stage."""
+    source, (rows, cols) = model.patch_embed.conv, model.patch_embed.grid_size
+    for stage in model.transformers:
+        if stage.pool is not None:
+            source, rows, cols = stage.pool.conv, (rows + 1) // 2, (cols + 1) // 2
+        if any(stage is module for module in ancestors):
+            break
+    return Tower(source, (rows, cols), model.num_tokens)
