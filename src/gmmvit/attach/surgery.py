@@ -68,6 +68,10 @@ class Swapped(nn.Module):
         return _rebuild, (self.gmm_adapter, self.gmm_donor), self.__getstate__()
 
     @classmethod
+    def gmm_ready(cls) -> None:
+        """What has to be known to the donor's library before an instance runs, also in a process that unpickles it."""
+
+    @classmethod
     def gmm_prepare(cls, module: nn.Module) -> None:
         """What has to be changed on the instance beside its class."""
 
@@ -177,12 +181,14 @@ def _composed(adapter: type[Swapped], donor: type[nn.Module]) -> type[nn.Module]
 
 def _rebuild(adapter: type[Swapped], donor: type[nn.Module]) -> nn.Module:
     """An empty instance for pickle and deepcopy to fill."""
+    adapter.gmm_ready()
     cls = _composed(adapter, donor)
     return cls.__new__(cls)
 
 
 def swap(module: nn.Module, adapter: type[Swapped], **state: Any) -> None:
     """Gives `module` the behaviour of `adapter`; `state` are attributes, which must start with `gmm_`."""
+    adapter.gmm_ready()
     adapter.gmm_prepare(module)
     for name, value in state.items():
         setattr(module, name, value)
@@ -193,6 +199,6 @@ def restore(module: Swapped) -> None:
     """The module as it was before `swap`."""
     adapter, donor = module.gmm_adapter, module.gmm_donor
     module.__class__ = donor
+    adapter.gmm_undo(module)
     for name in [n for n in (*vars(module), *module._modules) if n.startswith("gmm_")]:
         delattr(module, name)
-    adapter.gmm_undo(module)

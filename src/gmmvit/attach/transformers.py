@@ -52,17 +52,21 @@ class InterfaceAttention(MaskedDonor):
         return "" if hasattr(module.config, "patch_size") else "attends to words, not patches"
 
     @classmethod
-    def gmm_prepare(cls, module: Any) -> None:
+    def gmm_ready(cls) -> None:
         from transformers import AttentionInterface
 
         AttentionInterface.register(IMPLEMENTATION, interface)
+
+    @classmethod
+    def gmm_prepare(cls, module: Any) -> None:
         module.gmm_config = module.config
         config = copy.copy(module.config)
         config._attn_implementation = IMPLEMENTATION
         module.config = config
 
     @classmethod
-    def gmm_undo(cls, module: Any) -> None: ...
+    def gmm_undo(cls, module: Any) -> None:
+        module.config = module.gmm_config
 
 
 class SwinAttention(InterfaceAttention):
@@ -78,3 +82,41 @@ class SwinAttention(InterfaceAttention):
     def gmm_grid(self, tokens: int) -> Grid:
         side = math.isqrt(tokens)
         return side, side
+
+
+def _name(model: str, cls: str) -> str:
+    return f"transformers.models.{model}.modeling_{model}.{cls}"
+
+
+ATTENTIONS: dict[str, type[MaskedDonor]] = {
+    _name("vit", "ViTAttention"): InterfaceAttention,
+    _name("deit", "DeiTAttention"): InterfaceAttention,
+    _name("dinov2", "Dinov2Attention"): InterfaceAttention,
+    _name("dinov2_with_registers", "Dinov2WithRegistersAttention"): InterfaceAttention,
+    _name("dinov3_vit", "DINOv3ViTAttention"): InterfaceAttention,
+    _name("beit", "BeitAttention"): InterfaceAttention,
+    _name("clip", "CLIPAttention"): InterfaceAttention,
+    _name("siglip", "SiglipAttention"): InterfaceAttention,
+    _name("swin", "SwinAttention"): SwinAttention,
+}
+LEFT_ALONE: dict[str, str] = {}
+# Class, distillation and register tokens before the patches, by the `model_type` of the configuration.
+_PREFIX = {"vit": 1, "deit": 2, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1, "beit": 1, "clip_vision_model": 1}
+
+
+def tower(ancestors: list[nn.Module]) -> Tower | None:
+    """Where the patches of an attention come from; `ancestors` from the whole model down to its parent."""
+    for model in reversed(ancestors):
+        config: Any = getattr(model, "config", None)
+        if not type(model).__module__.startswith("transformers.") or not hasattr(config, "patch_size"):
+            continue
+        patch, image = _pair(config.patch_size), _pair(config.image_size)
+        sources = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == m.stride == patch]
+        if sources:
+            prefix = _PREFIX.get(config.model_type, 0) + getattr(config, "num_register_tokens", 0)
+            return Tower(sources[0], (image[0] // patch[0], image[1] // patch[1]), prefix)
+    return None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,72 @@
+"""What a masked donor must compute, independent of our attention: its own forward with the logits changed on the way.
+
+The mask is written out by four nested loops; it is multiplied in where the donor calls scaled_dot_product_attention or
+multiplies queries with keys, before any bias.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+
+def mixture(sigma, alpha, grid, prefix):
+    """[H, T, T] by loops over rows and columns of queries and keys; ones for the prefix."""
+    (rows, cols), heads = grid, alpha.shape[0]
+    tokens = prefix + rows * cols
+    mask = torch.ones(heads, tokens, tokens, dtype=torch.float64)
+    for r1 in range(rows):
+        for c1 in range(cols):
+            for r2 in range(rows):
+                for c2 in range(cols):
+                    d2 = (r1 - r2) ** 2 + (c1 - c2) ** 2
+                    value = (alpha * torch.exp(-d2 / (2 * (sigma**2 + 1e-5)))).sum(-1)
+                    mask[:, prefix + r1 * cols + c1, prefix + r2 * cols + c2] = value
+    return mask
+
+
+class _ScoreMode(TorchFunctionMode):
+    """Multiplies the next mask into every product of queries and keys that has its size."""
+
+    def __init__(self, masks):
+        super().__init__()
+        self.masks = masks
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in _MATMULS and self.masks and out.dim() >= 4 and args[0].shape[-1] != out.shape[-1]:
+            size = self.masks[0].shape
+            if out.shape[-2:] == size[-2:] and size[0] in out.shape[:-2]:
+                return out * _beside_heads(self.masks.pop(0), out)
+        return out
+
+
+def _beside_heads(mask, scores):
+    """[H, T, T] shaped to multiply [..., H, ..., T, T] (one axis of groups may stand behind the heads)."""
+    return mask if scores.shape[-3] == mask.shape[0] else mask.unsqueeze(1)
+
+
+@contextmanager
+def masks_in(masks: list[torch.Tensor]) -> Iterator[None]:
+    """Inside, the donor's attentions use `masks`, one after the other; all must be used."""
+    left = list(masks)
+
+    def sdpa(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+        scores = torch.einsum("...td,...sd->...ts", q, k) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        if left and scores.shape[-2:] == left[0].shape[-2:]:
+            scores = scores * _beside_heads(left.pop(0), scores)
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -math.inf)
+            scores = scores + attn_mask
+        return torch.einsum("...ts,...sd->...td", F.dropout(scores.softmax(-1), dropout_p), v)
+
+    with patch.object(F, "scaled_dot_product_attention", sdpa), _ScoreMode(left):
+        yield
+    assert not left, f"the donor's attention never came to {len(left)} masks"
