@@ -7,8 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from gmmvit.checkpoint import RunError, load_run, write_whole
+from gmmvit.checkpoint import load_run
 from gmmvit.report import mask_picture
+from gmmvit.run_folder import RunError, write_whole
 
 
 def main() -> int:

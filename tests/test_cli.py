@@ -150,17 +150,18 @@ def test_from_a_folder_of_mixed_images_to_a_report(capsys, tmp_path):
 
 def test_ctrl_c_is_told_and_resumable(tmp_path):
     code = (
-        "import os, signal, sys, threading, time\nfrom gmmvit.cli import main\nfrom gmmvit import checkpoint\n"
+        "import os, signal, sys, threading, time\nfrom gmmvit.cli import main\nfrom gmmvit import run_folder\n"
         f"folder = {str(tmp_path / 'a')!r}\n"
         "def stop():\n"
-        "    while not checkpoint.read_rows(folder): time.sleep(0.01)\n"
+        "    while not run_folder.read_rows(folder): time.sleep(0.01)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "threading.Thread(target=stop, daemon=True).start()\n"
         f"sys.exit(main(['train', '--out', folder, '--epochs', '500', *{TINY!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.strip().startswith("gmmvit: interrupted; `gmmvit resume RUN`")
+    assert done.stderr.strip().startswith("gmmvit: interrupted after epoch ")
+    assert f"`gmmvit resume {tmp_path / 'a'}`" in done.stderr
     assert not [p.name for p in (tmp_path / "a").iterdir() if p.name.endswith(".tmp")]
 
 

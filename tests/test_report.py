@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import gmmvit
-from gmmvit.checkpoint import RunError, load_run
+from gmmvit.checkpoint import load_run
 from gmmvit.evaluate import confused_pairs, confusion_counts, worst_mistakes
 from gmmvit.report import mask_picture, write_report
 from gmmvit.report.attention import attention_maps, attention_section, attention_weights
@@ -26,8 +26,9 @@ from gmmvit.report.charts import Line, line_chart, nice_ticks
 from gmmvit.report.masks import mask_section
 from gmmvit.report.pictures import DIVERGING, heat_over, image_address, levels
 from gmmvit.report.results import Outcome, confusion_section, measure
+from gmmvit.run_folder import RunError
 from gmmvit.session import load_data
-from gmmvit.train import train
+from gmmvit.training import train
 
 VOID = {"meta", "img", "br", "link", "path", "circle", "polyline"}
 TINY = {"epochs": 2, "passes": 1, "depth": 2, "dim": 16, "num_heads": 2, "warmup_epochs": 0, "device": "cpu"}

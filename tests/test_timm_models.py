@@ -14,6 +14,7 @@ timm = pytest.importorskip("timm", reason="needs the timm extra")
 
 from gmmvit import create_model  # noqa: E402
 from gmmvit.models import SIZES  # noqa: E402
+from gmmvit.models.vit import ViT  # noqa: E402
 from gmmvit.timm_models import MODELS  # noqa: E402
 
 SMALL = {
@@ -42,6 +43,8 @@ def images(channels=3, side=32, count=2):
 
 
 def save(model, folder):
+    if tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31):
+        pytest.skip("before 1.0.31 timm does not save a model's arguments with it")
     timm.models.save_for_hf(model, folder, safe_serialization=True)
     return f"local-dir:{folder}"
 
@@ -223,6 +226,14 @@ def test_weights_of_this_library_load_by_path(family, tmp_path):
     assert_close(theirs(images()), ours(images()), rtol=0, atol=0)
 
 
+def test_both_ways_of_saving_name_their_reader(tmp_path):
+    model = small("vit")
+    model.save_pretrained(tmp_path)
+    assert_close(ViT.from_pretrained(tmp_path)(images()), model(images()), rtol=0, atol=0)
+    with pytest.raises(TypeError, match=r"ViT\.from_pretrained .* timm\.create_model\('local-dir:"):
+        type(model).from_pretrained(tmp_path)
+
+
 @pytest.fixture
 def picture_folder(tmp_path):
     from PIL import Image
@@ -243,10 +254,9 @@ def test_timms_data_and_optimizer_train_a_model(picture_folder):
     model = small("vit", num_classes=2, drop_path_rate=0.1).train()
     config = resolve_data_config({}, model=model)
     dataset = create_dataset("", root=picture_folder, split="train", is_training=True)
+    workers = {"num_workers": 0, "persistent_workers": False, "use_prefetcher": False}
     statistics = {"mean": config["mean"], "std": config["std"]}
-    loader = create_loader(
-        dataset, config["input_size"], 8, is_training=True, num_workers=0, use_prefetcher=False, **statistics
-    )
+    loader = create_loader(dataset, config["input_size"], 8, is_training=True, **workers, **statistics)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-3, layer_decay=0.9)
     losses = []
     for _ in range(10):

@@ -15,15 +15,20 @@ _HOME = {
     "ElementwiseMask": "gmmvit.masks",
     "MaskedAttention": "gmmvit.layers",
     "create_model": "gmmvit.models",
+    "attach": "gmmvit.attach",
+    "detach": "gmmvit.attach",
+    "describe": "gmmvit.attach",
+    "mask_parameters": "gmmvit.attach",
     "load_reference": "gmmvit.reference_weights",
     "load_dataset": "gmmvit.data",
     "load_recipe": "gmmvit.config",
     "load_run": "gmmvit.checkpoint",
-    "train": "gmmvit.train",
+    "train": "gmmvit.training",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from gmmvit.attach import attach, describe, detach, mask_parameters
     from gmmvit.attention import OffsetTable, gmm_attention
     from gmmvit.checkpoint import load_run
     from gmmvit.config import load_recipe
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
     from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
     from gmmvit.models import create_model
     from gmmvit.reference_weights import load_reference
-    from gmmvit.train import train
+    from gmmvit.training import train
 
 
 def __getattr__(name: str) -> Any:

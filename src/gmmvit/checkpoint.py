@@ -1,13 +1,8 @@
-"""The run folder: what a training writes, how it is resumed, and how a trained model is loaded from it."""
+"""Weights and checkpoints of a run, and a trained model loaded from them."""
 
-import json
-import os
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors
 import torch
@@ -15,53 +10,20 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gmmvit.augment import normalize
-from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
+from gmmvit.config import Recipe, as_dict
 from gmmvit.data import decode_image
 from gmmvit.models import create_model
-from gmmvit.version import __version__
-
-CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
-WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
-FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), "report.html")
-
-
-class RunError(RuntimeError):
-    """A run folder that cannot be written, read or continued; one sentence."""
-
-
-@contextmanager
-def _told(path: Path, doing: str) -> Iterator[None]:
-    """Faults of the disk as one sentence with the file's name."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot {doing} {path}: {error.strerror or error}") from error
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file so that a kill or a full disk leaves the old one or the new one, never a torn one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _told(path, "write"):
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except RuntimeError as error:  # how torch's zip writer reports a full disk
-            raise OSError(str(error).splitlines()[0]) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a file's content in one step."""
-    _replace(path, lambda file: file.write(content))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a final newline."""
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+from gmmvit.run_folder import (
+    CHECKPOINT,
+    CONFIG,
+    WEIGHTS,
+    RunError,
+    load_config,
+    read_rows,
+    recipe_of,
+    replace_file,
+    write_whole,
+)
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -71,103 +33,41 @@ def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str])
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Everything that a resumed training needs, as one file."""
-    _replace(folder / CHECKPOINT, lambda file: torch.save(state, file))
+    replace_file(folder / CHECKPOINT, lambda file: torch.save(state, file))
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state that `save_checkpoint` wrote, on the CPU; None where no epoch was finished. Only tensors and plain
-    values are read."""
+def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The state that `save_checkpoint` wrote, on the CPU; None where no epoch was finished.
+
+    Only tensors and plain values are read. Raises RunError where the file is missing, damaged, or of another recipe.
+    """
     path = folder / CHECKPOINT
     if not path.exists():
+        if len(read_rows(folder)) > 1:  # the first row may precede the first checkpoint
+            raise RunError(f"{path} is missing, so {folder} cannot be resumed; train it anew with --overwrite")
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:
-        raise RunError(f"{path} is damaged and cannot be resumed from: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path} is damaged and cannot be resumed from: {reason}") from error
+    if not isinstance(state, dict) or not {"epoch", "model", "optimizer", "best", "recipe"} <= set(state):
+        raise RunError(f"{path} is damaged and cannot be resumed from: it is not the state of a training")
+    _check_same_recipe(path, state["recipe"], as_dict(recipe))
+    return state
 
 
-def create_run(folder: Path, *, overwrite: bool = False) -> None:
-    """Makes the folder of a new run; an old run is replaced only when asked, and only the files that a run writes."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; give the run a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()):
-        is_run = (folder / CONFIG).exists()
-        if not overwrite:
-            hint = f"continue it with `gmmvit resume {folder}`, " if is_run else ""
-            what = "already holds a run" if is_run else "is not empty"
-            raise RunError(f"{folder} {what}; {hint}choose another folder with --out, or replace it with --overwrite")
-        if not is_run:
-            raise RunError(
-                f"{folder} holds files that are not a run's, so --overwrite leaves it alone; choose another --out"
-            )
-    with _told(folder, "create"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+# Where a training runs and what it says may change between its parts; nothing that decides its result may.
+_MAY_CHANGE = {"device", "threads", "compile", "loggers", "cache_dir", "data_dir", "dataset", "skip_broken"}
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    return {"gmmvit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-
-
-def save_config(folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[str, Any]) -> None:
-    """Writes config.yaml: the recipe, the arguments of `create_model`, what is known of the data, and versions."""
-    import yaml
-
-    content = {"recipe": as_dict(recipe), "model": model, "data": data, "versions": versions()}
-    write_whole(folder / CONFIG, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
-
-
-def load_config(folder: str | Path) -> dict[str, Any]:
-    """The content of a run's config.yaml; raises RunError where the folder is not a run."""
-    import yaml
-
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        parts = {name: content[name] for name in ("recipe", "model", "data", "versions")}
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not the configuration of a run: {' '.join(str(error).split())}") from None
-    return parts
-
-
-def recipe_of(folder: str | Path) -> Recipe:
-    """The recipe of a run."""
-    try:
-        return make_recipe(load_config(folder)["recipe"], f"{Path(folder) / CONFIG}")
-    except RecipeError as error:
-        raise RunError(str(error)) from None
-
-
-def append_row(folder: Path, row: dict[str, Any]) -> None:
-    """One line of metrics.jsonl."""
-    path = folder / METRICS
-    with _told(path, "write"), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
-    path = Path(folder) / METRICS
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def rewind_rows(folder: Path, epoch: int) -> None:
-    """Drops the rows of epochs that the checkpoint does not cover."""
-    rows = [row for row in read_rows(folder) if row["epoch"] <= epoch]
-    write_whole(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [name for name in now if name not in _MAY_CHANGE and saved.get(name) != now[name]]
+    if changed:
+        words = ", ".join(f"{name} was {saved.get(name)!r} and is {now[name]!r}" for name in changed)
+        raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
 
 
 @dataclass(frozen=True)
@@ -187,6 +87,7 @@ class LoadedRun:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fit: str
+    fingerprints: dict[str, str]
     device: torch.device
 
     @torch.no_grad()
@@ -225,7 +126,10 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         raise ValueError(f"weights must be one of {list(WEIGHTS)}, got {weights!r}")
     config = load_config(folder)
     data = config["data"]
-    model = create_model(**config["model"])
+    try:
+        model = create_model(**config["model"])
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder / CONFIG} does not describe a model: {error}") from None
     path = folder / WEIGHTS[weights]
     if not path.is_file():
         raise RunError(f"{folder} has no {path.name} yet: its training has not finished an epoch")
@@ -243,5 +147,6 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         fit=data["fit"],
+        fingerprints=data["fingerprints"],
         device=torch.device(device),
     )

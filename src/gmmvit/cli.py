@@ -1,11 +1,14 @@
 """The command `gmmvit`. Commands load what they need inside their functions, so that `--help` answers at once."""
 
 import dataclasses
+import io
 import json
 import os
+import signal
 import sys
 import types
 import typing
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,7 +85,7 @@ def train(
     given: dict[str, Any] = dict(fields or {})
     name = recipe or ("digits" if given.get("dataset", "digits") == "digits" else "quick")
     loaded = load_recipe(name, **given)
-    from gmmvit.train import train as run
+    from gmmvit.training import train as run
 
     summary = run(loaded, out, overwrite=overwrite, quiet=quiet)
     print(json.dumps(summary))
@@ -99,7 +102,7 @@ def resume(run: Path, /, *, quiet: bool = False) -> None:
     quiet
         Show no progress.
     """
-    from gmmvit.train import resume as continue_run
+    from gmmvit.training import resume as continue_run
 
     print(json.dumps(continue_run(run, quiet=quiet)))
 
@@ -112,6 +115,7 @@ def evaluate(
     part: typing.Literal["test", "val", "train"] = "test",
     weights: typing.Literal["best", "last"] = "best",
     data_dir: str | None = None,
+    dataset: str | None = None,
     device: str = "auto",
     metrics: bool = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -127,7 +131,9 @@ def evaluate(
     weights
         Best on validation, or of the last epoch.
     data_dir
-        Where the data lies now, if it moved.
+        Where the data lies now, if it moved; of a folder of images, the folder itself.
+    dataset
+        Measure on another data set of the same classes, as folder:PATH.
     device
         auto, cpu, cuda ...
     metrics
@@ -137,7 +143,9 @@ def evaluate(
     """
     from gmmvit.evaluate import evaluate_run
 
-    result = evaluate_run(run, part=part, weights=weights, data_dir=data_dir, device=device, more=metrics)
+    result = evaluate_run(
+        run, part=part, weights=weights, data_dir=data_dir, dataset=dataset, device=device, more=metrics
+    )
     if as_json:
         print(json.dumps(result))
         return
@@ -335,6 +343,11 @@ def recipes() -> None:
         print("\n".join(f"    {line.removeprefix('#').strip()}" for line in lines if line.startswith("#")))
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM, by which schedulers stop a job, ends a training as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -344,10 +357,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no failure
+    with suppress(ValueError):  # outside of the main thread
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         return app(arguments, exit_on_error=False, print_error=False) or 0
-    except KeyboardInterrupt:
-        print("gmmvit: interrupted; `gmmvit resume RUN` continues a training after its last epoch", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"gmmvit: {str(error) or 'interrupted'}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flushes into nothing

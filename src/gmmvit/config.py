@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Recipe:
     size: str | None = opt(None, "Named size of the family (see `gmmvit models`).")
     mask: str = opt("gmm", "Mask on the attention logits.", ("none", "elm", "gmm"))
     mode: str = opt("multiply", "How the mask acts on attention.", ("multiply", "log", "post"))
-    mask_init: str | None = opt(None, "Start of the mask: paper, identity or local (elm: paper or identity).")
+    mask_init: str | None = opt(None, "Start of the mask (elm: paper or identity).", ("paper", "identity", "local"))
     num_kernels: int = opt(5, "Gaussians per head.")
     covariance: str = opt("spherical", "Shape of a Gaussian.", ("spherical", "diag", "full"))
     learn_center: bool = opt(False, "Learn an offset of the mask's peak per head.")
@@ -106,32 +107,31 @@ class Recipe:
         _check_ranges(self)
 
 
-# Fields and the half-open or closed range that their numbers must lie in.
-_RANGES: dict[str, tuple[float, float, str]] = {
-    **dict.fromkeys(("val_fraction", "test_fraction"), (0, 0.9, "0 to 0.9")),
-    **dict.fromkeys(("erase_prob", "mix_prob"), (0, 1, "0 to 1")),
-    **dict.fromkeys(("label_smoothing", "drop_path", "dropout"), (0, 0.99, "0 to 0.99")),
-    **dict.fromkeys(("epochs", "passes", "batch_size", "accumulate", "num_kernels", "threads"), (1, 1e9, "1 or more")),
-    **dict.fromkeys(("image_size", "patch_size", "dim", "depth", "num_heads", "rand_ops"), (1, 1e6, "1 or more")),
-    **dict.fromkeys(
-        ("crop_padding", "warmup_epochs", "weight_decay", "min_lr", "mask_lr_scale"), (0, 1e6, "0 or more")
-    ),
-    **dict.fromkeys(("mask_weight_decay", "mixup_alpha", "cutmix_alpha"), (0, 1e6, "0 or more")),
-    **dict.fromkeys(("seed", "split_seed"), (0, 2**63 - 1, "0 or more")),
-    **dict.fromkeys(("lr", "clip_norm", "mlp_ratio"), (1e-12, 1e6, "above 0")),
-    "ema": (0, 1 - 1e-12, "0 up to but not 1"),
-    "erase_area": (0, 1, "0 to 1"),
-    "erase_aspect": (1e-6, 1e6, "above 0"),
-    "rand_magnitude": (0, 30, "0 to 30"),
+# Fields and the range that their numbers must lie in.
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("val_fraction", "test_fraction"), (0, 0.9)),
+    **dict.fromkeys(("erase_prob", "mix_prob", "erase_area"), (0, 1)),
+    **dict.fromkeys(("label_smoothing", "drop_path", "dropout"), (0, 0.99)),
+    **dict.fromkeys(("epochs", "passes", "batch_size", "accumulate"), (1, 10**9)),
+    **dict.fromkeys(("image_size", "patch_size", "dim", "depth", "num_heads"), (1, 10**5)),
+    **dict.fromkeys(("num_kernels", "threads"), (1, 1024)),
+    **dict.fromkeys(("crop_padding",), (0, 1024)),
+    **dict.fromkeys(("warmup_epochs", "weight_decay", "min_lr", "mask_lr_scale"), (0, 10**6)),
+    **dict.fromkeys(("mask_weight_decay", "mixup_alpha", "cutmix_alpha"), (0, 10**6)),
+    **dict.fromkeys(("seed", "split_seed"), (0, 2**63 - 1)),
+    **dict.fromkeys(("lr", "clip_norm", "mlp_ratio", "erase_aspect"), (1e-12, 10**6)),
+    "ema": (0, 1 - 1e-9),
+    "rand_ops": (1, 100),
+    "rand_magnitude": (0, 30),
 }
 
 
 def _check_ranges(recipe: Recipe) -> None:
-    for name, (low, high, words) in _RANGES.items():
+    for name, (low, high) in _RANGES.items():
         value = getattr(recipe, name)
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
             if not low <= number <= high:
-                raise RecipeError(f"{name} must be {words}, got {number}")
+                raise RecipeError(f"{name} must be {low:g} to {high:g}, got {number}")
     if recipe.channels not in (None, 1, 3):
         raise RecipeError(f"channels must be 1 or 3, got {recipe.channels}")
     for name in ("image_size", "patch_size"):
@@ -141,6 +141,8 @@ def _check_ranges(recipe: Recipe) -> None:
         pair = getattr(recipe, name)
         if len(pair) != 2 or pair[0] > pair[1]:
             raise RecipeError(f"{name} must be a smallest and a largest value, got {pair}")
+    if recipe.mask == "elm" and recipe.mask_init == "local":
+        raise RecipeError("mask_init of an elm must be paper or identity, got 'local'")
     unknown = set(recipe.loggers) - {"tensorboard", "wandb", "trackio"}
     if unknown:
         raise RecipeError(f"loggers must be among ['tensorboard', 'trackio', 'wandb'], got {sorted(unknown)}")
@@ -168,22 +170,22 @@ def _convert(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         if isinstance(value, str):
-            value = (
-                [part for part in value.replace("x", ",").split(",") if part] if item is not str else value.split(",")
-            )
+            value = (value if item is str else value.replace("x", ",")).split(",") if value or item is not str else []
         parts = [_convert(item, part) for part in (value if isinstance(value, list | tuple) else [value])]
-        return None if None in parts else tuple(parts)
+        return None if None in parts or not (parts or item is str) else tuple(parts)
     if kind is bool or kind is str:
-        return value if isinstance(value, kind) else None
+        return value if isinstance(value, kind) and "\0" not in str(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if kind is int and isinstance(value, int):
+        return value
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if kind is int:
-        return int(value) if number.is_integer() and (isinstance(value, int) or abs(number) < 2**53) else None
-    return number if number == number else None
+        return int(number) if number.is_integer() else None
+    return number if math.isfinite(number) else None
 
 
 def _describe(kinds: tuple[Any, ...]) -> str:
@@ -212,7 +214,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1, 0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the fields are {', '.join(known)}"
+            hint = f"; did you mean {near[0]!r}?" if near else "; `gmmvit train --help` lists the fields"
             raise RecipeError(f"{source} has an unknown field {name!r}{hint}")
     try:
         return Recipe(**values)
@@ -245,7 +247,7 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     written = make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is told as the file's
     if overrides.get("model", written.model) != written.model:
         values = {name: value for name, value in values.items() if name not in SIZES}
-    return make_recipe({**values, **overrides}, "the command line" if overrides else f"recipe {path.name}")
+    return make_recipe({**values, **overrides}, "the given values" if overrides else f"recipe {path.name}")
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A checkpoint of the original code -> a run folder of ours, for `predict`, `eval` and `report`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from gmmvit import checkpoint
+from gmmvit import run_folder
+from gmmvit.checkpoint import save_weights
 from gmmvit.config import Recipe
 from gmmvit.data import class_names, load_dataset
 from gmmvit.reference_weights import load_reference, read_reference_checkpoint
@@ -58,17 +60,24 @@ def convert(
     size = options["image_size"]
     shape = [size, size] if isinstance(size, int) else list(size)
     folder = Path(out)
-    checkpoint.create_run(folder, overwrite=overwrite)
+    run_folder.check_free(folder, overwrite=overwrite)
     recipe = Recipe(
-        dataset=dataset, data_dir=data_dir, model=family, mask=mask, image_size=tuple(shape), mask_init="paper"
+        dataset=dataset,
+        data_dir=data_dir and os.path.abspath(data_dir),
+        model=family,
+        mask=mask,
+        image_size=tuple(shape),
+        mask_init="paper",
     )
     data = {"classes": list(classes), "image_size": shape, "channels": options["channels"]}
-    data |= {"mean": list(mean), "std": list(std), "fit": recipe.fit}
-    checkpoint.save_config(folder, recipe, options, data)
-    for name in checkpoint.WEIGHTS.values():
-        checkpoint.save_weights(folder / name, model.state_dict(), {"family": family, "mask": mask})
+    data |= {"mean": list(mean), "std": list(std), "fit": recipe.fit, "fingerprints": {}}
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.clear(folder)
+    run_folder.save_config(folder, recipe, options, data)
+    for name in run_folder.WEIGHTS.values():
+        save_weights(folder / name, model.state_dict(), {"family": family, "mask": mask})
     parameters = {name: p.numel() for name, p in model.named_parameters()}
     summary: dict[str, Any] = {"model": family, "mask": mask, "dataset": dataset, "converted_from": str(file)}
-    summary |= {"num_parameters": sum(parameters.values()), "versions": checkpoint.versions()}
-    checkpoint.write_json(folder / checkpoint.SUMMARY, summary)
+    summary |= {"num_parameters": sum(parameters.values()), "versions": run_folder.versions()}
+    run_folder.write_json(folder / run_folder.SUMMARY, summary)
     return folder

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.augment import normalize
-from gmmvit.checkpoint import RunError, load_run
+from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.data import Dataset, Split
-from gmmvit.session import choose_device, load_data
+from gmmvit.run_folder import RunError
+from gmmvit.session import choose_device, fingerprint, load_data
 
 EVAL_BATCH = 512
 
@@ -57,12 +58,49 @@ def worst_mistakes(logits: Tensor, labels: Tensor, limit: int) -> list[int]:
     return wrong[losses[wrong].argsort(descending=True, stable=True)[:limit]].tolist()
 
 
+def load_parts(
+    run: LoadedRun, *, data_dir: str | None = None, dataset: str | None = None, download: bool = True
+) -> Dataset:
+    """The data of a run, or of `dataset`, at the run's size.
+
+    `data_dir` is where the run's data lies now, if it moved; of a folder of images, the folder itself.
+    Raises RunError where its classes are others than those the model learned.
+    """
+    recipe = run.recipe
+    if dataset is not None:
+        recipe = dataclasses.replace(recipe, dataset=dataset, data_dir=data_dir or recipe.data_dir)
+    elif data_dir is not None and recipe.dataset.startswith("folder:"):
+        recipe = dataclasses.replace(recipe, dataset=f"folder:{data_dir}")
+    elif data_dir is not None:
+        recipe = dataclasses.replace(recipe, data_dir=data_dir)
+    recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels)
+    data = load_data(recipe, download=download)
+    if data.classes != run.classes:
+        missing = [name for name in run.classes if name not in data.classes]
+        more = [name for name in data.classes if name not in run.classes]
+        what = f"lacks {missing[:5]}" if missing else f"has {more[:5]} besides" if more else "orders them otherwise"
+        raise RunError(f"{recipe.dataset} has other classes than {run.folder} learned: it {what}")
+    return data
+
+
+def check_unchanged(run: LoadedRun, data: Dataset, part: str) -> None:
+    """Raises RunError where a part is not the one of the training: a new split may hold images that were learned."""
+    split = getattr(data, part)
+    known = run.fingerprints.get(part)
+    if split is not None and known is not None and fingerprint(split) != known:
+        raise RunError(
+            f"the {part} part of {data.name} is not that of {run.folder}: images were added or removed, and the new "
+            "split may hold images that were learned; measure on a folder of its own with --dataset"
+        )
+
+
 def evaluate_run(
     folder: str | Path,
     *,
     part: str = "test",
     weights: str = "best",
     data_dir: str | None = None,
+    dataset: str | None = None,
     device: str = "auto",
     more: bool = False,
 ) -> dict[str, Any]:
@@ -72,7 +110,8 @@ def evaluate_run(
         folder: run folder.
         part: "test", "val" or "train" (without augmentation).
         weights: "best" or "last".
-        data_dir: where the data lies now, if it moved.
+        data_dir: where the data lies now, if it moved; of a folder of images, the folder itself.
+        dataset: another data set of the same classes.
         device: "auto" or a torch device.
         more: also macro F1, AUROC and calibration error, which needs torchmetrics.
 
@@ -81,21 +120,20 @@ def evaluate_run(
         where the part has no image of it).
 
     Raises:
-        RunError: the folder is no run, or its data set has no such part or other classes than in training.
+        RunError: the folder is no run, or its data has no such part, other classes or another split than in training.
     """
     run = load_run(folder, weights=weights, device=choose_device(device))
-    recipe = run.recipe if data_dir is None else dataclasses.replace(run.recipe, data_dir=data_dir)
-    data = load_data(recipe)
-    if data.classes != run.classes:
-        raise RunError(f"{recipe.dataset} has the classes {list(data.classes)[:5]}..., {folder} learned others")
+    data = load_parts(run, data_dir=data_dir, dataset=dataset)
     split: Split | None = getattr(data, part)
-    if split is None:
-        raise RunError(f"{recipe.dataset} has no {part} part in this run; choose another with --part")
+    if split is None or not len(split):
+        raise RunError(f"{data.name} has no {part} part in this run; choose another with --part")
+    if dataset is None:
+        check_unchanged(run, data, part)
     logits, labels = run.logits(split.images), split.labels.cpu()
     counts = confusion_counts(logits, labels)
     totals, hits = counts.sum(1).tolist(), counts.diag().tolist()
     top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).double().mean().item()
-    result: dict[str, Any] = {"run": str(folder), "dataset": recipe.dataset, "part": part, "weights": weights}
+    result: dict[str, Any] = {"run": str(folder), "dataset": data.name, "part": part, "weights": weights}
     result |= {"images": len(split), **scores(logits, labels), "top5": top5}
     if more:
         result |= _more_metrics(logits, labels)

@@ -3,10 +3,13 @@
 Letters: N patches (rows * cols), H heads, K Gaussians per head.
 """
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
+from gmmvit.attention.checks import integer, known_options, one_of, pair, positive, real
 
 INITS = ("paper", "identity", "local")
 COVARIANCES = ("spherical", "diag", "full")
@@ -15,16 +18,7 @@ _CONSTANT_SIGMA = 1e6  # a Gaussian this wide is 1 within float32 rounding on ev
 
 
 def _checked_grid(grid: int | tuple[int, int]) -> tuple[int, int]:
-    rows, cols = (grid, grid) if isinstance(grid, int) else grid
-    if rows < 1 or cols < 1:
-        raise ValueError(f"grid must have at least one row and one column of patches, got {(rows, cols)}")
-    return int(rows), int(cols)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
-    return value
+    return pair(grid, "grid", "(rows, cols)")
 
 
 class GaussianMixtureMask(nn.Module):
@@ -67,13 +61,16 @@ class GaussianMixtureMask(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = _checked_grid(grid)
-        for name, value in (("num_heads", num_heads), ("num_kernels", num_kernels)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        integer("num_heads", num_heads)
+        integer("num_kernels", num_kernels)
+        real("depth", depth)
         if not 0 <= depth <= 1:
             raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
-        self.init = _one_of("init", init, INITS)
-        self.covariance = _one_of("covariance", covariance, COVARIANCES)
+        if cutoff is not None:
+            positive("cutoff", cutoff)
+        one_of("init of the mask", init, INITS)
+        one_of("covariance of the mask", covariance, COVARIANCES)
+        self.init, self.covariance = init, covariance
         self.depth, self.positive, self.cutoff = depth, positive, cutoff
         axes = () if covariance == "spherical" else (2,)
         self.sigma = nn.Parameter(torch.empty(num_heads, num_kernels, *axes))
@@ -107,10 +104,10 @@ class GaussianMixtureMask(nn.Module):
             if extra is not None:
                 extra.zero_()
 
-    def table(self, grid: tuple[int, int] | None = None) -> Tensor:
+    def table(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""
-        known = grid is None or tuple(grid) == self.grid
-        offsets = self.offsets if known else patch_offsets(_checked_grid(grid), self.offsets.device)  # type: ignore[arg-type]
+        wanted = self._grid(grid)
+        offsets = self.offsets if wanted == self.grid else patch_offsets(wanted, self.offsets.device)
         device = self.sigma.device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # there is no autocast for meta
             table = gaussian_mixture_table(
@@ -120,13 +117,16 @@ class GaussianMixtureMask(nn.Module):
                 return table
             return table * (offsets.square().sum(0) <= self.cutoff**2)
 
-    def dense(self, grid: tuple[int, int] | None = None) -> Tensor:
+    def _grid(self, grid: int | tuple[int, int] | None) -> tuple[int, int]:
+        return self.grid if grid is None or grid == self.grid else _checked_grid(grid)
+
+    def dense(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """The mask for every pair of patches: [H, N, N]."""
         return dense_mask(self(grid))
 
-    def forward(self, grid: tuple[int, int] | None = None) -> OffsetTable:
+    def forward(self, grid: int | tuple[int, int] | None = None) -> OffsetTable:
         """What `gmm_attention` takes; another grid than at construction needs no new parameters."""
-        return OffsetTable(self.table(grid), self.grid if grid is None else _checked_grid(grid))
+        return OffsetTable(self.table(grid), self._grid(grid))
 
     def extra_repr(self) -> str:
         heads, kernels = self.alpha.shape
@@ -152,8 +152,9 @@ class ElementwiseMask(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = _checked_grid(grid)
-        self.num_heads = num_heads
-        self.init = _one_of("init", init, ("paper", "identity"))
+        integer("num_heads", num_heads)
+        one_of("init of the mask", init, ("paper", "identity"))
+        self.num_heads, self.init = num_heads, init
         patches = self.grid[0] * self.grid[1]
         self.weight = nn.Parameter(torch.empty(*([num_heads] if per_head else []), patches, patches))
         self.reset_parameters()
@@ -163,19 +164,22 @@ class ElementwiseMask(nn.Module):
         """Starts the parameter anew as `init` says."""
         self.weight.fill_(1.0 if self.init == "identity" else 0.0)
 
-    def dense(self, grid: tuple[int, int] | None = None) -> Tensor:
+    def dense(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """The mask for every pair of patches: [H, N, N].
 
         Raises ValueError for another grid than its own.
         """
         return self(grid).expand(self.num_heads, -1, -1)
 
-    def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """What `gmm_attention` takes: [N, N] or [H, N, N]."""
-        if grid is not None and tuple(grid) != self.grid:
+        if grid is None or grid == self.grid:
+            return self.weight
+        rows, cols = _checked_grid(grid)
+        if (rows, cols) != self.grid:
             raise ValueError(
                 f"an element-wise mask learned on a {self.grid[0]} x {self.grid[1]} grid does not fit a "
-                f"{grid[0]} x {grid[1]} grid; call resample({tuple(grid)}) on it first, or use a Gaussian mixture mask"
+                f"{rows} x {cols} grid; call resample({(rows, cols)}) on it first, or use a Gaussian mixture mask"
             )
         return self.weight
 
@@ -200,10 +204,16 @@ class ElementwiseMask(nn.Module):
 def create_mask(
     mask: str, grid: tuple[int, int], num_heads: int, *, mode: str = "multiply", depth: float = 0.5, **options: object
 ) -> nn.Module | None:
-    """The mask of one attention layer by name: "none" (None), "elm" or "gmm"; `options` go to its constructor."""
-    _one_of("mask", mask, MASKS)
+    """The mask of one attention layer by name: "none" (None), "elm" or "gmm"; `options` go to its constructor.
+
+    Raises TypeError for an option that this mask does not have.
+    """
+    one_of("mask", mask, MASKS)
     if mask == "none":
         return None
+    kind = ElementwiseMask if mask == "elm" else GaussianMixtureMask
+    decided = ("grid", "num_heads", "depth", "positive")  # by the layer
+    known_options(f"the {mask} mask", options, [o for o in inspect.signature(kind).parameters if o not in decided])
     if mask == "elm":
         return ElementwiseMask(grid, num_heads, **options)  # type: ignore[arg-type]
     return GaussianMixtureMask(grid, num_heads, depth=depth, positive=mode == "log", **options)  # type: ignore[arg-type]

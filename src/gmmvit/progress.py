@@ -1,5 +1,7 @@
 """What a training says while it runs: one line that refreshes on a terminal, plain lines elsewhere, and loggers."""
 
+import importlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -20,13 +22,17 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of a training on standard error, in steps."""
+    """Progress of a training on standard error, in steps; counted from `begin` on."""
 
-    def __init__(self, total_steps: int, done_steps: int, quiet: bool = False) -> None:
-        self.total, self.first, self.step = total_steps, done_steps, done_steps
-        self.start = self.shown = time.monotonic()
+    def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.live = not quiet and sys.stderr.isatty()
+        self.begin(1, 0)
+
+    def begin(self, total_steps: int, done_steps: int) -> None:
+        """Starts the clock with `done_steps` of `total_steps` done already."""
+        self.total, self.first, self.step = total_steps, done_steps, done_steps
+        self.start = self.shown = time.monotonic()
 
     def time_left(self) -> str:
         """Time left at the mean speed so far."""
@@ -46,8 +52,11 @@ class Progress:
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        if self.quiet:
-            return
+        if not self.quiet:
+            self.notice(text)
+
+    def notice(self, text: str) -> None:
+        """A line that a quiet training prints too."""
         sys.stderr.write(("\r\x1b[K" if self.live else "") + text + "\n")
         sys.stderr.flush()
 
@@ -55,31 +64,30 @@ class Progress:
 def open_loggers(
     names: tuple[str, ...], folder: Path, config: dict[str, Any]
 ) -> list[Callable[[dict[str, Any]], None]]:
-    """A function a logger ("tensorboard", "wandb", "trackio") that takes a row of metrics.
-
-    Raises ModuleNotFoundError that says what to install.
-    """
+    """A function a logger ("tensorboard", "wandb", "trackio") that takes a row of metrics."""
     return [_open_logger(name, folder, config) for name in names]
 
 
+def require_loggers(names: tuple[str, ...]) -> None:
+    """Raises ModuleNotFoundError that says what to install where a logger is missing."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"logger {name!r} is not installed; install it: pip install 'gmmvit[log]'")
+
+
 def _open_logger(name: str, folder: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    try:
-        if name == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(folder / "tensorboard"))
+        writer = SummaryWriter(str(folder / "tensorboard"))
 
-            def log(row: dict[str, Any]) -> None:
-                for key, value in row.items():
-                    if isinstance(value, int | float) and key != "epoch":
-                        writer.add_scalar(key, value, row["epoch"])
-                writer.flush()
+        def log(row: dict[str, Any]) -> None:
+            for key, value in row.items():
+                if isinstance(value, int | float) and key != "epoch":
+                    writer.add_scalar(key, value, row["epoch"])
+            writer.flush()
 
-            return log
-        module = __import__(name)  # wandb and trackio share one interface
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"logger {name!r} is not installed; install it with: pip install 'gmmvit[log]'"
-        ) from error
-    run = module.init(project="gmmvit", name=folder.name, config=config)
+        return log
+    # wandb and trackio share one interface
+    run = importlib.import_module(name).init(project="gmmvit", name=folder.name, config=config)
     return lambda row: run.log(row, step=row["epoch"])

@@ -1,6 +1,9 @@
 """What a training starts from: device, data, model, optimiser, and the state that its checkpoint keeps."""
 
 import dataclasses
+import difflib
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gmmvit.augment import Augment
-from gmmvit.config import Recipe, as_dict, model_options
-from gmmvit.data import Dataset, load_dataset
-from gmmvit.models import create_model
+from gmmvit.config import Recipe, RecipeError, model_options
+from gmmvit.data import Dataset, Split, load_dataset
+from gmmvit.models import FAMILIES, SIZES, create_model
 from gmmvit.optim import make_average, make_optimizer
-from gmmvit.progress import Progress, open_loggers
+from gmmvit.progress import Progress, require_loggers
 
 
 class TrainingError(RuntimeError):
@@ -73,7 +76,6 @@ class Setting:
     augment: Augment
     steps_per_epoch: int
     progress: Progress
-    loggers: list[Callable[[dict[str, Any]], None]]
 
 
 def step_images(recipe: Recipe, train_images: int) -> int:
@@ -95,9 +97,9 @@ def choose_device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).item()
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TrainingError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
@@ -169,38 +171,72 @@ def make_augment(recipe: Recipe, data: Dataset) -> Augment:
     )
 
 
-def prepare(
-    recipe: Recipe, folder: Path, quiet: bool, create: Callable[[dict[str, Any], dict[str, Any]], None]
-) -> tuple[Setting, State]:
-    """Loads the data and builds the model and everything round it; `create` is called with what config.yaml records
-    once all of it is known to fit."""
-    progress = Progress(1, 0, quiet)
+def fingerprint(split: Split) -> str:
+    """A short hash of a part's image names and labels, by which another split of the data is noticed."""
+    content = "\n".join(split.names) + str(split.labels.tolist())
+    return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
+    """What config.yaml records of the data: all that predictions need, and fingerprints of the parts."""
+    channels, height, width = data.train.images.shape[1:]
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    return {
+        "classes": list(data.classes),
+        "image_size": [height, width],
+        "channels": channels,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "fit": fit,
+        "fingerprints": {name: fingerprint(part) for name, part in parts.items() if part is not None},
+    }
+
+
+def absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with its paths made absolute, so that its run is about the same data from every directory."""
+    changes: dict[str, Any] = {}
+    kind, _, place = recipe.dataset.partition(":")
+    if place and (kind == "folder" or (kind == "hf" and Path(place).exists())):
+        changes["dataset"] = f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
+    for name in ("data_dir", "cache_dir"):
+        value = getattr(recipe, name)
+        if value is not None:
+            changes[name] = os.path.abspath(os.path.expanduser(value))
+    return dataclasses.replace(recipe, **changes)
+
+
+def _check_model(recipe: Recipe) -> None:
+    """Faults of the model's name that need no data to be seen."""
+    if recipe.model not in FAMILIES:
+        near = difflib.get_close_matches(recipe.model, FAMILIES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"model must be one of {list(FAMILIES)}, got {recipe.model!r}{hint}")
+    if recipe.size is not None and recipe.size not in SIZES[recipe.model]:
+        raise RecipeError(f"size of {recipe.model} must be one of {list(SIZES[recipe.model])}, got {recipe.size!r}")
+
+
+def prepare(recipe: Recipe, folder: Path, quiet: bool) -> tuple[Setting, State, dict[str, dict[str, Any]]]:
+    """Loads the data and builds the model and everything round it; writes nothing.
+
+    Also returns what config.yaml records: "model", the arguments of `create_model`, and "data".
+    """
+    progress = Progress(quiet)
+    _check_model(recipe)
+    require_loggers(recipe.loggers)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(recipe.deterministic)
     device = choose_device(recipe.device)
     dtype = choose_dtype(recipe.dtype, device)
-    data = load_data(recipe, progress.line)
-    channels, height, width = data.train.images.shape[1:]
+    data = load_data(recipe, progress.notice)
+    described = describe_data(data, recipe.fit)
     options = model_options(recipe) | {
-        "image_size": [height, width],
-        "channels": channels,
+        "image_size": described["image_size"],
+        "channels": described["channels"],
         "num_classes": len(data.classes),
     }
     seed_everything(recipe.seed, 0)
     model = create_model(**options).to(device)
-    create(
-        options,
-        {
-            "classes": list(data.classes),
-            "image_size": [height, width],
-            "channels": channels,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "fit": recipe.fit,
-        },
-    )
-    steps = max(1, len(data.train) * recipe.passes // step_images(recipe, len(data.train)))
     state = State(
         model=model,
         optimizer=make_optimizer(model, recipe),
@@ -215,13 +251,13 @@ def prepare(
         dtype=dtype,
         forward=torch.compile(model) if recipe.compile else model,
         augment=make_augment(recipe, data),
-        steps_per_epoch=steps,
+        steps_per_epoch=max(1, len(data.train) * recipe.passes // step_images(recipe, len(data.train))),
         progress=progress,
-        loggers=open_loggers(recipe.loggers, folder, as_dict(recipe)),
     )
+    height, width = described["image_size"]
     parameters = sum(p.numel() for p in model.parameters())
     progress.line(
         f"{recipe.model} with mask {recipe.mask}, {parameters:,} parameters, on {device} in {str(dtype)[6:]}; "
         f"{recipe.dataset}: {len(data.train):,} training images {height} x {width}, {len(data.classes)} classes"
     )
-    return setting, state
+    return setting, state, {"model": options, "data": described}

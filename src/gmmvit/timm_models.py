@@ -9,7 +9,8 @@ Letters: B batch, T tokens (prefix first), C channels.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -161,6 +162,14 @@ class TimmModel(VisionTransformer):
         if prune_head:
             self.reset_classifier(0, "")
         return taken
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Not here: raises TypeError that says who reads which folder."""
+        raise TypeError(
+            f"{cls.__bases__[-1].__name__}.from_pretrained reads a folder of save_pretrained, "
+            "timm.create_model('local-dir:FOLDER', pretrained=True) one that timm saved"
+        )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter names from input to output, for timm's layer-wise learning rates; `coarse` by stage."""

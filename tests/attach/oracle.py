@@ -4,6 +4,7 @@ The mask is written out by four nested loops; it is multiplied in where the dono
 multiplies queries with keys, before any bias.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +19,15 @@ _MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 def mixture(sigma, alpha, grid, prefix):
     """[H, T, T] by loops over rows and columns of queries and keys; ones for the prefix."""
-    (rows, cols), heads = grid, alpha.shape[0]
-    tokens = prefix + rows * cols
-    mask = torch.ones(heads, tokens, tokens, dtype=torch.float64)
-    for r1 in range(rows):
-        for c1 in range(cols):
-            for r2 in range(rows):
-                for c2 in range(cols):
-                    d2 = (r1 - r2) ** 2 + (c1 - c2) ** 2
-                    value = (alpha * torch.exp(-d2 / (2 * (sigma**2 + 1e-5)))).sum(-1)
-                    mask[:, prefix + r1 * cols + c1, prefix + r2 * cols + c2] = value
+    rows, cols = grid
+    heads = [list(zip(s, a, strict=True)) for s, a in zip(sigma.tolist(), alpha.tolist(), strict=True)]
+    mask = torch.ones(len(heads), prefix + rows * cols, prefix + rows * cols, dtype=torch.float64)
+    for h, gaussians in enumerate(heads):
+        for r1, c1 in itertools.product(range(rows), range(cols)):
+            for r2, c2 in itertools.product(range(rows), range(cols)):
+                d2 = (r1 - r2) ** 2 + (c1 - c2) ** 2
+                value = sum(a * math.exp(-d2 / (2 * (s * s + 1e-5))) for s, a in gaussians)
+                mask[h, prefix + r1 * cols + c1, prefix + r2 * cols + c2] = value
     return mask
 
 

@@ -22,7 +22,6 @@ from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
 __all__ = ["Layer", "Layers", "attach", "describe", "detach", "mask_parameters"]
 
 
-
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -44,7 +43,7 @@ class Layers(list[Layer]):
     """What `describe` returns; prints as a table."""
 
     def __str__(self) -> str:
-        rows = [("layer", "attention", "mask", "grid", "heads", "prefix", "")]
+        rows: list[tuple[str, ...]] = [("layer", "attention", "mask", "grid", "heads", "prefix", "")]
         for item in self:
             grid = "" if item.grid is None else f"{item.grid[0]} x {item.grid[1]}"
             numbers = ["" if n is None else str(n) for n in (item.heads, item.prefix_tokens)]
@@ -76,7 +75,7 @@ def attach(
         mode: "multiply", "log" or "post", as in `gmm_attention`.
         init: "identity" leaves the outputs as they are; "paper" and "local" as in `GaussianMixtureMask`.
         num_kernels: Gaussians per head; read by "gmm" alone.
-        layers: which of the attentions that can carry a mask (`describe`), from 0, negative from the end; all by default.
+        layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
         grid: (rows, cols) in patches where the model does not tell; it then holds for every image.
         prefix_tokens: class and register tokens before the patches; with `grid` 0 by default, else the model's own.
         options: further arguments of the mask's class (`covariance`, `learn_center`, `per_head`).
@@ -142,9 +141,13 @@ def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int
         box = boxes.setdefault(0 if tower is None else id(tower.source), own)
         if box.grid is None:
             raise ValueError(f"the patch grid of {item.name!r} depends on the image: say it with grid=(rows, cols)")
-        default = 0 if tower is None else tower.prefix_tokens
-        sites.append(Site(box, default if prefix_tokens is None else prefix_tokens, mode))
+        sites.append(Site(box, _prefix(item) if prefix_tokens is None else prefix_tokens, mode))
     return sites
+
+
+def _prefix(item: Found) -> int:
+    own = None if item.adapter is None else item.adapter.gmm_prefix
+    return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
 
 def _mask_of(item: Found, site: Site, mask: str, **options: Any) -> nn.Module:
@@ -194,8 +197,7 @@ def _layer(item: Found) -> Layer:
     if item.adapter is None:
         return Layer(item.name, item.kind, "left alone", reason=item.reason)
     grid = item.window or (item.tower.grid if item.tower else None)
-    prefix = item.tower.prefix_tokens if item.tower else 0
-    return Layer(item.name, item.kind, "free", grid, item.adapter.gmm_heads(module), prefix)
+    return Layer(item.name, item.kind, "free", grid, item.adapter.gmm_heads(module), _prefix(item))
 
 
 class _CallableModule(ModuleType):

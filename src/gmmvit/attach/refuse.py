@@ -25,6 +25,8 @@ def refuse_unfit(model: object) -> None:
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise ValueError(f"module {name or 'model'!r} is compiled: attach to the model first, then compile it")
         weight = getattr(module, "weight", None)
-        library = next((part for part in _QUANTISED for x in (module, weight) if type(x).__module__.startswith(part)), None)
+        library = next(
+            (part for part in _QUANTISED for x in (module, weight) if type(x).__module__.startswith(part)), None
+        )
         if library:
             raise ValueError(f"module {name!r} is quantised ({library}): attach to the model first, then quantise it")

@@ -5,7 +5,6 @@ working; `restore` puts the class back. Letters: B batch, T tokens (prefix first
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -35,7 +34,7 @@ class GridBox:
 
 
 class Site:
-    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is that of the mask."""
+    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is the mask's."""
 
     def __init__(self, box: GridBox, prefix_tokens: int, mode: str) -> None:
         self.box, self.prefix_tokens, self.mode = box, prefix_tokens, mode
@@ -49,7 +48,7 @@ class Site:
         if rows * cols + self.prefix_tokens != tokens:
             raise ValueError(
                 f"the attention got {tokens} tokens, but a {rows} x {cols} grid with {self.prefix_tokens} prefix tokens "
-                f"has {rows * cols + self.prefix_tokens}; dropped patches have no place, else attach(model, grid=...)"
+                f"has {rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=)"
             )
         return rows, cols
 
@@ -99,6 +98,7 @@ class MaskedDonor(Swapped):
     """
 
     gmm_parts: ClassVar[frozenset[str]] = frozenset()
+    gmm_prefix: ClassVar[int | None] = None  # where it is not the model's own number
     gmm_mask: nn.Module
     gmm_site: Site
 
@@ -173,10 +173,15 @@ def additive(bias: Tensor | None) -> Tensor | None:
     return torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, float("-inf"))
 
 
-@cache
-def _composed(adapter: type[Swapped], donor: type[nn.Module]) -> type[nn.Module]:
+_COMPOSED: dict[tuple[type[Swapped], type[nn.Module]], type[Swapped]] = {}
+
+
+def _composed(adapter: type[Swapped], donor: type[nn.Module]) -> type[Swapped]:
+    """The class of a swapped module: one for each pair, so that copies are of the class of their original."""
     body = {"gmm_donor": donor, "gmm_adapter": adapter, "__module__": donor.__module__, "__doc__": donor.__doc__}
-    return type(f"Masked{donor.__name__}", (adapter, donor), body)
+    if (adapter, donor) not in _COMPOSED:
+        _COMPOSED[adapter, donor] = type(f"Masked{donor.__name__}", (adapter, donor), body)
+    return _COMPOSED[adapter, donor]
 
 
 def _rebuild(adapter: type[Swapped], donor: type[nn.Module]) -> nn.Module:
@@ -198,7 +203,7 @@ def swap(module: nn.Module, adapter: type[Swapped], **state: Any) -> None:
 def restore(module: Swapped) -> None:
     """The module as it was before `swap`."""
     adapter, donor = module.gmm_adapter, module.gmm_donor
-    module.__class__ = donor
+    module.__class__ = donor  # type: ignore[assignment]
     adapter.gmm_undo(module)
     for name in [n for n in (*vars(module), *module._modules) if n.startswith("gmm_")]:
         delattr(module, name)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gmmvit.attach import timm, torchvision, transformers
+from gmmvit.attach import timm, timm_windows, torchvision, transformers
 from gmmvit.attach.surgery import Grid, GridRecorder, MaskedDonor, Swapped, Tower
 
-LIBRARIES = (timm, torchvision, transformers)
+LIBRARIES = (timm, timm_windows, torchvision, transformers)
+TOWERS = (timm.tower, torchvision.tower, transformers.tower)
 ATTENTIONS = {name: adapter for library in LIBRARIES for name, adapter in library.ATTENTIONS.items()}
 LEFT_ALONE = {name: reason for library in LIBRARIES for name, reason in library.LEFT_ALONE.items()}
 _LOOKS_LIKE_ATTENTION = re.compile(r"Atte?n(tion)?(?!Mask)")
@@ -65,7 +66,7 @@ def _found(name: str, modules: dict[str, nn.Module], located: bool) -> Found:
     window = adapter.gmm_window_at(module, ancestors)
     tower = None
     if window is None and not located and not reason:
-        tower = next((t for library in LIBRARIES if (t := library.tower(ancestors)) is not None), None)
+        tower = next((t for find in TOWERS if (t := find(ancestors)) is not None), None)
         if tower is None:
             reason = "the patch grid was not found; say it with grid=(rows, cols)"
     return Found(name, module, None if reason else adapter, tower, window, reason)

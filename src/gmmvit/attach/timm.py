@@ -110,6 +110,7 @@ class TalkingHeads(MaskedDonor):
     """cait: the mask multiplies the logits of each head before the heads are mixed."""
 
     gmm_parts = frozenset({"qkv", "attn_drop", "proj", "proj_l", "proj_w", "proj_drop"})
+    gmm_prefix = 0  # the class token comes behind these blocks
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = split_qkv(self, x)
@@ -163,8 +164,7 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
         patch_embed = getattr(model, "patch_embed", None)
         source = getattr(patch_embed, "proj", None)
         if isinstance(source, nn.Conv2d):
-            # CaiT adds its class token behind the blocks that have patches for queries
-            prefix = 0 if type(model).__name__ == "Cait" else getattr(model, "num_prefix_tokens", 0)
+            prefix = getattr(model, "num_prefix_tokens", 0)
             grid = getattr(patch_embed, "grid_size", None)
             return Tower(source, None if grid is None else (grid[0], grid[1]), prefix)
     return None

@@ -12,7 +12,7 @@ from gmmvit.attach.surgery import Grid, MaskedDonor, Tower
 
 
 class MultiheadAttention(MaskedDonor):
-    """`nn.MultiheadAttention` as self-attention, of torchvision's ViTs or of an own model whose grid the caller says."""
+    """`nn.MultiheadAttention` over patches: torchvision's ViTs, or an own model whose grid the caller says."""
 
     gmm_parts = frozenset({"out_proj"})
 
@@ -44,7 +44,9 @@ class MultiheadAttention(MaskedDonor):
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
         if query is not key or key is not value:
-            raise ValueError("an attached nn.MultiheadAttention takes one tensor for query, key and value; leave others out with layers=")
+            raise ValueError(
+                "an attached nn.MultiheadAttention needs one tensor as query, key and value; leave others out: layers="
+            )
         if key_padding_mask is not None or is_causal or query.dim() != 3:
             raise ValueError("an attached nn.MultiheadAttention takes batches without key_padding_mask and is_causal")
         x = query if self.batch_first else query.transpose(0, 1)
@@ -152,6 +154,7 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
         kind = f"{type(model).__module__}.{type(model).__name__}"
         if kind == "torchvision.models.vision_transformer.VisionTransformer":
             stem: Any = model.conv_proj
-            side = model.image_size // model.patch_size  # type: ignore[operator]
+            vit: Any = model
+            side = vit.image_size // vit.patch_size
             return Tower(stem if isinstance(stem, nn.Conv2d) else stem.conv_last, (side, side), 1)
     return None

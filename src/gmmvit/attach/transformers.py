@@ -101,7 +101,15 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
 }
 LEFT_ALONE: dict[str, str] = {}
 # Class, distillation and register tokens before the patches, by the `model_type` of the configuration.
-_PREFIX = {"vit": 1, "deit": 2, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1, "beit": 1, "clip_vision_model": 1}
+_PREFIX = {
+    "vit": 1,
+    "deit": 2,
+    "dinov2": 1,
+    "dinov2_with_registers": 1,
+    "dinov3_vit": 1,
+    "beit": 1,
+    "clip_vision_model": 1,
+}
 
 
 def tower(ancestors: list[nn.Module]) -> Tower | None:

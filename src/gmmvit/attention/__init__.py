@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gmmvit.attention.checks import fraction, integer, one_of, real
 from gmmvit.attention.chunked import chunked_attention
 from gmmvit.attention.eager import eager_attention
 from gmmvit.attention.reference import (
@@ -81,8 +82,7 @@ def _choose(backend: str, q: Tensor, masked: bool, mode: str, dropout_p: float) 
     call = (q, masked, mode, dropout_p)
     if backend == "auto":
         return next(name for name in BACKENDS if _refusal(name, *call) is None)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
+    one_of("backend", backend, ("auto", *BACKENDS))
     reason = _refusal(backend, *call)
     if reason:
         raise ValueError(f"backend={backend!r} cannot take this call: {reason}")
@@ -125,7 +125,10 @@ def gmm_attention(
     _check_tokens(q, k, v, mode, dropout_p, prefix_tokens)
     dense = _dense(mask, q, prefix_tokens)
     _check_bias(bias, q)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    else:
+        real("scale", scale)
     compute = BACKENDS[_choose(backend, q, dense is not None, mode, dropout_p)]
     return compute(q, k, v, dense, scale=scale, bias=bias, mode=mode, dropout_p=dropout_p)
 
@@ -137,14 +140,15 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mode: str, dropout_p: float, 
             raise TypeError(f"{name} must be a tensor [batch, heads, tokens, head width], got {got}")
     if q.shape != k.shape or q.shape != v.shape:
         raise ValueError(f"q, k and v must have one shape, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
-    if q.dtype != k.dtype or q.dtype != v.dtype:
-        raise TypeError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must lie in [0, 1), got {dropout_p}")
-    if not 0 <= prefix_tokens <= q.shape[2]:
-        raise ValueError(f"prefix_tokens must lie between 0 and the {q.shape[2]} tokens, got {prefix_tokens}")
+    if q.shape[3] == 0:
+        raise ValueError(f"q, k and v must have a head width of at least 1, got {tuple(q.shape)}")
+    if q.dtype != k.dtype or q.dtype != v.dtype or not q.is_floating_point():
+        raise TypeError(f"q, k and v must have one floating-point dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.device != k.device or q.device != v.device:
+        raise ValueError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
+    one_of("mode", mode, MODES)
+    fraction("dropout_p", dropout_p)
+    integer("prefix_tokens", prefix_tokens, 0, q.shape[2])
 
 
 def _dense(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> Tensor | None:
@@ -153,6 +157,7 @@ def _dense(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> 
         return None
     heads, patches = q.shape[1], q.shape[2] - prefix_tokens
     if isinstance(mask, OffsetTable):
+        _check_place("mask", mask.values, q)
         rows, cols = mask.grid
         if tuple(mask.values.shape) != (heads, 2 * rows - 1, 2 * cols - 1):
             raise ValueError(
@@ -164,6 +169,7 @@ def _dense(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> 
         return with_prefix(dense_mask(mask), prefix_tokens)
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, an OffsetTable or None, got {type(mask).__name__}")
+    _check_place("mask", mask, q)
     if tuple(mask.shape) not in ((heads, patches, patches), (patches, patches)):
         raise ValueError(
             f"mask must be {(heads, patches, patches)} or {(patches, patches)} for {heads} heads and {patches} patches "
@@ -172,9 +178,18 @@ def _dense(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> 
     return with_prefix(mask, prefix_tokens)
 
 
+def _check_place(name: str, x: Tensor, q: Tensor) -> None:
+    if x.device != q.device:
+        raise ValueError(f"{name} must be on the device of q, {q.device}, got {x.device}")
+
+
 def _check_bias(bias: Tensor | None, q: Tensor) -> None:
     if bias is None:
         return
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        got = bias.dtype if isinstance(bias, Tensor) else repr(bias)
+        raise TypeError(f"bias must be a floating-point tensor that is added to the logits, or None, got {got}")
+    _check_place("bias", bias, q)
     batch, heads, tokens, _ = q.shape
     shape = (1,) * (4 - bias.dim()) + tuple(bias.shape)
     fits = len(shape) == 4 and shape[1] in (1, heads) and shape[2] in (1, tokens) and shape[3] in (1, tokens)

@@ -40,10 +40,10 @@ def chunked_attention(
 
 
 def _step(batch: int, heads: int, tokens: int, bias: Tensor | None, wide: torch.dtype) -> int:
-    """Samples in a chunk; with a bias of G groups, whole groups."""
+    """Samples in a chunk, at least one; with a bias of G groups, whole groups."""
     groups = bias.shape[0] if bias is not None and bias.dim() == 4 else 1
-    samples = max(1, CHUNK_BYTES // (heads * tokens * tokens * wide.itemsize))
-    return min(batch, -(-samples // groups) * groups)
+    samples = max(1, CHUNK_BYTES // max(1, heads * tokens * tokens * wide.itemsize))
+    return max(1, min(batch, -(-samples // groups) * groups))
 
 
 def _flat(x: Tensor, chunk: slice, wide: torch.dtype) -> Tensor:

@@ -20,17 +20,21 @@ from typing import BinaryIO
 import numpy as np
 
 from gmmvit.data.decoding import Catalog, Decoded, Producer, in_memory
-from gmmvit.data.records import DataError, Report, relative
+from gmmvit.data.records import DataError, Report, expanded, relative
 
 _FORMAT = 1
 _MAGIC = b"gmmvit01"
 _TRAILER = struct.Struct("<Q8s")
 
 
-def cache_folder(option: str | os.PathLike[str] | None) -> Path:
-    """The option, else the environment variable GMMVIT_CACHE, else ~/.cache/gmmvit."""
-    chosen = option or os.environ.get("GMMVIT_CACHE") or Path("~/.cache/gmmvit")
-    return Path(chosen).expanduser()
+def cache_folder(option: str | os.PathLike[str] | None, report: Report) -> Path | None:
+    """The option, else the environment variable GMMVIT_CACHE, else ~/.cache/gmmvit; None, with a notice, where it lies
+    in a home folder that is not known."""
+    try:
+        return expanded(option or os.environ.get("GMMVIT_CACHE") or "~/.cache/gmmvit")
+    except DataError as error:
+        report(f"no cache, {error}; the decoded images are kept in memory only")
+        return None
 
 
 def cache_path(folder: Path, name: str, location: str, shape: tuple[int, int, int], fit: str) -> Path:
@@ -52,7 +56,10 @@ def fingerprint(location: str, files: Sequence[str]) -> str:
         try:
             status = os.stat(file)
         except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}") from error
+            if not os.path.islink(file):
+                raise DataError(f"{file} cannot be read: {error.strerror}") from error
+            # A link that leads nowhere is one of the broken images; its own status changes to its target's once mended.
+            status = os.lstat(file)
         name = relative(file, location)
         digest.update(f"{name!a} {status.st_size} {status.st_mtime_ns} {status.st_mode}\n".encode())
     return digest.hexdigest()

@@ -5,17 +5,19 @@ Shape letters: C channels, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from gmmvit.data.records import DataError
+from gmmvit.data.records import DataError, packages_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,8 +41,24 @@ _DAMAGE = (
 )
 
 
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's Python warnings (large images, odd metadata) from the user; what matters comes as an error.
+
+    Entered once round all threads that decode, since they share the filters.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        yield
+
+
+@quiet_pillow()
 def decode_image(
-    source: str | Path | bytes | Image, *, size: tuple[int, int], channels: int = 3, fit: str = "crop"
+    source: str | os.PathLike[str] | bytes | Image | np.ndarray,
+    *,
+    size: tuple[int, int],
+    channels: int = 3,
+    fit: str = "crop",
 ) -> torch.Tensor:
     """Decode one image to `[channels, height, width]` uint8.
 
@@ -49,25 +67,44 @@ def decode_image(
     bicubic and antialiased.
 
     Args:
-        source: a path, the bytes of an encoded image, or a PIL image.
+        source: a path, the bytes of an encoded image, a PIL image, or a uint8 array `[H, W]` or `[H, W, C]`.
         size: (height, width) in pixels.
         channels: 3 for RGB, 1 for grey.
         fit: `crop` resizes the short side and cuts the centre, `stretch` ignores the aspect ratio, `pad` resizes the
             long side and centres the image on black.
 
     Raises:
-        DataError: the image cannot be read.
+        DataError: the image cannot be read, or Pillow is not installed.
+        TypeError: `source` is of another type.
         ValueError: `size`, `channels` or `fit` is out of range.
     """
     check_target(size, channels, fit)
-    if isinstance(source, Path):
-        source = str(source)
+    with packages_for("decode_image"):
+        image = _image_source(source)
     try:
         # A copy, since Pillow hands out read-only views of a grey image.
-        return torch.from_numpy(decode_pixels(source, size, channels, fit).copy())
+        return torch.from_numpy(decode_pixels(image, size, channels, fit).copy())
     except DataError as error:
-        where = f"image {source}" if isinstance(source, str) else "image"
+        where = f"image {image}" if isinstance(image, str) else "image"
         raise DataError(f"{where} cannot be read: {error}") from error
+
+
+def _image_source(source: object) -> ImageSource:
+    from PIL import Image
+
+    if isinstance(source, (str, bytes, Image.Image)):
+        return source
+    if isinstance(source, os.PathLike):
+        return str(source)
+    got = type(source).__name__
+    if isinstance(source, np.ndarray):
+        if source.dtype == np.uint8 and (source.ndim == 2 or source.shape[2:] in ((1,), (3,), (4,))):
+            return Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
+        got = f"{source.dtype} array of shape {source.shape}"
+    raise TypeError(
+        "source must be a path, the bytes of an image file, a PIL image or a uint8 array [H, W] or [H, W, C], "
+        f"got {got}"
+    )
 
 
 def check_target(size: tuple[int, int], channels: int, fit: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from gmmvit.data.decode import decode_pixels
+from gmmvit.data.decode import decode_pixels, quiet_pillow
 from gmmvit.data.records import Contents, DataError, Part, Report
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def in_memory(produce: Producer, shape: tuple[int, int, int]) -> Decoded:
     return Decoded(sink.images(), catalog)
 
 
+@quiet_pillow()
 def decode_contents(
     contents: Contents, sink: Sink, *, shape: tuple[int, int, int], fit: str, report: Report, name: str
 ) -> Catalog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,14 @@ from gmmvit.data.records import (
     Part,
     Report,
     Source,
+    counted,
     listing,
     ordered_classes,
     relative,
+    shown,
 )
 from gmmvit.data.table import read_table
-
-EXTENSIONS = frozenset(
-    """.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif""".split()  # noqa: SIM905
-)
+from gmmvit.data.walk import EXTENSIONS, PassedOver, dead_links, images_below, loose_images, visible_folders
 
 # Part name -> the path of each image and the name of its class.
 Entries = Mapping[str, Sequence[tuple[str, str]]]
@@ -52,20 +51,35 @@ def folder_source(path: Path, report: Report) -> Source:
         return entries_source(name, path, {"all": class_entries(path, report)})
     if "train" not in parts:
         raise DataError(f"no train part in {path}: it holds {listing(sorted(parts))} only; add {path / 'train'}/CLASS/")
-    return entries_source(
-        name,
-        path,
-        {part: class_entries(root, report, required=part == "train") for part, root in parts.items()},
-    )
+    entries = {part: class_entries(root, report, required=part == "train") for part, root in parts.items()}
+    entries = {part: rows for part, rows in entries.items() if rows}
+    _tell_unused(path, {parts[part] for part in entries}, set(entries), report)
+    return entries_source(name, path, entries)
+
+
+def _tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) -> None:
+    """Notices about what lies beside the parts: parts without images, and classes or images that belong into one."""
+    strays = [*loose_images(path), *dead_links(path)]
+    for folder in visible_folders(path):
+        part = PART_NAMES.get(folder.name.lower())
+        if part is None:
+            strays.append(folder.name)
+        elif folder not in used:
+            cut = part == "val" or "val" not in parts
+            then = f"the {part} part is cut from train by {part}_fraction" if cut else "there is no test part"
+            then = f"another folder is the {part} part" if part in parts else then
+            report(f"ignored {folder}, which holds no class folders with images: {then}")
+    if strays:
+        report(f"ignored beside the parts of {path}: {listing(strays)}")
 
 
 def find_parts(path: Path) -> dict[str, Path]:
     """The folders `train`, `val` and `test` (or a synonym) of PATH that hold class folders themselves; a folder of that
     name with images directly in it is a class."""
     parts: dict[str, Path] = {}
-    for folder in _visible_folders(path):
+    for folder in visible_folders(path):
         part = PART_NAMES.get(folder.name.lower())
-        if part is None or not _visible_folders(folder):
+        if part is None or not visible_folders(folder):
             continue
         if part in parts:
             raise DataError(f"both {parts[part]} and {folder} are a {part} part: keep one")
@@ -74,25 +88,30 @@ def find_parts(path: Path) -> dict[str, Path]:
 
 
 def class_entries(root: Path, report: Report, *, required: bool = True) -> list[tuple[str, str]]:
-    """The images of every class folder of `root`, also in folders below it; hidden files and other types are left out.
+    """The images of every class folder of `root`, also in folders below it. Hidden files are left out, as are, with a
+    notice, files of other types, linked folders in a class, and images and dead links beside the class folders.
 
     Raises:
         DataError: no class folders, or with `required` a class folder without images.
     """
-    folders = _visible_folders(root)
-    loose = [file.name for file in _sorted_entries(root) if file.is_file() and _is_image(file.name)]
+    folders = visible_folders(root)
+    loose, dead = loose_images(root), dead_links(root)
     if not folders:
-        found = f"{len(loose)} images directly in it but " if loose else ""
+        found = f"{counted(len(loose), 'image')} directly in it but " if loose else ""
         raise DataError(f"{root} has {found}no class folders; expected {root}/CLASS/*.jpg")
     if loose:
-        report(f"ignored {len(loose)} images beside the class folders of {root}: {listing(loose)}")
+        report(f"ignored {counted(len(loose), 'image')} beside the class folders of {root}: {listing(loose)}")
+    if dead:
+        report(f"ignored {counted(len(dead), 'dead link')} beside the class folders of {root}: {listing(dead)}")
+    passed = PassedOver()
     entries: list[tuple[str, str]] = []
     empty: list[str] = []
     for folder in folders:
-        images = list(_images_below(folder))
+        images = list(images_below(folder, passed))
         if not images:
             empty.append(repr(folder.name))
         entries.extend((image, folder.name) for image in images)
+    passed.tell(root, report)
     if empty and required:
         known = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
         raise DataError(f"no images in class folder {listing(empty)} of {root}: add some ({known}) or remove it")
@@ -123,13 +142,23 @@ def entries_source(name: str, root: Path, entries: Entries, also: Sequence[str] 
 
 
 def files_part(root: Path, files: Sequence[str], labels: Sequence[int]) -> Part:
-    """A part whose images are files, named relative to `root`."""
+    """A part whose images are files; their names are relative to `root` and printable (see `shown`)."""
 
     def sources() -> Iterator[str]:
         return iter(files)
 
-    names = [relative(file, root) for file in files]
+    names = [shown(relative(file, root)) for file in files]
     return Part(np.asarray(labels, dtype=np.int64), names, sources)
+
+
+def check_names(classes: Iterable[str], where: str) -> None:
+    """Raise DataError for class names that YAML, JSON and HTML files cannot hold as they are."""
+    unprintable = sorted(repr(label) for label in classes if shown(label) != label)
+    if unprintable:
+        raise DataError(
+            f"{where} has class {listing(unprintable)}, a name with control characters or bytes that are not UTF-8: "
+            "rename the folder (or the label)"
+        )
 
 
 def check_classes(found: Mapping[str, set[str]], training: str, where: str) -> tuple[str, ...]:
@@ -143,6 +172,7 @@ def check_classes(found: Mapping[str, set[str]], training: str, where: str) -> t
     Raises:
         DataError: see `entries_source`.
     """
+    check_names(set().union(*found.values()), where)
     spelled: dict[str, str] = {}
     for label in sorted(set().union(*found.values())):
         other = spelled.setdefault(label.casefold(), label)
@@ -157,27 +187,3 @@ def check_classes(found: Mapping[str, set[str]], training: str, where: str) -> t
         if extra:
             raise DataError(f"the {part} part of {where} has class {listing(extra)}, which the training part lacks")
     return classes
-
-
-def _sorted_entries(path: Path | str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"folder {path} cannot be read: {error.strerror}") from error
-
-
-def _visible_folders(path: Path | str | os.DirEntry[str]) -> list[Path]:
-    return [Path(entry.path) for entry in _sorted_entries(os.fspath(path)) if entry.is_dir()]
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _images_below(folder: str | Path) -> Iterator[str]:
-    for entry in _sorted_entries(folder):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _images_below(entry.path)
-        elif _is_image(entry.name) and entry.is_file():
-            yield entry.path

@@ -19,7 +19,7 @@ from gmmvit.data.parquet import (
     number_labels,
     read_shards,
 )
-from gmmvit.data.records import PART_NAMES, Contents, DataError, Part, Report, Source
+from gmmvit.data.records import PART_NAMES, Contents, DataError, Part, Report, Source, expanded
 
 _SAVED = ("dataset_dict.json", "state.json")
 
@@ -32,9 +32,9 @@ def hub_source(name: str, report: Report) -> Source:
     features.
 
     Raises:
-        DataError: nothing there, the library is not installed, or the columns cannot be found.
+        DataError: nothing there, or the columns cannot be found.
     """
-    path = Path(os.path.realpath(Path(name).expanduser()))
+    path = Path(os.path.realpath(expanded(name)))
     if not path.exists():
         if name.startswith((".", "/", "~")):
             raise DataError(f"{path} does not exist")
@@ -60,10 +60,8 @@ def _library_source(name: str, location: str, report: Report) -> Source:
 
 
 def _open_parts(name: str, location: str) -> dict[str, Any]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"hf:{name} needs the datasets library: pip install 'gmmvit[data]'") from error
+    import datasets
+
     try:
         opened = datasets.load_from_disk(location) if Path(location).is_dir() else datasets.load_dataset(location)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -21,10 +21,21 @@ from gmmvit.data.folder import folder_source
 from gmmvit.data.hub import hub_source
 from gmmvit.data.memory import fits_in_memory
 from gmmvit.data.named import NAMED, named_source
-from gmmvit.data.records import DataError, Dataset, Report, Source, Split, listing
+from gmmvit.data.records import (
+    DataError,
+    Dataset,
+    Report,
+    Source,
+    Split,
+    expanded,
+    listing,
+    packages_for,
+    shown,
+    silent,
+)
 from gmmvit.data.split import check_fraction, check_seed, choose_parts
 
-_BROKEN_SHOWN = 20
+_BROKEN_SHOWN = 3
 _COPY_ROWS = 1024
 
 
@@ -65,18 +76,22 @@ def load_dataset(
         report: receives lines of progress and notices; silent by default.
 
     Raises:
-        DataError: a fault of the data, in one sentence.
-        ValueError: an argument is out of range.
+        DataError: a fault of the data, or a package that they need is missing, in one sentence. Where it is broken
+            images, each of them has been reported.
+        ValueError, TypeError: an argument is out of range or of another type.
     """
-    report = report or _silent
+    if not isinstance(name, str):
+        raise TypeError(f"dataset must be text, one of {_known_names()}, got {name!r}")
+    report = _printable(report or silent)
     check_fraction("val_fraction", val_fraction)
     check_fraction("test_fraction", test_fraction)
     check_seed(split_seed)
     size = _size(image_size)
     check_target(size or (1, 1), 3 if channels is None else channels, fit)
-    source = _find(name, Path(data_dir or "data").expanduser(), download, report)
-    shape = (source.channels if channels is None else channels, *(size or source.image_size))
-    decoded, path = _decode(name, source, shape, fit, cache_folder(cache_dir), report)
+    with packages_for(name):
+        source = _find(name, data_dir or "data", download, report)
+        shape = (source.channels if channels is None else channels, *(size or source.image_size))
+        decoded, path = _decode(name, source, shape, fit, cache_dir, report)
     _check_decoded(name, decoded.catalog, skip_broken, report)
     catalog = decoded.catalog
     chosen = choose_parts(
@@ -110,35 +125,48 @@ def _size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
     return image_size[0], image_size[1]
 
 
-def _silent(line: str) -> None:
-    """Report nothing."""
+def _known_names() -> str:
+    return f"{', '.join(dataset_names())}, folder:PATH or hf:NAME_OR_PATH"
 
 
-def _find(name: str, data_dir: Path, download: bool, report: Report) -> Source:
+def _printable(report: Report) -> Report:
+    """Names of files may hold what a terminal cannot show or a log cannot encode."""
+    return lambda line: report(shown(line))
+
+
+def _find(name: str, data_dir: str | os.PathLike[str], download: bool, report: Report) -> Source:
     kind, colon, rest = name.partition(":")
     if colon and kind in ("folder", "hf"):
         if not rest:
             raise ValueError(f"dataset {name!r} names no {'path' if kind == 'folder' else 'data set'} after the colon")
-        return folder_source(Path(rest).expanduser(), report) if kind == "folder" else hub_source(rest, report)
+        return folder_source(expanded(rest), report) if kind == "folder" else hub_source(rest, report)
     if name == "digits":
         return digits_source()
     if name in NAMED:
-        return named_source(name, Path(os.path.realpath(data_dir)), download=download, report=report)
-    raise ValueError(f"dataset must be {', '.join(dataset_names())}, folder:PATH or hf:NAME_OR_PATH, got {name!r}")
+        return named_source(name, Path(os.path.realpath(expanded(data_dir))), download=download, report=report)
+    raise ValueError(f"dataset must be {_known_names()}, got {name!r}")
 
 
 def _decode(
-    name: str, source: Source, shape: tuple[int, int, int], fit: str, folder: Path, report: Report
+    name: str,
+    source: Source,
+    shape: tuple[int, int, int],
+    fit: str,
+    cache_dir: str | os.PathLike[str] | None,
+    report: Report,
 ) -> tuple[Decoded, tuple[Path, str] | None]:
     """The decoded images, and the path and fingerprint of their cache where there may be one."""
     if not source.cached:
         contents = source.read()
-        produce = partial(decode_contents, contents, shape=shape, fit=fit, report=_silent, name=name)
+        produce = partial(decode_contents, contents, shape=shape, fit=fit, report=silent, name=name)
         return in_memory(produce, shape), None
 
     def read_and_decode(sink: Sink) -> Catalog:
         return decode_contents(source.read(), sink, shape=shape, fit=fit, report=report, name=name)
 
+    folder = cache_folder(cache_dir, report)
+    if folder is None:
+        return in_memory(read_and_decode, shape), None
     path = cache_path(folder, source.name, source.location, shape, fit)
     state = fingerprint(source.location, source.files)
     return fetch(path, state, shape, read_and_decode, report), (path, state)
@@ -146,11 +174,16 @@ def _decode(
 
 def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Report) -> None:
     if catalog.broken:
-        shown = [f"{image} ({reason})" for image, reason in catalog.broken]
-        found = f"{name}: {len(shown)} broken image{'s' if len(shown) > 1 else ''}: {listing(shown, _BROKEN_SHOWN)}"
+        broken = [f"{image} ({reason})" for image, reason in catalog.broken]
+        for line in broken:
+            report(f"broken image: {line}")
+        found = f"{name}: {len(broken)} broken image{'s' if len(broken) > 1 else ''}"
         if not skip_broken:
-            raise DataError(f"{found}; repair or remove them, or skip broken images")
-        report(f"{found}; skipped")
+            raise DataError(
+                f"{found}: {listing(broken, _BROKEN_SHOWN)}; repair or remove them, or go on without them by "
+                "--skip-broken (in Python skip_broken=True)"
+            )
+        report(f"{found} skipped")
     if len(catalog.classes) < 2:
         raise DataError(f"{name} has {len(catalog.classes)} class: at least two classes are needed")
     if not any(part in catalog.parts for part in ("train", "all")):

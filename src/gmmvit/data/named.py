@@ -11,7 +11,7 @@ from gmmvit.data.cache import locked
 from gmmvit.data.folder import class_entries, entries_source, find_parts
 from gmmvit.data.original import ORIGINALS, Original
 from gmmvit.data.parquet import find_shards, read_shards
-from gmmvit.data.records import DataError, Report, Source
+from gmmvit.data.records import DataError, Report, Source, packages_for
 
 T = TypeVar("T")
 
@@ -70,7 +70,8 @@ NAMED = {
 def class_names(name: str) -> list[str] | None:
     """The class names of a named data set in the order of its labels; None where only its files tell them."""
     known = NAMED[name].classes
-    return list(known()) if known else None
+    with packages_for(name):
+        return list(known()) if known else None
 
 
 def named_source(name: str, data_dir: Path, *, download: bool, report: Report) -> Source:

@@ -71,16 +71,13 @@ class _Torchvision:
     def _open(self, place: Path, part: str, *, download: bool) -> Any:
         from torchvision import datasets
 
-        try:
-            if self.name == "svhn":
-                return datasets.SVHN(place, split=part, download=download)
-            if self.name == "flowers102":
-                # Paths in place of pixels: decoding is ours, so that broken files get their names.
-                return datasets.Flowers102(place, split=part, download=download, loader=str)
-            reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
-            return reader(place, train=part == "train", download=download)
-        except ModuleNotFoundError as error:
-            raise DataError(f"{self.name} needs {error.name} to be read: pip install 'gmmvit[data]'") from error
+        if self.name == "svhn":
+            return datasets.SVHN(place, split=part, download=download)
+        if self.name == "flowers102":
+            # Paths in place of pixels: decoding is ours, so that broken files get their names.
+            return datasets.Flowers102(place, split=part, download=download, loader=str)
+        reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
+        return reader(place, train=part == "train", download=download)
 
     def _part(self, place: Path, part: str, data: Any) -> Part:
         if self.name == "flowers102":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gmmvit.data.folder import check_classes
+from gmmvit.data.folder import check_classes, check_names
 from gmmvit.data.records import PART_NAMES, Contents, DataError, Part, Report, listing
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def number_labels(
         for part in unlabelled:
             report(f"{name}: the {part} part carries no labels and is left out")
         kept = {part: values.astype(np.int64) for part, values in labels.items() if (values != -1).any()}
+        check_names(classes or (), name)
         top = max((int(values.max()) for values in kept.values()), default=-1)
         return tuple(classes or (str(number) for number in range(top + 1))), kept
     texts = {part: values.tolist() for part, values in labels.items() if len(values)}

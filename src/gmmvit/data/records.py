@@ -5,9 +5,12 @@ Shape letters: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -33,8 +36,24 @@ PART_NAMES = {
 }
 
 
+# Import name -> how the message calls it and what pip installs.
+_PACKAGES = {
+    "PIL": ("Pillow", "pillow"),
+    "datasets": ("the datasets library", "'gmmvit[data]'"),
+    "pyarrow": ("pyarrow", "pyarrow"),
+    "scipy": ("scipy", "'gmmvit[data]'"),
+    "sklearn": ("scikit-learn", "scikit-learn"),
+    "torchvision": ("torchvision", "torchvision"),
+}
+# Control characters, line separators and the surrogates that stand for bytes which are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
 class DataError(ValueError):
     """A fault of the data or of the place where it lies; the message is one sentence that says what would be right."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message))
 
 
 @dataclass(frozen=True)
@@ -122,11 +141,54 @@ class Source:
     cached: bool = True
 
 
+def silent(line: str) -> None:
+    """The `Report` that drops every line."""
+
+
 def ordered_classes(names: set[str]) -> tuple[str, ...]:
     """Class names in alphabetical order, or by value where all of them are whole numbers."""
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+def shown(text: str) -> str:
+    """The text on one line that any terminal and file can take: control characters, and bytes of a file's name that are
+    not UTF-8, come as `\\xNN`."""
+
+    def escaped(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return _UNPRINTABLE.sub(escaped, text)
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` or `~user` at its start replaced by that home folder.
+
+    Raises:
+        DataError: nobody knows where that is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"the home folder in {path} is not known: give a path without ~") from error
+
+
+@contextlib.contextmanager
+def packages_for(what: str) -> Iterator[None]:
+    """Turn the failed import of a package that `what` needs into a DataError that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
+            raise
+        title, install = _PACKAGES[package]
+        # A package that is there and damaged tells more than its absence.
+        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+        raise DataError(f"{what} needs {title}, which cannot be imported{reason}: pip install {install}") from error
 
 
 def relative(file: str, root: str | os.PathLike[str]) -> str:

@@ -20,9 +20,9 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_seed(value: int) -> None:
-    """Raise ValueError unless the seed is a whole number in 0..2**32-1."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
-        raise ValueError(f"split_seed must be a whole number from 0 to {2**32 - 1}, got {value!r}")
+    """Raise ValueError unless the seed is a whole number in 0..2**63-1."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"split_seed must be a whole number from 0 to {2**63 - 1}, got {value!r}")
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int | Sequence[int]) -> np.ndarray:
@@ -87,10 +87,12 @@ def choose_parts(
     ]
     cuts = [cut for cut in cuts if cut[3] and cut[1] > 0]
     _check_counts(pool, classes, split=bool(cuts))
+    # numpy takes seeds in words of 32 bits.
+    words = (seed,) if seed < 2**32 else (seed % 2**32, seed // 2**32)
     left = np.arange(len(pool))
     chosen = {name: (name, np.arange(len(part))) for name, part in labels.items() if name != origin}
     for name, fraction, stream, _ in cuts:
-        held = hold_out(pool[left], fraction, (seed, stream))
+        held = hold_out(pool[left], fraction, (*words, stream))
         chosen[name], left = (origin, left[held]), left[~held]
     chosen["train"] = (origin, left)
     return {name: part for name, part in chosen.items() if len(part[1])}

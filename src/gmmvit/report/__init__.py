@@ -6,12 +6,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gmmvit.checkpoint import LoadedRun, RunError, load_run, write_whole
+from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.data import DataError
 from gmmvit.report.masks import mask_picture, mask_section
 from gmmvit.report.page import document, paragraph
 from gmmvit.report.results import confusion_section, looking_section, measure, mistakes_section
 from gmmvit.report.runs import comparison, count_parameters, curves, head, read_run, title
+from gmmvit.run_folder import RunError, write_whole
 from gmmvit.session import choose_device
 
 __all__ = ["mask_picture", "write_report"]
@@ -61,7 +62,7 @@ def write_report(
         count_parameters(records[0], loaded.model)
         sections += _details(loaded, data_dir)
     page = document(title(records[0]), sections, head(records[0]))
-    write_whole(path, page.encode())
+    write_whole(path, page.encode(errors="backslashreplace"))
     return path
 
 

@@ -3,7 +3,6 @@
 Letters: N images.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from html import escape
 from pathlib import PurePath
@@ -13,11 +12,12 @@ from torch import Tensor
 
 from gmmvit.checkpoint import LoadedRun
 from gmmvit.data import DataError, Split
-from gmmvit.evaluate import confused_pairs, confusion_counts, scores, worst_mistakes
+from gmmvit.evaluate import check_unchanged, confused_pairs, confusion_counts, load_parts, scores, worst_mistakes
 from gmmvit.report.attention import attention_section
 from gmmvit.report.page import colour_scale, paragraph, picture, row, table
 from gmmvit.report.pictures import SEQUENTIAL, hex_colour, image_address, levels, map_address
-from gmmvit.session import choose_dtype, load_data
+from gmmvit.run_folder import RunError
+from gmmvit.session import choose_dtype
 
 WORST = 24
 PAIRS = 15
@@ -49,20 +49,16 @@ def measure(run: LoadedRun, data_dir: str | None) -> Outcome:
 
     Raises DataError, one sentence, where the data set is gone, has changed, or has neither part.
     """
-    recipe = run.recipe if data_dir is None else dataclasses.replace(run.recipe, data_dir=data_dir)
     try:
-        data = load_data(recipe, download=False)
-    except (DataError, OSError) as error:
-        raise DataError(f"the data set {recipe.dataset} cannot be read: {error}") from error
-    if data.classes != run.classes:
-        raise DataError(f"the data set {recipe.dataset} has other classes than the model was trained on")
-    split = data.val if data.test is None else data.test
+        data = load_parts(run, data_dir=data_dir, download=False)
+        part = "val" if data.test is None else "test"
+        check_unchanged(run, data, part)
+    except (DataError, OSError, RunError) as error:
+        raise DataError(f"the data set {run.recipe.dataset} cannot be used: {error}") from error
+    split = getattr(data, part)
     if split is None or not len(split):
-        raise DataError(f"the data set {recipe.dataset} has neither a test nor a validation part")
-    shape = (run.channels, *run.image_size)
-    if tuple(split.images.shape[1:]) != shape:
-        raise DataError(f"the images of {recipe.dataset} are {tuple(split.images.shape[1:])}, the model reads {shape}")
-    dtype = choose_dtype(recipe.dtype, run.device)  # as at the end of the training, so that the figures agree
+        raise DataError(f"the data set {data.name} has neither a test nor a validation part")
+    dtype = choose_dtype(run.recipe.dtype, run.device)  # as at the end of the training, so that the figures agree
     with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
         logits = run.logits(split.images)
     return Outcome(run, "validation" if data.test is None else "test", split, logits)

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import nn
 
-from gmmvit.checkpoint import CONFIG, SUMMARY, RunError, load_config, read_rows, recipe_of
 from gmmvit.config import Recipe, as_dict
 from gmmvit.optim import is_mask_parameter
 from gmmvit.progress import clock
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, row, table
+from gmmvit.run_folder import CONFIG, SUMMARY, RunError, load_config, read_rows, recipe_of
 
 COLUMNS = ["run", "data, model, mask", "seed", "epochs", "test, best", "test, last", "validation"]
 COLUMNS += ["parameters", "images/s", "wall time"]
@@ -58,9 +58,12 @@ def read_run(folder: str | Path) -> RunRecord:
 
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise RunError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(summary, dict):
+        raise RunError(f"{path} is not the summary of a run")
+    return summary
 
 
 def _facts_so_far(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit import checkpoint
-from gmmvit.config import Recipe
+from gmmvit import checkpoint, run_folder
+from gmmvit.config import Recipe, as_dict
 from gmmvit.data import Split
 from gmmvit.evaluate import predict, scores
 from gmmvit.optim import is_mask_parameter, learning_rate, set_learning_rate
-from gmmvit.progress import clock
-from gmmvit.session import Setting, State, TrainingError, prepare, seed_everything, step_images
+from gmmvit.progress import clock, open_loggers
+from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, seed_everything, step_images
 
 
 def train_epoch(setting: Setting, state: State) -> dict[str, float]:
@@ -70,6 +70,7 @@ def _optimizer_step(state: State, recipe: Recipe) -> None:
 def fit(setting: Setting, state: State) -> dict[str, Any]:
     """All epochs that are left, each validated, logged and checkpointed; then the test. Returns the summary."""
     recipe, folder = setting.recipe, setting.folder
+    loggers = open_loggers(recipe.loggers, folder, as_dict(recipe))
     for _ in range(state.epoch, recipe.epochs):
         start, seen = time.perf_counter(), state.images_seen
         row: dict[str, Any] = {"epoch": state.epoch + 1, **train_epoch(setting, state)}
@@ -82,18 +83,18 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
         row |= {"lr": state.optimizer.param_groups[0]["lr"], "images_per_s": (state.images_seen - seen) / seconds}
         state.wall_s += time.perf_counter() - start
         row["wall_s"] = state.wall_s
+        _check_good(row, state, recipe)
         weights = {name: tensor.detach().cpu().clone() for name, tensor in state.evaluated().state_dict().items()}
         if row.get("val_top1", float("inf")) > state.best["val_top1"]:  # without a validation part: the last epoch
             state.best = {"epoch": state.epoch, "val_top1": row.get("val_top1", -1.0), "weights": weights}
-        checkpoint.append_row(folder, row)
-        checkpoint.save_checkpoint(folder, state.persistent())
-        _save_weights(setting, state.best["weights"], "best")
-        _save_weights(setting, weights, "last")
+        run_folder.append_row(folder, row)
+        checkpoint.save_checkpoint(folder, state.persistent() | {"recipe": as_dict(recipe)})
+        _save_weights(setting, state)
         setting.progress.line(_epoch_line(row, recipe, setting.progress.time_left()))
-        for log in setting.loggers:
+        for log in loggers:
             log(row)
     summary = _summary(setting, state)
-    checkpoint.write_json(folder / checkpoint.SUMMARY, summary)
+    run_folder.write_json(folder / run_folder.SUMMARY, summary)
     return summary
 
 
@@ -105,18 +106,31 @@ def _epoch_line(row: dict[str, Any], recipe: Recipe, left: str) -> str:
     )
 
 
-def _save_weights(setting: Setting, weights: dict[str, Tensor], which: str) -> None:
+def _save_weights(setting: Setting, state: State) -> None:
+    """Writes the best and the last weights; the checkpoint holds both, so that it alone decides what a run is."""
     metadata = {"family": setting.recipe.model, "mask": setting.recipe.mask}
-    checkpoint.save_weights(setting.folder / checkpoint.WEIGHTS[which], weights, metadata)
+    for which, weights in (("best", state.best["weights"]), ("last", state.evaluated().state_dict())):
+        checkpoint.save_weights(setting.folder / run_folder.WEIGHTS[which], weights, metadata)
 
 
 def _check_finite(loss: Tensor, epoch: int, step: int, recipe: Recipe) -> None:
     if not torch.isfinite(loss):
-        raise TrainingError(
-            f"the loss became {loss.item()} in epoch {epoch + 1} by step {step + 1}; "
-            f"try a lower learning rate (now {recipe.lr:g}), --clip-norm 1 or --dtype float32. "
-            + (f"The checkpoint of epoch {epoch} is kept" if epoch else "No epoch was finished")
-        )
+        raise _diverged(f"the loss became {loss.item()} in epoch {epoch + 1} by step {step + 1}", epoch, recipe)
+
+
+def _check_good(row: dict[str, Any], state: State, recipe: Recipe) -> None:
+    """Raises TrainingError where an epoch ended in NaN, before anything of it is kept."""
+    weights = all(bool(torch.isfinite(p).all()) for p in state.evaluated().parameters())
+    if not weights or not run_folder.all_finite(row):
+        what = "the validation loss is" if weights else "some weights are"
+        raise _diverged(f"{what} not finite after epoch {row['epoch']}", row["epoch"] - 1, recipe)
+
+
+def _diverged(what: str, kept: int, recipe: Recipe) -> TrainingError:
+    return TrainingError(
+        f"{what}; train again with a lower --lr (it was {recipe.lr:g}), --clip-norm 1 or --dtype float32. "
+        + (f"The checkpoint of epoch {kept} is kept" if kept else "No epoch was finished")
+    )
 
 
 def batches(split: Split, setting: Setting, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -158,16 +172,19 @@ def _summary(setting: Setting, state: State) -> dict[str, Any]:
         "val_top1": None if data.val is None else state.best["val_top1"],
         "test_top1_best": test["best"],
         "test_top1_last": test["last"],
-        "versions": checkpoint.versions(),
+        "versions": run_folder.versions(),
     }
 
 
 def _run(setting: Setting, state: State) -> dict[str, Any]:
-    progress = setting.progress
-    progress.total = setting.recipe.epochs * setting.steps_per_epoch
-    progress.first = progress.step = state.epoch * setting.steps_per_epoch
-    progress.start = time.monotonic()
-    summary = fit(setting, state)
+    steps, progress = setting.steps_per_epoch, setting.progress
+    progress.begin(setting.recipe.epochs * steps, state.epoch * steps)
+    try:
+        summary = fit(setting, state)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted after epoch {state.epoch}; `gmmvit resume {setting.folder}` goes on from there"
+        ) from None
     shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last")}
     words = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
     progress.line(f"done in {clock(state.wall_s)}: {words}  ->  {setting.folder}")
@@ -193,12 +210,14 @@ def train(
     """
     name = "-".join([recipe.dataset.rstrip("/").replace(":", "-").rpartition("/")[2], recipe.model, recipe.mask])
     folder = Path(out) if out is not None else Path("runs") / f"{name}-s{recipe.seed}"
-
-    def create(model: dict[str, Any], data: dict[str, Any]) -> None:
-        checkpoint.create_run(folder, overwrite=overwrite)
-        checkpoint.save_config(folder, recipe, model, data)
-
-    return _run(*prepare(recipe, folder, quiet, create))
+    run_folder.check_free(folder, overwrite=overwrite)
+    recipe = absolute_paths(recipe)
+    setting, state, described = prepare(recipe, folder, quiet)
+    with run_folder.locked(folder):
+        run_folder.check_free(folder, overwrite=overwrite)
+        run_folder.clear(folder)
+        run_folder.save_config(folder, recipe, **described)
+        return _run(setting, state)
 
 
 def resume(folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -207,11 +226,34 @@ def resume(folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     On the CPU the result is bit for bit that of a training that was never interrupted. Returns and raises as `train`.
     """
     folder = Path(folder)
-    recipe = checkpoint.recipe_of(folder)
-    saved = checkpoint.load_checkpoint(folder)
-    setting, state = prepare(recipe, folder, quiet, lambda model, data: None)
-    if saved is not None:
+    recipe = run_folder.recipe_of(folder)
+    with run_folder.locked(folder):
+        saved = checkpoint.load_checkpoint(folder, recipe)
+        setting, state, described = prepare(recipe, folder, quiet)
+        _check_same_data(folder, described["data"])
+        if saved is not None:
+            _restore(state, saved, folder)
+            _save_weights(setting, state)
+        run_folder.rewind_rows(folder, state.epoch)
+        setting.progress.line(f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}")
+        return _run(setting, state)
+
+
+def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
+    try:
         state.restore(saved)
-    checkpoint.rewind_rows(folder, state.epoch)
-    setting.progress.line(f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}")
-    return _run(setting, state)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        path = folder / run_folder.CHECKPOINT
+        raise run_folder.RunError(f"{path} does not fit the model of {run_folder.CONFIG}: {reason}") from None
+
+
+def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
+    """Raises RunError where the data is not what the run began with: other images would be learned as its classes."""
+    before = run_folder.load_config(folder)["data"]
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise run_folder.RunError(
+            f"the data of {folder} has changed since the training began ({', '.join(changed)} differ); put it back to "
+            "resume, or train anew"
+        )

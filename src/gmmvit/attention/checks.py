@@ -1,0 +1,96 @@
+"""Checks of arguments. They read Python values only: cheap enough for every call, and torch.compile traces them.
+
+Errors name the argument, what is allowed and what was got: TypeError for a value of the wrong kind, ValueError for one
+out of range.
+"""
+
+import difflib
+import math
+from collections.abc import Collection, Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is a whole number of Python or numpy; a bool is none."""
+    return isinstance(value, int | Integral) and not isinstance(value, bool)
+
+
+def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raises TypeError unless `value` is one int, ValueError unless it lies between `least` and `most`."""
+    if not is_integer(value):
+        raise TypeError(f"{name} must be one int, got {value!r}")
+    if most is not None and not least <= value <= most:
+        raise ValueError(f"{name} must lie between {least} and {most}, got {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def real(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is one number, ValueError unless it is finite."""
+    if not isinstance(value, int | float | Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be one number, got {value!r}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises unless `value` is one finite number above zero."""
+    real(name, value)
+    if value <= 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Raises unless `value` is one number from 0 to below 1."""
+    real(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raises ValueError unless `value` is allowed."""
+    choices = list(allowed)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def known_options(owner: str, options: Iterable[str], allowed: Collection[str]) -> None:
+    """Raises TypeError for the first option that `owner` does not have, with the nearest name."""
+    for name in options:
+        if name not in allowed:
+            near = difflib.get_close_matches(str(name), allowed, 1)
+            hint = f"the nearest is {near[0]!r}" if near else f"allowed are {list(allowed)}"
+            raise TypeError(f"{owner} has no option {name!r}; {hint}")
+
+
+def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") -> tuple[int, int]:
+    """Two positive ints of an int or a pair of them; `sides` says in the error what they are.
+
+    Raises TypeError or ValueError that names the argument.
+    """
+    values = (value, value) if is_integer(value) else value
+    typed = isinstance(values, Sequence) and all(is_integer(side) for side in values)
+    if not typed or len(values) != 2 or min(values) < 1:  # type: ignore[arg-type]
+        raise (ValueError if typed else TypeError)(
+            f"{name} must be a positive int or a pair {sides} of them, got {value!r}"
+        )
+    first, second = values  # type: ignore[misc]
+    return int(first), int(second)
+
+
+def per_stage(
+    value: int | Sequence[int], name: str, *, stages: int | None = None, example: tuple[int, ...] = ()
+) -> tuple[int, ...]:
+    """One positive int for each stage; where the number of stages is known, also one int for all of them.
+
+    Raises TypeError or ValueError that names the argument and, where the number is not known, gives the example.
+    """
+    values = (value,) * stages if stages and is_integer(value) else value
+    typed = isinstance(values, Sequence) and all(is_integer(v) for v in values)
+    if not typed or (stages and len(values) != stages) or min(values, default=0) < 1:  # type: ignore[arg-type,type-var]
+        wanted = f"{stages} positive ints, one per stage, or one for all"
+        if stages is None:
+            wanted = f"one positive int per stage, e.g. {name}={example}"
+        raise (ValueError if typed else TypeError)(f"{name} must be {wanted}, got {value!r}")
+    return tuple(int(v) for v in values)  # type: ignore[union-attr]

@@ -1,0 +1,228 @@
+"""The run folder: its files, written so that no kill tears them, and read so that a damaged one is named."""
+
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
+from gmmvit.version import __version__
+
+CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
+WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
+FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), "report.html")
+# What config.yaml says of the data, and the types of it.
+DATA_FIELDS = {
+    "classes": list,
+    "image_size": list,
+    "channels": int,
+    "mean": list,
+    "std": list,
+    "fit": str,
+    "fingerprints": dict,
+}
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be written, read or continued; one sentence."""
+
+
+@contextmanager
+def _told(path: Path, doing: str) -> Iterator[None]:
+    """Faults of the disk as one sentence with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot {doing} {path}: {error.strerror or error}") from error
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file so that a kill or a full disk leaves the old one or the new one, never a torn one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _told(path, "write"):
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except RuntimeError as error:  # how torch's zip writer reports a failed write, without its reason
+            raise OSError("the disk is full, or a limit on the size of files was met") from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replaces a file's content in one step."""
+    replace_file(path, lambda file: file.write(content))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a final newline."""
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run folder for one training; another one that asks gets a RunError.
+
+    On an operating system without flock nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with _told(folder, "create"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another training is writing to {folder}; wait for it, or choose another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        remove_leftovers(folder)
+        yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of trainings that were killed while they wrote; to be called under the lock."""
+    for name in FILES:
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Raises RunError where a new run may not be written: to a file, to a folder that holds something else, or, unless
+    it is to be overwritten, over an old run."""
+    with _told(folder, "create"):
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file; give the run a folder with --out")
+        if not folder.is_dir() or not [path for path in folder.iterdir() if path.name != ".lock"]:
+            return
+    is_run = _holds_run(folder)
+    if overwrite and is_run:
+        return
+    if overwrite:
+        raise RunError(
+            f"{folder} holds files that are not a run's, so --overwrite leaves it alone; choose another --out"
+        )
+    if is_run:
+        raise RunError(
+            f"{folder} already holds a run; continue it with `gmmvit resume {folder}`, choose another folder with "
+            "--out, or replace it with --overwrite"
+        )
+    raise RunError(f"{folder} is not empty; choose another folder with --out")
+
+
+def _holds_run(folder: Path) -> bool:
+    try:
+        load_config(folder)
+    except RunError:
+        return False
+    return True
+
+
+def clear(folder: Path) -> None:
+    """Removes the files of an old run, and no others."""
+    with _told(folder, "clear"):
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {"gmmvit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def save_config(folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[str, Any]) -> None:
+    """Writes config.yaml: the recipe, the arguments of `create_model`, what is known of the data, and versions."""
+    import yaml
+
+    content = {"recipe": as_dict(recipe), "model": model, "data": data, "versions": versions()}
+    write_whole(folder / CONFIG, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """The content of a run's config.yaml: the mappings "recipe", "model", "data" and "versions".
+
+    Raises RunError where the folder is not a run, or the file is damaged.
+    """
+    import yaml
+
+    path = Path(folder) / CONFIG
+    with _told(path, "read"):
+        if not path.is_file():
+            raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{path} is not the configuration of a run: {' '.join(str(error).split())}") from None
+    for name in ("recipe", "model", "data", "versions"):
+        if not isinstance(content, dict) or not isinstance(content.get(name), dict):
+            raise RunError(f"{path} is not the configuration of a run: it has no mapping {name!r}")
+    for name, kind in DATA_FIELDS.items():
+        if not isinstance(content["data"].get(name), kind):
+            raise RunError(
+                f"{path} is damaged: data.{name} must be a {kind.__name__}, got {content['data'].get(name)!r}"
+            )
+    return content
+
+
+def recipe_of(folder: str | Path) -> Recipe:
+    """The recipe of a run."""
+    try:
+        return make_recipe(load_config(folder)["recipe"], f"{Path(folder) / CONFIG}")
+    except RecipeError as error:
+        raise RunError(f"{error} (was it written by another version of gmmvit?)") from None
+
+
+def append_row(folder: Path, row: dict[str, Any]) -> None:
+    """One line of metrics.jsonl."""
+    path = folder / METRICS
+    with _told(path, "write"), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def read_rows(folder: str | Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises RunError for a damaged line before the last.
+    """
+    path = Path(folder) / METRICS
+    with _told(path, "read"):
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                raise ValueError("no row of an epoch")
+        except ValueError:
+            if number < len(lines):
+                raise RunError(f"{path} is damaged in line {number}") from None
+            break
+        rows.append(row)
+    return rows
+
+
+def rewind_rows(folder: Path, epoch: int) -> None:
+    """Drops the rows of epochs that the checkpoint does not cover."""
+    rows = [row for row in read_rows(folder) if row["epoch"] <= epoch]
+    write_whole(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def all_finite(values: dict[str, Any]) -> bool:
+    """Whether no number among the values is NaN or infinite."""
+    return all(math.isfinite(value) for value in values.values() if isinstance(value, int | float))

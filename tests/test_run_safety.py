@@ -1,0 +1,239 @@
+"""Nothing of the user's is lost, and no result is silently of other data or of broken weights."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import gmmvit
+from gmmvit import checkpoint, run_folder, session, training
+from gmmvit.cli import main
+from gmmvit.evaluate import evaluate_run
+from gmmvit.run_folder import RunError
+from gmmvit.session import TrainingError
+from gmmvit.training import resume, train
+
+TINY = {"dim": 16, "depth": 1, "num_heads": 2, "passes": 1, "warmup_epochs": 0, "threads": 1, "epochs": 2}
+
+
+def images(folder, classes=("a", "b"), count=12):
+    rng = np.random.default_rng(0)
+    for level, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(100 * level, 100 * level + 100, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+def folder_recipe(folder, **fields):
+    cache = {"cache_dir": str(folder.parent / "cache"), "image_size": 8, "batch_size": 8}
+    return gmmvit.load_recipe("digits", dataset=f"folder:{folder}", **(TINY | cache | fields))
+
+
+def test_training_twice_in_one_process_works(tmp_path):
+    recipe = gmmvit.load_recipe("digits", **(TINY | {"epochs": 1}))
+    for name in ("a", "b"):
+        assert gmmvit.train(recipe, tmp_path / name, quiet=True)["epochs"] == 1
+
+
+def test_a_kill_between_checkpoint_and_weights_loses_nothing(tmp_path, monkeypatch):
+    recipe = folder_recipe(images(tmp_path / "images"))
+    train(recipe, tmp_path / "whole", quiet=True)
+    calls = []
+
+    def killed(path, state, metadata):
+        calls.append(path)
+        if len(calls) > 2:  # both files of the first epoch are written, those of the second are not
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_weights", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "cut", quiet=True)
+    monkeypatch.undo()
+    resume(tmp_path / "cut", quiet=True)
+    for name in run_folder.WEIGHTS.values():
+        whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize("change", ["class renamed", "images added", "class added"])
+def test_changed_data_is_not_resumed_or_measured_as_if_it_were_the_same(tmp_path, change):
+    folder = images(tmp_path / "images")
+    train(folder_recipe(folder), tmp_path / "run", quiet=True)
+    if change == "class renamed":
+        (folder / "a").rename(folder / "c")
+    elif change == "class added":
+        images(folder, ["z"])
+    else:
+        Image.new("RGB", (8, 8)).save(folder / "a" / "new.png")
+    with pytest.raises(RunError, match=r"data of .* has changed"):
+        resume(tmp_path / "run", quiet=True)
+    with pytest.raises(RunError, match="other classes" if "class" in change else "may hold images that were learned"):
+        evaluate_run(tmp_path / "run")
+
+
+def test_a_run_is_measured_from_everywhere_after_a_move_and_on_other_data(tmp_path, monkeypatch):
+    images(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    relative = folder_recipe(tmp_path / "images")
+    summary = train(
+        gmmvit.load_recipe("digits", **(TINY | {"dataset": "folder:images", "image_size": 8})), "run", quiet=True
+    )
+    assert relative.dataset == f"folder:{tmp_path / 'images'}"
+    images(tmp_path / "elsewhere" / "images", count=5)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate_run("../run")["top1"] == summary["test_top1_best"]
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert evaluate_run("../run", data_dir=str(tmp_path / "moved"))["top1"] == summary["test_top1_best"]
+    assert evaluate_run("../run", dataset="folder:images")["images"] == 2
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.0])
+def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch, val_fraction):
+    """The loss of the last step is finite, the step itself is not."""
+    original = training._optimizer_step
+    steps = []
+
+    def step(state, recipe):
+        original(state, recipe)
+        steps.append(1)
+        if len(steps) == 4:
+            with torch.no_grad():
+                next(state.model.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(training, "_optimizer_step", step)
+    recipe = folder_recipe(images(tmp_path / "images"), val_fraction=val_fraction)
+    assert session.step_images(recipe, 19) == 8  # two steps an epoch
+    with pytest.raises(TrainingError, match=r"not finite after epoch 2; train again .* checkpoint of epoch 1 is kept"):
+        train(recipe, tmp_path / "run", quiet=True)
+    monkeypatch.undo()
+    assert resume(tmp_path / "run", quiet=True)["epochs"] == 2
+
+
+def test_one_folder_takes_one_training_at_a_time(tmp_path):
+    train(folder_recipe(images(tmp_path / "images")), tmp_path / "run", quiet=True)
+    code = f"from gmmvit.cli import main; import sys; sys.exit(main(['resume', {str(tmp_path / 'run')!r}, '--quiet']))"
+    with run_folder.locked(tmp_path / "run"):
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert "another training is writing to" in second.stderr
+
+
+def test_overwrite_leaves_the_old_run_until_the_new_one_can_start(tmp_path):
+    folder = images(tmp_path / "images")
+    train(folder_recipe(folder), tmp_path / "run", quiet=True)
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for fields, error in (
+        ({"device": "meta"}, TrainingError),
+        ({"model": "vitt"}, ValueError),
+        ({"patch_size": 3}, ValueError),
+    ):
+        with pytest.raises(error):
+            train(folder_recipe(folder, **fields), tmp_path / "run", overwrite=True, quiet=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_missing_logger_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gmmvit\[log\]'"):
+        train(gmmvit.load_recipe("digits", **TINY, loggers="wandb"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_somebody_elses_config_is_no_run(tmp_path):
+    names = ("config.yaml", "model.safetensors", "report.html")
+    for name in names:
+        (tmp_path / name).write_text("my: settings")
+    with pytest.raises(RunError, match="not a run's"):
+        train(gmmvit.load_recipe("digits", **TINY), tmp_path, overwrite=True, quiet=True)
+    assert all((tmp_path / name).read_text() == "my: settings" for name in names)
+
+
+def test_leftovers_of_killed_trainings_are_removed(tmp_path):
+    train(gmmvit.load_recipe("digits", **(TINY | {"epochs": 1})), tmp_path / "run", quiet=True)
+    (tmp_path / "run" / ".checkpoint.pt.123.tmp").write_text("torn")
+    resume(tmp_path / "run", quiet=True)
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "run"
+    train(gmmvit.load_recipe("digits", **TINY), folder, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("checkpoint.pt", b"", "is damaged"),
+        ("checkpoint.pt", None, "is missing"),
+        ("metrics.jsonl", b'{"a": 1}\n{"epoch": 2}\n', "damaged in line 1"),
+        ("metrics.jsonl", b"\xff\n{}\n", "damaged in line 1"),
+        ("config.yaml", ("recipe:", "other:"), "no mapping 'recipe'"),
+        ("config.yaml", ("mean:", "means:"), "data.mean must be a list"),
+        ("config.yaml", ("batch_size: 64", "batch_size: 32"), "batch_size was 64 and is 32"),
+        ("config.yaml", ("  dim:\n  - 16", "  dim:\n  - 32"), "dim was .* and is"),
+        ("config.yaml", ("  lr:", "  learning: 1\n  lr:"), "unknown field 'learning'"),
+    ],
+    ids=str,
+)
+def test_a_damaged_or_edited_run_is_told_by_file(sound, tmp_path, capsys, file, content, words):
+    for path in sound.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    target = tmp_path / file
+    if content is None:
+        target.unlink()
+    elif isinstance(content, tuple):
+        assert content[0] in target.read_text()
+        target.write_text(target.read_text().replace(*content, 1))
+    else:
+        target.write_bytes(content)
+    assert main(["resume", str(tmp_path), "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert file in error or str(tmp_path) in error
+    import re
+
+    assert re.search(words, error), error
+
+
+def test_sigterm_ends_a_training_as_ctrl_c_does(tmp_path):
+    code = (
+        "import os, signal, sys, threading, time\nfrom gmmvit.cli import main\nfrom gmmvit import run_folder\n"
+        f"folder = {str(tmp_path / 'a')!r}\n"
+        "def stop():\n"
+        "    while not run_folder.read_rows(folder): time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread(target=stop, daemon=True).start()\n"
+        "sys.exit(main(['train', '--out', folder, '--epochs', '500', '--dim', '16', '--threads', '1', '--quiet']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "interrupted after epoch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--image-size", ""], ["--image-size", "x"], ["--dim", ""], ["--epochs", "1e30"], ["--threads", "99999999"],
+     ["--crop-padding", "1000000"], ["--num-kernels", "1000000000"], ["--model", "foo"], ["--size", "foo"],
+     ["--mask-init", "foo"]],
+    ids=str,
+)  # fmt: skip
+def test_values_out_of_reason_are_usage_errors_with_the_fields_name(capsys, tmp_path, arguments):
+    assert main(["train", "--out", str(tmp_path / "never"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert arguments[0].strip("-").replace("-", "_") in error.replace("-", "_")
+    assert len(error.splitlines()) == 1
+
+
+def test_numbers_in_exponent_form_are_numbers(tmp_path):
+    assert gmmvit.load_recipe("digits", epochs="1e2", dim="1e1").epochs == 100
+    assert json.loads(json.dumps(gmmvit.load_recipe("digits", seed=2**40).seed)) == 2**40
