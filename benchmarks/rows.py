@@ -20,10 +20,15 @@ def device_name() -> str:
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
+def commit() -> str:
+    """The short hash of the checked-out commit."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def row(what: str, unit: str, values: Sequence[float]) -> dict[str, str]:
     """Median and quartiles of repeated measurements, with everything they depend on."""
     q1, median, q3 = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     return {
         "what": what,
         "unit": unit,
@@ -34,7 +39,7 @@ def row(what: str, unit: str, values: Sequence[float]) -> dict[str, str]:
         "device": device_name(),
         "torch": str(torch.__version__),
         "date": datetime.date.today().isoformat(),
-        "commit": commit.strip() or "unknown",
+        "commit": commit(),
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import MODES, gmm_attention
+from gmmvit.attention.checks import fraction, integer, one_of, pair, positive, real
 from gmmvit.masks import create_mask
 
 Grid = tuple[int, int]  # (rows, cols) in patches
@@ -46,9 +47,18 @@ class MaskedAttention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        positive(dim=dim, num_heads=num_heads, head_dim=head_dim)
-        if head_dim is None and dim % num_heads:
+        integer("dim", dim)
+        integer("num_heads", num_heads)
+        if head_dim is not None:
+            integer("head_dim", head_dim)
+        elif dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads, got dim={dim} and num_heads={num_heads}")
+        if out_dim is not None:
+            integer("out_dim", out_dim)
+        if scale is not None:
+            real("scale", scale)
+        integer("prefix_tokens", prefix_tokens, 0)
+        fraction("dropout", dropout)
         one_of("mode", mode, MODES)
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
@@ -101,7 +111,6 @@ class Masking:
         **sizes: Any,
     ) -> MaskedAttention:
         """An attention layer of class `kind` with a mask over `grid`; `place` in the network from 0 first to 1 last."""
-        positive(num_heads=num_heads)
         mask = create_mask(self.mask, grid, num_heads, mode=self.mode, depth=place, **(self.options or {}))
         return kind(
             dim,
@@ -128,11 +137,14 @@ class Block(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
-        positive(mlp_ratio=mlp_ratio)
+        positive("mlp_ratio", mlp_ratio)
+        hidden = round(dim * mlp_ratio)
+        if hidden < 1:
+            raise ValueError(f"mlp_ratio must leave at least one hidden channel of dim={dim}, got {mlp_ratio}")
         self.norm1 = nn.LayerNorm(dim)
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, round(dim * mlp_ratio), dropout)
+        self.mlp = MLP(dim, hidden, dropout)
         self.drop_path = DropPath(drop_path)
         self.scale1 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
         self.scale2 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
@@ -169,8 +181,7 @@ class DropPath(nn.Module):
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"drop_path must lie in [0, 1), got {p}")
+        fraction("drop_path", p)
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,7 +202,8 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, patch_size: tuple[int, int], channels: int, dim: int, norm: bool = False) -> None:
         super().__init__()
-        positive(channels=channels, dim=dim)
+        integer("channels", channels)
+        integer("dim", dim)
         self.patch_size, self.channels = patch_size, channels
         self.proj = nn.Linear(patch_size[0] * patch_size[1] * channels, dim)
         self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
@@ -199,7 +211,7 @@ class PatchEmbedding(nn.Module):
     def grid(self, images: Tensor) -> Grid:
         """(rows, cols) of patches in `images`.
 
-        Raises ValueError where the channels or the size do not fit.
+        Raises ValueError where the channels or the size do not fit, TypeError for integer pixels.
         """
         check_images(images, self.channels)
         return patch_grid((images.shape[2], images.shape[3]), self.patch_size)
@@ -208,49 +220,20 @@ class PatchEmbedding(nn.Module):
         rows, cols = self.grid(images)
         p1, p2 = self.patch_size
         x = images.unflatten(3, (cols, p2)).unflatten(2, (rows, p1))  # [B, C, rows, p1, cols, p2]
-        x = x.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * cols, -1)
+        x = x.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * cols, p1 * p2 * self.channels)
         return self.norm(self.proj(x))
 
 
-def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises ValueError that names the argument unless `value` is allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
-
-
-def positive(**values: float | None) -> None:
-    """Raises ValueError that names the first argument that is not above zero; None passes."""
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
-
-
 def check_images(images: Tensor, channels: int) -> None:
-    """Raises ValueError unless `images` is [B, channels, height, width]."""
+    """Raises ValueError unless `images` is [B, channels, height, width], TypeError unless it is floating point."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [batch, {channels}, height, width], got {type(images).__name__}")
     if images.dim() != 4 or images.shape[1] != channels:
         raise ValueError(f"images must be [batch, {channels}, height, width], got {tuple(images.shape)}")
-
-
-def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    """(height, width) of an int or a pair of ints.
-
-    Raises ValueError that names the argument.
-    """
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"{name} must be a positive int or a pair (height, width) of them, got {value!r}")
-    return sides[0], sides[1]
-
-
-def per_stage(value: int | Sequence[int], stages: int, name: str) -> tuple[int, ...]:
-    """One positive int for each stage, of an int (the same in all) or a sequence.
-
-    Raises ValueError that names the argument.
-    """
-    values = (value,) * stages if isinstance(value, int) else tuple(value)
-    if len(values) != stages or not all(isinstance(v, int) and v > 0 for v in values):
-        raise ValueError(f"{name} must be a positive int or {stages} of them, one a stage, got {value!r}")
-    return values
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be floating point and normalised (see gmmvit.augment.normalize), got {images.dtype}"
+        )
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> Grid:

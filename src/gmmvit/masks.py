@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
-from gmmvit.attention.checks import integer, known_options, one_of, pair, positive, real
+from gmmvit.attention.checks import integer, known_options, one_of, pair, real
 
 INITS = ("paper", "identity", "local")
 COVARIANCES = ("spherical", "diag", "full")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gmmvit.attention.checks import one_of
 from gmmvit.masks import MASKS
 from gmmvit.models import FAMILIES
 from gmmvit.models.base import VisionTransformer
@@ -105,6 +106,10 @@ SIZE_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
+# How files of torch.save begin: a zip archive; before torch 1.6 the pickle of a magic number.
+_FILE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
+
+
 def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file of the original code, on the CPU; nothing but tensors and numbers is unpickled.
 
@@ -115,9 +120,13 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {file}")
+    with file.open("rb") as stream:
+        start = stream.read(max(map(len, _FILE_STARTS)))
+    if not start.startswith(_FILE_STARTS):  # the unpickler says anything but that of other files
+        raise ValueError(f"{file} is not a checkpoint of torch.save")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{file} is not a checkpoint of tensors that can be read safely: {reason}") from error
     if not isinstance(content, Mapping):
@@ -207,17 +216,20 @@ def load_reference(
 
     Raises:
         ValueError: for a tensor that is missing, not expected or of another shape, by its name; for sizes that the
-            tensors do not tell.
+            tensors do not tell; for weights that have our names already.
         TypeError: for an unknown size.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family must be one of {list(FAMILIES)}, got {family!r}")
-    if mask not in MASKS:
-        raise ValueError(f"mask must be one of {list(MASKS)}, got {mask!r}")
+    one_of("family", family, FAMILIES)
+    one_of("mask", mask, MASKS)
     allowed = ("img_size", "patch_size", "num_classes", "dim", "num_kernels", *SIZE_NAMES[family])
     for name in sizes:
         if name not in allowed:
             raise TypeError(f"{family} has no size {name!r}; allowed are {list(allowed)}")
+    if _is_ours(_unwrapped(state_dict)):
+        raise ValueError(
+            "these weights have our names already, not the original's: make the model with create_model(...) and call "
+            "load_state_dict on it, or read the folder they came in with load_run or from_pretrained"
+        )
     tensors = convert_tensors(state_dict, family)
     own = {"none": "", "elm": ".mask.weight", "gmm": ".mask.alpha"}[mask]
     if not any(name.endswith(own) for name in tensors):
@@ -227,6 +239,13 @@ def load_reference(
     _check_complete(tensors, model)
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def _is_ours(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are weights of one of our models: the linear patch embedding tells them from other libraries'."""
+    embedding = tensors.get("patch_embed.proj.weight")
+    blocks = any(name.startswith(("blocks.", "stages.")) for name in tensors)
+    return blocks and embedding is not None and embedding.dim() == 2
 
 
 def _check_complete(tensors: dict[str, Tensor], model: VisionTransformer) -> None:

@@ -39,6 +39,11 @@ def decoded(lines: list[str]) -> bool:
     return found
 
 
+def unknown_user(uid: int):
+    """What `pwd.getpwuid` does where the user has no entry."""
+    raise KeyError(uid)
+
+
 def same(first, second) -> bool:
     return torch.equal(first.train.images, second.train.images) and first.train.names == second.train.names
 
@@ -178,13 +183,44 @@ def test_large_images_stay_on_a_map_with_the_same_split(load, two_classes, tmp_p
     assert same(data, expected)
 
 
-def test_cache_folder_is_the_option_then_the_environment_then_the_home(monkeypatch, tmp_path):
+def test_cache_folder_is_the_option_then_the_environment_then_the_home(monkeypatch, tmp_path, lines):
     monkeypatch.delenv("GMMVIT_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder(None) == tmp_path / ".cache" / "gmmvit"
+    assert cache_folder(None, lines.append) == tmp_path / ".cache" / "gmmvit"
     monkeypatch.setenv("GMMVIT_CACHE", "~/fast")
-    assert cache_folder(None) == tmp_path / "fast"
-    assert cache_folder("/x") == Path("/x")
+    assert cache_folder(None, lines.append) == tmp_path / "fast"
+    assert cache_folder("/x", lines.append) == Path("/x")
+    assert not lines
+
+
+@pytest.mark.parametrize("place", ["option", "environment", "home"])
+def test_unknown_home_means_no_cache_and_a_notice(load, two_classes, lines, monkeypatch, place):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown_user)
+    monkeypatch.setenv("GMMVIT_CACHE", "~nosuchuser/c" if place == "environment" else "")
+    data = load(two_classes, cache_dir="~nosuchuser/c" if place == "option" else None)
+    assert len(data.train) == 36
+    path = "~/.cache/gmmvit" if place == "home" else "~nosuchuser/c"
+    assert lines[0] == (
+        f"no cache, the home folder in {path} is not known: give a path without ~; "
+        "the decoded images are kept in memory only"
+    )
+
+
+def test_digits_need_no_home(load, lines, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown_user)
+    assert len(load("digits", cache_dir=None).train) == 1293
+    assert not lines
+
+
+def test_paths_in_an_unknown_home_are_data_errors(data_error, load):
+    for name, options in (
+        ("folder:~nosuchuser/x", {}),
+        ("hf:~nosuchuser/x", {}),
+        ("svhn", {"data_dir": "~nosuchuser/x"}),
+    ):
+        assert "the home folder in ~nosuchuser/x is not known: give a path" in data_error(load, name, **options)
 
 
 def test_processes_share_free_memory(monkeypatch):

@@ -218,6 +218,59 @@ def test_damaged_bytes_are_data_errors(tmp_path, content, reason):
         decode_image(path, size=(8, 8))
 
 
+def test_arrays_are_taken_as_images(gradient):
+    expected = decode_image(Image.fromarray(gradient), size=(8, 8))
+    assert torch.equal(decode_image(gradient, size=(8, 8)), expected)
+    assert torch.equal(decode_image(gradient[..., None], size=(8, 8)), expected)
+    assert torch.equal(decode_image(np.stack([gradient] * 3, -1), size=(8, 8)), expected)
+    transparent = np.zeros((4, 4, 4), dtype=np.uint8)
+    assert decode_image(transparent, size=(4, 4)).unique().tolist() == [255]
+
+
+@pytest.mark.parametrize(
+    ("source", "got"),
+    [
+        (np.zeros((4, 4)), r"got float64 array of shape \(4, 4\)"),
+        (np.zeros((3, 4, 5), dtype=np.uint8), r"got uint8 array of shape \(3, 4, 5\)"),
+        (torch.zeros(3, 4, 4), "got Tensor"),
+        (None, "got NoneType"),
+    ],
+)
+def test_sources_of_other_types_are_refused(source, got):
+    with pytest.raises(TypeError, match=r"source must be a path, the bytes .* a PIL image or a uint8 array .*" + got):
+        decode_image(source, size=(8, 8))
+
+
+def large_png(width: int, height: int) -> bytes:
+    """A one-bit image of that size in a few kilobytes."""
+    stream = io.BytesIO()
+    Image.new("1", (width, height)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_large_images_give_no_python_warning(monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    content = large_png(20, 10)
+    Image.open(io.BytesIO(content)).close()
+    assert [warning.category for warning in recwarn] == [Image.DecompressionBombWarning]
+    recwarn.clear()
+    assert decode_image(content, size=(8, 8)).shape == (3, 8, 8)
+    assert not recwarn.list
+
+
+def test_large_images_of_a_folder_give_no_python_warning_and_dangerous_ones_are_broken(
+    load, two_classes, monkeypatch, recwarn, lines
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    (two_classes / "cat" / "large.png").write_bytes(large_png(20, 10))
+    (two_classes / "cat" / "bomb.png").write_bytes(large_png(40, 10))
+    names = load(two_classes, skip_broken=True, val_fraction=0, test_fraction=0).train.names
+    assert "cat/large.png" in names
+    assert "cat/bomb.png" not in names
+    assert any(line.startswith("broken image: cat/bomb.png (Image size (400 pixels) exceeds limit") for line in lines)
+    assert not recwarn.list
+
+
 def test_missing_file_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"none\.png cannot be read: No such file"):
         decode_image(tmp_path / "none.png", size=(8, 8))

@@ -120,7 +120,7 @@ def test_file_instead_of_folder(data_error, load, draw, tmp_path):
 
 def test_no_class_folders(data_error, load, draw, tmp_path):
     draw(tmp_path / "set" / "a.png")
-    assert "has 1 images directly in it but no class folders" in data_error(load, tmp_path / "set")
+    assert "has 1 image directly in it but no class folders" in data_error(load, tmp_path / "set")
     (tmp_path / "empty").mkdir()
     assert f"{tmp_path / 'empty'} has no class folders" in data_error(load, tmp_path / "empty")
 
@@ -170,14 +170,16 @@ def test_class_too_small_to_split(data_error, load, two_classes, draw):
     assert "too few images to split class 'fish'" in data_error(load, two_classes)
 
 
-def test_broken_files_are_all_named_at_once(data_error, load, two_classes):
+def test_broken_files_are_all_reported_and_the_error_names_the_first(data_error, load, two_classes, lines):
     for index in range(25):
         (two_classes / "cat" / f"bad{index:02d}.png").write_bytes(b"broken")
     message = data_error(load, two_classes)
-    assert "25 broken images" in message
-    assert all(f"cat/bad{index:02d}.png" in message for index in range(20))
-    assert "bad20" not in message
-    assert "and 5 more" in message
+    reason = "(not an image that Pillow can identify)"
+    assert f"25 broken images: cat/bad00.png {reason}, cat/bad01.png" in message
+    assert "cat/bad02.png" in message
+    assert "bad03" not in message
+    assert "and 22 more; repair or remove them, or go on without them by --skip-broken (in Python skip_b" in message
+    assert lines[-25:] == [f"broken image: cat/bad{index:02d}.png {reason}" for index in range(25)]
 
 
 def test_skip_broken_goes_on_and_reports(load, two_classes, lines):
@@ -185,7 +187,8 @@ def test_skip_broken_goes_on_and_reports(load, two_classes, lines):
     for _ in range(2):
         lines.clear()
         assert len(load(two_classes, skip_broken=True, val_fraction=0, test_fraction=0).train) == 50
-        assert any("1 broken image: cat/bad.png" in line and "skipped" in line for line in lines)
+        assert any(line.startswith("broken image: cat/bad.png (") for line in lines)
+        assert lines[-1].endswith("1 broken image skipped")
 
 
 def test_class_of_broken_files_only(data_error, load, two_classes):

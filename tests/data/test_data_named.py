@@ -206,7 +206,7 @@ def test_flowers_as_torchvision_unpacks_them(load, tmp_path, monkeypatch, draw):
 
 
 @pytest.mark.parametrize("layout", ["annotations", "folders"])
-def test_tiny_imagenet_uses_its_validation_part_as_test(load, tmp_path, draw, layout):
+def test_tiny_imagenet_uses_its_validation_part_as_test(load, tmp_path, draw, layout, lines):
     root = tmp_path / "tiny-imagenet-200"
     for wnid in ("n01", "n02", "n03"):
         for index in range(4):
@@ -218,6 +218,7 @@ def test_tiny_imagenet_uses_its_validation_part_as_test(load, tmp_path, draw, la
     if layout == "annotations":
         (root / "val" / "val_annotations.txt").write_text("".join(f"{row[0]}\t{row[1]}\t0\t0\t9\t9\n" for row in rows))
     draw(root / "test" / "images" / "unlabelled.JPEG")
+    (root / "train" / "n01" / "n01_boxes.txt").write_text("n01_0.JPEG\t0\t0\t9\t9\n")
     data = load("tiny-imagenet", data_dir=tmp_path, image_size=None)
     assert data.classes == ("goldfish", "n02", "n03")
     assert sorted(zip(data.test.labels.tolist(), [Path(name).name for name in data.test.names], strict=True)) == [
@@ -226,6 +227,7 @@ def test_tiny_imagenet_uses_its_validation_part_as_test(load, tmp_path, draw, la
     ]
     assert [len(data.train), len(data.val)] == [10, 2]
     assert data.train.images.shape[1:] == (3, 64, 64)
+    assert not any("ignored" in line for line in lines)
 
 
 @pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="no copy of CIFAR-10 in ../shared/data")

@@ -37,6 +37,13 @@ def test_same_seed_same_choice_other_seed_other_choice():
     assert not np.array_equal(hold_out(LABELS, 0.2, 7), hold_out(LABELS, 0.2, 8))
 
 
+def test_seeds_of_64_bits_differ_in_both_halves_and_small_ones_stay_as_they_were():
+    seeds = [1, 2**32, 2**32 + 1, 2**33 + 1, 2**63 - 1]
+    tests = {tuple(choose({"all": LABELS}, seed=seed)["test"][1].tolist()) for seed in seeds}
+    assert len(tests) == len(seeds)
+    assert choose({"all": LABELS}, seed=7)["test"][1].tolist() == np.flatnonzero(hold_out(LABELS, 0.2, (7, 1))).tolist()
+
+
 def test_choice_is_pinned():
     assert np.flatnonzero(hold_out(np.arange(20) % 2, 0.2, 0)).tolist() == [4, 7, 11, 16]
 

@@ -140,8 +140,8 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mode: str, dropout_p: float, 
             raise TypeError(f"{name} must be a tensor [batch, heads, tokens, head width], got {got}")
     if q.shape != k.shape or q.shape != v.shape:
         raise ValueError(f"q, k and v must have one shape, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
-    if q.shape[3] == 0:
-        raise ValueError(f"q, k and v must have a head width of at least 1, got {tuple(q.shape)}")
+    if q.shape[1] == 0 or q.shape[3] == 0:
+        raise ValueError(f"q, k and v must have at least one head of width 1 or more, got {tuple(q.shape)}")
     if q.dtype != k.dtype or q.dtype != v.dtype or not q.is_floating_point():
         raise TypeError(f"q, k and v must have one floating-point dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if q.device != k.device or q.device != v.device:

@@ -67,7 +67,7 @@ class _ChunkedAttention(torch.autograd.Function):
         for start in range(0, batch, step):
             chunk = slice(start, start + step)
             scores = torch.bmm(_flat(q, chunk, wide), _flat(k, chunk, wide).transpose(1, 2))
-            scores = scores.view(-1, heads, tokens, tokens).mul_(scaled)
+            scores = scores.unflatten(0, (-1, heads)).mul_(scaled)
             if bias is not None:
                 scores = add_bias(scores, bias)
             w = torch.softmax(scores, -1, out=weights[chunk] if keep_weights else weights[: len(scores)])
@@ -95,13 +95,13 @@ class _ChunkedAttention(torch.autograd.Function):
             grad_v[chunk] = torch.bmm(w.transpose(1, 2), go).unflatten(0, (-1, heads))
             # Softmax backward: dS = P * (dP - rowsum(P * dP)), and that row sum is <dO, O>.
             rowsum = (go * _flat(out, chunk, wide)).sum(-1, keepdim=True)
-            grad_s = torch.bmm(go, vc.transpose(1, 2)).sub_(rowsum).mul_(w).view(-1, heads, tokens, tokens)
+            grad_s = torch.bmm(go, vc.transpose(1, 2)).sub_(rowsum).mul_(w).unflatten(0, (-1, heads))
             if grad_bias is not None:
                 _accumulate(grad_bias, grad_s)
             if grad_factor is not None:
                 raw = torch.bmm(qc, kc.transpose(1, 2)).view_as(grad_s)
                 grad_factor += raw.mul_(grad_s).sum_to_size(grad_factor.shape)
-            grad_s = grad_s.mul_(scaled).view(-1, tokens, tokens)
+            grad_s = grad_s.mul_(scaled).flatten(0, 1)
             grad_q[chunk] = torch.bmm(grad_s, kc).unflatten(0, (-1, heads))
             grad_k[chunk] = torch.bmm(grad_s.transpose(1, 2), qc).unflatten(0, (-1, heads))
         if grad_factor is not None:

@@ -27,6 +27,7 @@ from gmmvit.data.records import (
     Report,
     Source,
     Split,
+    counted,
     expanded,
     listing,
     packages_for,
@@ -81,7 +82,7 @@ def load_dataset(
         ValueError, TypeError: an argument is out of range or of another type.
     """
     if not isinstance(name, str):
-        raise TypeError(f"dataset must be text, one of {_known_names()}, got {name!r}")
+        raise TypeError(f"name must be the name of a data set, {_known_names()}, got {name!r}")
     report = _printable(report or silent)
     check_fraction("val_fraction", val_fraction)
     check_fraction("test_fraction", test_fraction)
@@ -177,7 +178,7 @@ def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Repor
         broken = [f"{image} ({reason})" for image, reason in catalog.broken]
         for line in broken:
             report(f"broken image: {line}")
-        found = f"{name}: {len(broken)} broken image{'s' if len(broken) > 1 else ''}"
+        found = f"{name}: {counted(len(broken), 'broken image')}"
         if not skip_broken:
             raise DataError(
                 f"{found}: {listing(broken, _BROKEN_SHOWN)}; repair or remove them, or go on without them by "

@@ -46,7 +46,7 @@ _PACKAGES = {
     "torchvision": ("torchvision", "torchvision"),
 }
 # Control characters, line separators and the surrogates that stand for bytes which are not UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class DataError(ValueError):
@@ -63,7 +63,8 @@ class Split:
     Attributes:
         images: uint8 `[N, C, H, W]`; may lie on a read-only memory map, so never write into it.
         labels: int64 `[N]`, indices into `Dataset.classes`.
-        names: where each image came from: a path relative to the folder, or `cifar10/test-00000#17` (shard and row).
+        names: where each image came from: a path relative to the folder (unprintable characters escaped), or
+            `cifar10/test-00000#17` (shard and row).
     """
 
     images: torch.Tensor
@@ -194,6 +195,11 @@ def packages_for(what: str) -> Iterator[None]:
 def relative(file: str, root: str | os.PathLike[str]) -> str:
     """The path below the folder `root`, unchanged where it lies elsewhere; faster than `os.path.relpath`."""
     return file.removeprefix(os.path.join(root, ""))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listing(items: Sequence[str], limit: int = 5) -> str:

@@ -1,7 +1,6 @@
 """The model families by name and their sizes. A family is one file with one class; these tables are all that another
 one needs."""
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmmvit.layers import pair
+from gmmvit.attention.checks import integer, known_options, one_of, pair
 from gmmvit.masks import MASKS
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.cait import CaiT
@@ -69,16 +68,9 @@ def create_model(
         ValueError, TypeError: for an unknown family, size or option (with the nearest name), or a value that does not
             fit.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family must be one of {list(FAMILIES)}, got {family!r}")
-    if size not in SIZES[family]:
-        raise ValueError(f"size of {family} must be one of {list(SIZES[family])}, got {size!r}")
-    allowed = list(inspect.signature(FAMILIES[family]).parameters)
-    for name in options:
-        if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, 1)
-            hint = f"; the nearest is {near[0]!r}" if near else f"; allowed are {allowed}"
-            raise TypeError(f"{family} has no option {name!r}{hint}")
+    one_of("family", family, FAMILIES)
+    one_of(f"size of {family}", size, SIZES[family])
+    known_options(family, options, list(inspect.signature(FAMILIES[family]).parameters))
     arguments = {**SIZES[family][size], **options}
     return FAMILIES[family](mask=mask, image_size=image_size, num_classes=num_classes, **arguments)
 
@@ -96,7 +88,11 @@ def list_models(
     Rows have family, size, mask, parameters (trainable), mask_parameters, macs (multiply-accumulates of the matrix
     products and convolutions for one image, counted on a model without memory) and note. A size that does not take
     such images has None for the counts, and the reason as its note.
+
+    Raises TypeError or ValueError for an image size, classes or channels that no model takes.
     """
+    integer("num_classes", num_classes, 2)
+    integer("channels", channels)
     shape = (channels, *pair(image_size, "image_size"))
     return [
         {"family": family, "size": size, "mask": mask, **_cost(family, size, mask, shape, num_classes)}
@@ -116,13 +112,17 @@ def _cost(family: str, size: str, mask: str, shape: tuple[int, int, int], num_cl
                 family, size=size, mask=mask, image_size=image_size, num_classes=num_classes, channels=channels
             ).eval()
             images = torch.empty(1, *shape)
-    except ValueError as error:
-        return {"parameters": None, "mask_parameters": None, "macs": None, "note": str(error)}
-    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+        macs = _macs(model, images)
+    except (ValueError, RuntimeError, OverflowError) as error:
+        if not isinstance(error, ValueError) and "overflow" not in str(error).lower():
+            raise
+        note = str(error) if isinstance(error, ValueError) else "its tensors are too large for any memory at this size"
+        return {"parameters": None, "mask_parameters": None, "macs": None, "note": note}
+    trainable = {name: p.numel() for name, p in model.named_parameters()}
     return {
         "parameters": sum(trainable.values()),
         "mask_parameters": sum(count for name, count in trainable.items() if ".mask." in name),
-        "macs": _macs(model, images),
+        "macs": macs,
         "note": NOTES.get(family, ""),
     }
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gmmvit.layers import Block, Grid, init_weights, one_of, resample_position
+from gmmvit.attention.checks import fraction, integer, is_integer, one_of, positive
+from gmmvit.layers import Block, Grid, init_weights, resample_position
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_COUNTS = ("channels", "dim", "token_dim", "class_depth", "window_size")
 _NO_DECAY = ("pos_embed", "cls_token", "relative_position", ".mask.")
 
 
@@ -46,10 +48,31 @@ class VisionTransformer(nn.Module):
     head: nn.Module
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        """`arguments` are the locals() of the family's constructor at its first statement."""
+        """`arguments` are the locals() of the family's constructor at its first statement.
+
+        Raises TypeError or ValueError for those that are no number where one is due, or out of range.
+        """
         super().__init__()
-        self.config = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        given = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        self._check_arguments(given)
+        self.config = {name: int(value) if is_integer(value) else value for name, value in given.items()}
         self.grad_checkpointing = False
+
+    def _check_arguments(self, given: dict[str, Any]) -> None:
+        """The arguments that families share; what they check themselves are sizes of images, patches and stages."""
+        counts = _COUNTS if self.hierarchical else (*_COUNTS, "depth", "num_heads")
+        for name in counts:
+            if name in given:
+                integer(name, given[name])
+        if given.get("head_dim") is not None:
+            integer("head_dim", given["head_dim"])
+        integer("num_classes", given["num_classes"], 2)
+        positive("mlp_ratio", given["mlp_ratio"])
+        for name in ("dropout", "drop_path"):
+            fraction(name, given[name])
+        options = given["mask_options"]
+        if options is not None and not isinstance(options, dict):
+            raise TypeError(f"mask_options must be a dict of options of the mask, or None, got {options!r}")
 
     def build_embedding(self, patch_embed: nn.Module, grid: Grid, dim: int, dropout: float, class_token: bool) -> None:
         """Patch embedding, learned positions and, if asked for, a class token."""
@@ -60,12 +83,7 @@ class VisionTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def build_head(self, dim: int, num_classes: int) -> None:
-        """Final norm and classifier; then all layers are initialised.
-
-        Raises ValueError for fewer than two classes.
-        """
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        """Final norm and classifier; then all layers are initialised."""
         self.num_features, self.num_classes = dim, num_classes
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
@@ -198,9 +216,10 @@ class VisionTransformer(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """A new classifier with random weights; 0 takes it away, and the model returns its features [B, dim].
 
-        Raises ValueError for 1 or a negative number.
+        Raises ValueError for 1 or a negative number, TypeError for anything but an int.
         """
-        if num_classes < 0 or num_classes == 1:
+        integer("num_classes", num_classes, 0)
+        if num_classes == 1:
             raise ValueError(f"num_classes must be 0 (no classifier) or at least 2, got {num_classes}")
         like = next(self.parameters())
         self.num_classes = self.config["num_classes"] = num_classes

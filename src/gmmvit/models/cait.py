@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gmmvit.attention.checks import pair
 from gmmvit.attention.reference import modulate
 from gmmvit.layers import (
     Block,
@@ -19,9 +20,7 @@ from gmmvit.layers import (
     Masking,
     PatchEmbedding,
     choose_patch,
-    pair,
     patch_grid,
-    positive,
 )
 from gmmvit.models.base import VisionTransformer
 
@@ -125,7 +124,6 @@ class CaiT(VisionTransformer):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__(locals())
-        positive(depth=depth, class_depth=class_depth)
         size = pair(image_size, "image_size")
         patch = choose_patch(patch_size, size, cells=8)
         # The class token joins behind the patch layers: it is no prefix and has no position.

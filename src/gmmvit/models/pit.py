@@ -11,17 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gmmvit.attention.checks import one_of, pair, per_stage
 from gmmvit.layers import (
     Block,
     Grid,
     Masking,
     PatchEmbedding,
     choose_patch,
-    one_of,
-    pair,
     patch_grid,
-    per_stage,
-    positive,
 )
 from gmmvit.models.base import Stage, VisionTransformer
 from gmmvit.models.vit import POOLS
@@ -59,7 +56,7 @@ class PiT(VisionTransformer):
         patch_size: int or (height, width); about a sixteenth of the image by default.
         channels, num_classes: of the images; of the head.
         dim: channels of the first stage; they double from stage to stage.
-        depth, num_heads: a number for each stage.
+        depth, num_heads: a number for each stage; heads also one number for all.
         head_dim: the same in all stages; dim // num_heads of the first by default.
         mlp_ratio: hidden channels of the MLP over its own.
         mask, mode, mask_options: as in `ViT`.
@@ -96,9 +93,8 @@ class PiT(VisionTransformer):
     ) -> None:
         super().__init__(locals())
         one_of("pool", pool, POOLS)
-        positive(stages=len(depth))
-        depths = per_stage(depth, len(depth), "depth")
-        heads = per_stage(num_heads, len(depths), "num_heads")
+        depths = per_stage(depth, "depth", example=(2, 6, 4))
+        heads = per_stage(num_heads, "num_heads", stages=len(depths))
         if head_dim is None and dim % heads[0]:
             raise ValueError(f"dim must be a multiple of num_heads of the first stage, got {dim} and {heads[0]}")
         head_dim = head_dim or dim // heads[0]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask
+from gmmvit.attention.checks import pair, per_stage
 from gmmvit.layers import (
     Block,
     Grid,
@@ -19,10 +20,7 @@ from gmmvit.layers import (
     Masking,
     PatchEmbedding,
     choose_patch,
-    pair,
     patch_grid,
-    per_stage,
-    positive,
 )
 from gmmvit.models.base import Stage, VisionTransformer
 
@@ -150,7 +148,8 @@ class Swin(VisionTransformer):
         patch_size: int or (height, width); about a sixteenth of the image by default.
         channels, num_classes: of the images; of the head.
         dim: channels of the first stage; they double from stage to stage.
-        depth, num_heads: a number for each stage. mlp_ratio: hidden channels of the MLP over its own.
+        depth, num_heads: a number for each stage; heads also one number for all.
+        mlp_ratio: hidden channels of the MLP over its own.
         window_size: side of the windows in patches; a stage with a smaller grid has one window and no shift.
         mask, mode, mask_options: as in `ViT`; the mask's grid is the window.
         qkv_bias, dropout, drop_path: drop_path grows from 0 in the first block to this in the last.
@@ -185,9 +184,8 @@ class Swin(VisionTransformer):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__(locals())
-        positive(window_size=window_size, stages=len(depth))
-        depths = per_stage(depth, len(depth), "depth")
-        heads = per_stage(num_heads, len(depths), "num_heads")
+        depths = per_stage(depth, "depth", example=(2, 6, 4))
+        heads = per_stage(num_heads, "num_heads", stages=len(depths))
         size = pair(image_size, "image_size")
         patch = choose_patch(
             patch_size, size, 16, lambda grid: all(side_fits(side, len(depths), window_size) for side in grid)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.layers import MLP, Block, Grid, MaskedAttention, Masking, check_images, pair, per_stage, positive
+from gmmvit.attention.checks import integer, pair, per_stage
+from gmmvit.layers import MLP, Block, Grid, MaskedAttention, Masking, check_images
 from gmmvit.models.base import VisionTransformer
 
 
@@ -80,7 +81,8 @@ class TokensToToken(nn.Module):
         self, image_size: Grid, channels: int, token_dim: int, dim: int, strides: tuple[int, ...], masking: Masking
     ) -> None:
         super().__init__()
-        positive(channels=channels, token_dim=token_dim, dim=dim)
+        for name, value in (("channels", channels), ("token_dim", token_dim), ("dim", dim)):
+            integer(name, value)
         self.channels, self.strides = channels, strides
         self.transformers = nn.ModuleList()
         grid, width = image_size, channels
@@ -93,7 +95,7 @@ class TokensToToken(nn.Module):
     def grid(self, images: Tensor) -> Grid:
         """(rows, cols) of the tokens of `images`.
 
-        Raises ValueError where the channels do not fit.
+        Raises ValueError where the channels do not fit, TypeError for integer pixels.
         """
         check_images(images, self.channels)
         grid = images.shape[2], images.shape[3]
@@ -161,10 +163,8 @@ class T2T(VisionTransformer):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__(locals())
-        positive(depth=depth)
         size = pair(image_size, "image_size")
-        steps = default_strides(size) if strides is None else per_stage(strides, len(strides), "strides")
-        positive(strides=len(steps))
+        steps = default_strides(size) if strides is None else per_stage(strides, "strides", example=(2, 2))
         masking = Masking(mask, mode, mask_options, dropout=dropout)
         self.patch_embed = TokensToToken(size, channels, token_dim, dim, steps, masking)
         self.grid, self.prefix_tokens, self.cls_token = size, 0, None

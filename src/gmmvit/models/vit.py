@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from gmmvit.layers import Block, Masking, PatchEmbedding, choose_patch, one_of, pair, patch_grid, positive
+from gmmvit.attention.checks import one_of, pair
+from gmmvit.layers import Block, Masking, PatchEmbedding, choose_patch, patch_grid
 from gmmvit.models.base import VisionTransformer
 
 POOLS = ("mean", "cls")
@@ -57,7 +58,6 @@ class ViT(VisionTransformer):
     ) -> None:
         super().__init__(locals())
         one_of("pool", pool, POOLS)
-        positive(depth=depth)
         size = pair(image_size, "image_size")
         patch = choose_patch(patch_size, size, cells=8)
         embedding = PatchEmbedding(patch, channels, dim)
