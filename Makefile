@@ -7,14 +7,15 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint bench clean
 
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,metrics,timm,hf]' tensorboard
 	touch $@
 
 # Trains GMM-ViT and the plain ViT on the digits, prints both accuracies and the path of the report.
 demo: $(READY)
-	$(BIN)/gmmvit train --recipe digits --mask gmm --out runs/demo --overwrite > /dev/null
-	$(BIN)/gmmvit train --recipe digits --mask none --out runs/demo-none --overwrite > /dev/null
+	$(BIN)/gmmvit train --recipe digits --mask gmm --out runs/demo --overwrite
+	$(BIN)/gmmvit train --recipe digits --mask none --out runs/demo-none --overwrite
 	@echo; echo "GMM-ViT:  $$($(BIN)/gmmvit eval runs/demo | grep top1)  of the held-out digits"
 	@echo "plain ViT: $$($(BIN)/gmmvit eval runs/demo-none | grep top1)  (same pooling and recipe)"
 	@echo "report:    $$($(BIN)/gmmvit report runs/demo runs/demo-none)"

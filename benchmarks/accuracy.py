@@ -2,14 +2,13 @@
 
     python benchmarks/accuracy.py --recipe digits --masks gmm,none,elm --seeds 0,1,2 --out benchmarks/results/digits.csv
 
-Weights are chosen on the validation part; the test part is measured once, at the end. The run folders stay in --runs, so
-that a stopped benchmark goes on where it was.
+Weights are chosen on the validation part; the test part is measured once, at the end. The run folders stay in --runs,
+so that a stopped benchmark goes on where it was.
 """
 
 import argparse
 import csv
 import datetime
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ import torch
 from rows import commit, device_name
 
 from gmmvit.config import load_recipe
-from gmmvit.run_folder import CONFIG, SUMMARY
+from gmmvit.run_folder import CONFIG, read_summary
 from gmmvit.training import resume, train
 
 
 def summary_of(folder: Path, recipe_name: str, **fields: Any) -> dict[str, Any]:
     """The summary of one training, which is run, continued or only read."""
-    if (folder / SUMMARY).exists():
-        return json.loads((folder / SUMMARY).read_text())
+    summary = read_summary(folder)
+    if summary is not None:
+        return summary
     if (folder / CONFIG).exists():
         return resume(folder)
     return train(load_recipe(recipe_name, **fields), folder)
@@ -69,6 +69,7 @@ def main() -> None:
         )
         print(rows[-1])
     if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         with Path(args.out).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

@@ -48,6 +48,7 @@ def write_rows(path: str | Path, rows: Sequence[dict[str, str]]) -> None:
     for r in rows:
         print(f"{r['what']:<58} {r['median']:>9} {r['unit']:<9} (quartiles {r['q1']} to {r['q3']})")
     if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

@@ -18,6 +18,7 @@ _HOME = {
     "attach": "gmmvit.attach",
     "detach": "gmmvit.attach",
     "describe": "gmmvit.attach",
+    "load_masks": "gmmvit.attach",
     "mask_parameters": "gmmvit.attach",
     "load_reference": "gmmvit.reference_weights",
     "load_dataset": "gmmvit.data",
@@ -28,7 +29,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from gmmvit.attach import attach, describe, detach, mask_parameters
+    from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
     from gmmvit.attention import OffsetTable, gmm_attention
     from gmmvit.checkpoint import load_run
     from gmmvit.config import load_recipe

@@ -11,7 +11,7 @@ from gmmvit.augment import normalize
 from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.data import Dataset, Split
 from gmmvit.run_folder import RunError
-from gmmvit.session import choose_device, fingerprint, load_data
+from gmmvit.session import choose_device, choose_dtype, fingerprint, load_data
 
 EVAL_BATCH = 512
 
@@ -94,6 +94,13 @@ def check_unchanged(run: LoadedRun, data: Dataset, part: str) -> None:
         )
 
 
+def measured_logits(run: LoadedRun, split: Split) -> Tensor:
+    """Logits [N, classes] in the precision that the run was validated in, so that figures agree with its summary."""
+    dtype = choose_dtype(run.recipe.dtype, run.device)
+    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+        return run.logits(split.images)
+
+
 def evaluate_run(
     folder: str | Path,
     *,
@@ -104,7 +111,7 @@ def evaluate_run(
     device: str = "auto",
     more: bool = False,
 ) -> dict[str, Any]:
-    """Measures a trained model on a part of its data, in float32.
+    """Measures a trained model on a part of its data.
 
     Args:
         folder: run folder.
@@ -129,7 +136,7 @@ def evaluate_run(
         raise RunError(f"{data.name} has no {part} part in this run; choose another with --part")
     if dataset is None:
         check_unchanged(run, data, part)
-    logits, labels = run.logits(split.images), split.labels.cpu()
+    logits, labels = measured_logits(run, split), split.labels.cpu()
     counts = confusion_counts(logits, labels)
     totals, hits = counts.sum(1).tolist(), counts.diag().tolist()
     top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).double().mean().item()

@@ -188,6 +188,25 @@ def recipe_of(folder: str | Path) -> Recipe:
         raise RunError(f"{error} (was it written by another version of gmmvit?)") from None
 
 
+def read_summary(folder: str | Path) -> dict[str, Any] | None:
+    """The content of summary.json; None where the training has not ended.
+
+    Raises RunError for a damaged file.
+    """
+    path = Path(folder) / SUMMARY
+    with _told(path, "read"):
+        content = path.read_bytes() if path.exists() else None
+    if content is None:
+        return None
+    try:
+        summary = json.loads(content)
+    except ValueError as error:
+        raise RunError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(summary, dict):
+        raise RunError(f"{path} is not the summary of a run")
+    return summary
+
+
 def append_row(folder: Path, row: dict[str, Any]) -> None:
     """One line of metrics.jsonl."""
     path = folder / METRICS

@@ -16,7 +16,7 @@ from gmmvit.config import Recipe, as_dict
 from gmmvit.data import Split
 from gmmvit.evaluate import predict, scores
 from gmmvit.optim import is_mask_parameter, learning_rate, set_learning_rate
-from gmmvit.progress import clock, open_loggers
+from gmmvit.progress import Progress, clock, open_loggers
 from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, seed_everything, step_images
 
 
@@ -160,7 +160,7 @@ def _summary(setting: Setting, state: State) -> dict[str, Any]:
         "num_parameters": sum(parameters.values()),
         "mask_parameters": sum(count for name, count in parameters.items() if is_mask_parameter(name)),
         "epochs": recipe.epochs,
-        "passes": recipe.passes * recipe.epochs,
+        "passes": recipe.passes,
         "images_seen": state.images_seen,
         "train_images": len(data.train),
         "train_images_per_s": round(state.images_seen / max(state.train_s, 1e-9), 1),
@@ -229,6 +229,10 @@ def resume(folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     recipe = run_folder.recipe_of(folder)
     with run_folder.locked(folder):
         saved = checkpoint.load_checkpoint(folder, recipe)
+        summary = run_folder.read_summary(folder)
+        if summary is not None and saved is not None and saved["epoch"] >= recipe.epochs:
+            Progress(quiet).line(f"{folder} is finished: {recipe.epochs} epochs")
+            return summary
         setting, state, described = prepare(recipe, folder, quiet)
         _check_same_data(folder, described["data"])
         if saved is not None:

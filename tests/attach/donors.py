@@ -372,3 +372,11 @@ DONORS = [
         [0, 1],
     ),
 ]
+
+# What issue and table name and `attach` refuses: library, model, reason.
+NOT_YET = [
+    ("timm", "naflexvit", "one batch holds images of several grids"),
+    ("timm", "hiera", "its tokens lie in the order of its mask units"),
+    ("timm", "mvitv2", "queries and keys are pooled to different grids"),
+    ("torchvision", "maxvit_t", "its partition attention is not written yet"),
+]

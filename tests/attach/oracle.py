@@ -11,8 +11,12 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
+from donors import logits
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from gmmvit.attach import attach
+from gmmvit.attach.surgery import MaskedDonor
 
 _MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
@@ -70,3 +74,27 @@ def masks_in(masks: list[torch.Tensor]) -> Iterator[None]:
     with patch.object(F, "scaled_dot_product_attention", sdpa), _ScoreMode(left):
         yield
     assert not left, f"the donor's attention never came to {len(left)} masks"
+
+
+def asking(layer):
+    """The patches that ask: every second row and column between the stages of LeViT, else all."""
+    rows, cols = layer.gmm_mask.grid
+    if type(layer).__name__ != "MaskedAttentionDownsample":
+        return slice(None)
+    return [r * cols + c for r in range(rows) for c in range(cols) if r % 2 == 0 and c % 2 == 0]
+
+
+def masked_logits(donor):
+    """Logits of the attached donor with random masks, and of the donor itself with the same masks put in; float64."""
+    model = donor.make(dtype=torch.float64)
+    torch.manual_seed(2)
+    attach(model, init="paper", num_kernels=3)
+    layers = [m for m in model.modules() if isinstance(m, MaskedDonor)]
+    masks = []
+    for layer, prefix in zip(layers, donor.prefixes, strict=True):
+        mask = mixture(layer.gmm_mask.sigma, layer.gmm_mask.alpha, layer.gmm_mask.grid, prefix)
+        masks.append(mask[:, asking(layer)])
+    images = donor.images(dtype=torch.float64)
+    got = logits(model, images)
+    with masks_in(masks):
+        return got, logits(donor.make(dtype=torch.float64), images)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from donors import DONORS, logits
-from oracle import masks_in, mixture
+from oracle import masked_logits
 
 from gmmvit.attach import attach, describe, detach, mask_parameters
 from gmmvit.attach.surgery import MaskedDonor, Swapped
@@ -26,28 +26,12 @@ def attached(donor, dtype=torch.float32, **options):
     return attach(model, **options)
 
 
-def strided(layer):
-    """The tokens that ask: every second row and column between the stages of LeViT, else all."""
-    rows, cols = layer.gmm_mask.grid
-    if type(layer).__name__ != "MaskedAttentionDownsample":
-        return slice(None)
-    return [r * cols + c for r in range(rows) for c in range(cols) if r % 2 == 0 and c % 2 == 0]
-
-
 def test_a_random_mask_multiplies_the_content_logits_of_every_layer(donor):
-    model = attached(donor, torch.float64, init="paper", num_kernels=3)
-    layers = [m for m in model.modules() if isinstance(m, MaskedDonor)]
-    assert [layer.gmm_mask.grid for layer in layers] == donor.layers
-    masks = [
-        mixture(m.gmm_mask.sigma, m.gmm_mask.alpha, m.gmm_mask.grid, prefix)
-        for m, prefix in zip(layers, donor.prefixes, strict=True)
-    ]
-    masks = [mask[:, strided(layer)] for mask, layer in zip(masks, layers, strict=True)]
-    images = donor.images(dtype=torch.float64)
-    got, plain = logits(model, images), donor.make(dtype=torch.float64)
-    with masks_in(masks):
-        expected = logits(plain, images)
-    assert (logits(plain, images) - expected).abs().max() > 1e-5  # the mask does something
+    model = attached(donor)
+    assert [m.gmm_mask.grid for m in model.modules() if isinstance(m, MaskedDonor)] == donor.layers
+    got, expected = masked_logits(donor)
+    plain = logits(donor.make(dtype=torch.float64), donor.images(dtype=torch.float64))
+    assert (plain - expected).abs().max() > 1e-5  # the mask does something
     torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-9)
 
 

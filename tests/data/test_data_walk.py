@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import pytest
-import torch
 
 ALL = {"val_fraction": 0, "test_fraction": 0}
 
@@ -146,5 +145,5 @@ def test_places_that_nothing_can_show_are_escaped_in_errors_and_notices(data_err
     assert r"/p\xe9ts does not exist" in data_error(load, place)
     two_classes.rename(place)
     draw(place / "stray.png")
-    assert torch.equal(load(place).train.labels, load(place).train.labels)
+    assert len(load(place).train) == 36
     assert r"/p\xe9ts: stray.png" in ignored(lines)[0]

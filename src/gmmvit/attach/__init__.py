@@ -7,6 +7,7 @@ interpreter met first.
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -14,12 +15,13 @@ import torch
 from torch import nn
 
 from gmmvit.attach.refuse import refuse_unfit
+from gmmvit.attach.saved import read_masks
 from gmmvit.attach.surgery import Grid, GridBox, GridRecorder, MaskedDonor, Site, restore, swap
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
 from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
 
-__all__ = ["Layer", "Layers", "attach", "describe", "detach", "mask_parameters"]
+__all__ = ["Layer", "Layers", "attach", "describe", "detach", "load_masks", "mask_parameters"]
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -103,13 +105,13 @@ def attach(
         raise ValueError(f"{type(model).__name__} has no attention that can carry a mask: {what}")
     if mask == "gmm":
         options["num_kernels"] = num_kernels
-    places = _chosen(places, layers)
+    free, places = places, _chosen(places, layers)
     sites = _sites(places, mode, grid, prefix_tokens)
     # All masks are built before the first module is touched: an error leaves the model as it was.
     modules = []
     for i, (item, site) in enumerate(zip(places, sites, strict=True)):
         place = i / max(1, len(places) - 1)
-        modules.append(_mask_of(item, site, mask, init=init, depth=place, **options))
+        modules.append(_mask_of(item, site, mask, free.index(item), init=init, depth=place, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
         swap(item.module, item.adapter, gmm_site=site, gmm_mask=module)  # type: ignore[arg-type]
         if item.tower is not None and grid is None and not isinstance(item.tower.source, GridRecorder):
@@ -150,10 +152,12 @@ def _prefix(item: Found) -> int:
     return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
 
-def _mask_of(item: Found, site: Site, mask: str, **options: Any) -> nn.Module:
-    """The mask for one attention, where its weights are; in float32 also for a donor in half precision."""
+def _mask_of(item: Found, site: Site, mask: str, index: int, **options: Any) -> nn.Module:
+    """The mask for one attention, the `index`-th that could carry one, where its weights are; in float32 also for a donor in half precision."""
     heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
     module = create_mask(mask, site.box.grid, heads, mode=site.mode, **options)  # type: ignore[arg-type]
+    # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
+    module.register_buffer("site", torch.tensor([MODES.index(site.mode), index]))  # type: ignore[union-attr]
     weight = next(item.module.parameters())
     return module.to(weight.device, torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)  # type: ignore[union-attr]
 
@@ -169,6 +173,27 @@ def detach(model: Model) -> Model:
         raise ValueError(f"{type(model).__name__} carries no mask: there is nothing to detach")
     for module in [*(module for _, module in there), *recorders(model)]:
         restore(module)
+    return model
+
+
+def load_masks(model: Model, path: str | Path) -> Model:
+    """Attaches the masks that were saved with a model: what `save_pretrained` of transformers, `save_for_hf` of timm or
+    `safetensors` wrote. The donor's own weights are loaded by its library, or not, as before.
+
+    Args:
+        model: the donor without masks, of the same sizes.
+        path: a safetensors file, or a folder with some.
+
+    Returns:
+        The same model, with masks of the kinds, sizes and modes that the file has.
+
+    Raises:
+        FileNotFoundError: no safetensors file there. ValueError: no masks in it, or they do not fit the model.
+    """
+    saved = read_masks(Path(path))
+    attach(model, layers=saved.layers, **saved.options)
+    for (_, module), index in zip(masked(model), sorted(saved.layers), strict=True):
+        module.gmm_mask.load_state_dict(saved.layers[index])
     return model
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention import OffsetTable, dense_mask, gmm_attention, with_prefix
+from gmmvit.attention import MODES, OffsetTable, dense_mask, gmm_attention, with_prefix
 from gmmvit.attention.reference import modulate
 
 Grid = tuple[int, int]  # (rows, cols) in patches
@@ -47,8 +47,8 @@ class Site:
         rows, cols = self.box.grid  # type: ignore[misc]
         if rows * cols + self.prefix_tokens != tokens:
             raise ValueError(
-                f"the attention got {tokens} tokens, but a {rows} x {cols} grid with {self.prefix_tokens} prefix tokens "
-                f"has {rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=)"
+                f"the attention got {tokens} tokens; a {rows} x {cols} grid with {self.prefix_tokens} before it has "
+                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=)"
             )
         return rows, cols
 
@@ -120,6 +120,12 @@ class MaskedDonor(Swapped):
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         """Why this one module cannot carry a mask though its class can; empty if it can."""
         return ""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}gmm_mask.site")
+        if saved is not None and MODES[int(saved[0])] != self.gmm_site.mode:
+            args[-1].append(f"{prefix}gmm_mask was saved in mode {MODES[int(saved[0])]!r}, not {self.gmm_site.mode!r}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def gmm_grid(self, tokens: int) -> Grid:
         """The grid of the tokens that came in: the window if there is one, else that of the patch embedding."""

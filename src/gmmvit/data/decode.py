@@ -136,7 +136,9 @@ def decode_pixels(source: ImageSource, size: tuple[int, int], channels: int, fit
         raise
     except Image.UnidentifiedImageError as error:
         raise DataError("not an image that Pillow can identify") from error
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the limit of Pillow") from error
+    except _DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(" ".join(reason.split()) or type(error).__name__) from error
 

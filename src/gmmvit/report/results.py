@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import PurePath
 
-import torch
 from torch import Tensor
 
 from gmmvit.checkpoint import LoadedRun
 from gmmvit.data import DataError, Split
-from gmmvit.evaluate import check_unchanged, confused_pairs, confusion_counts, load_parts, scores, worst_mistakes
+from gmmvit.evaluate import (
+    check_unchanged,
+    confused_pairs,
+    confusion_counts,
+    load_parts,
+    measured_logits,
+    scores,
+    worst_mistakes,
+)
 from gmmvit.report.attention import attention_section
 from gmmvit.report.page import colour_scale, paragraph, picture, row, table
 from gmmvit.report.pictures import SEQUENTIAL, hex_colour, image_address, levels, map_address
 from gmmvit.run_folder import RunError
-from gmmvit.session import choose_dtype
 
 WORST = 24
 PAIRS = 15
@@ -58,9 +64,7 @@ def measure(run: LoadedRun, data_dir: str | None) -> Outcome:
     split = getattr(data, part)
     if split is None or not len(split):
         raise DataError(f"the data set {data.name} has neither a test nor a validation part")
-    dtype = choose_dtype(run.recipe.dtype, run.device)  # as at the end of the training, so that the figures agree
-    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
-        logits = run.logits(split.images)
+    logits = measured_logits(run, split)
     return Outcome(run, "validation" if data.test is None else "test", split, logits)
 
 

@@ -1,6 +1,5 @@
 """What is told of runs without their models: the head of the page, the curves, the table of several runs."""
 
-import json
 import shlex
 import statistics
 from collections import defaultdict
@@ -17,7 +16,7 @@ from gmmvit.optim import is_mask_parameter
 from gmmvit.progress import clock
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, row, table
-from gmmvit.run_folder import CONFIG, SUMMARY, RunError, load_config, read_rows, recipe_of
+from gmmvit.run_folder import CONFIG, load_config, read_rows, read_summary, recipe_of
 
 COLUMNS = ["run", "data, model, mask", "seed", "epochs", "test, best", "test, last", "validation"]
 COLUMNS += ["parameters", "images/s", "wall time"]
@@ -52,18 +51,8 @@ def read_run(folder: str | Path) -> RunRecord:
     folder = Path(folder)
     versions = load_config(folder)["versions"]
     rows = read_rows(folder)
-    summary = _read_summary(folder / SUMMARY)
+    summary = read_summary(folder)
     return RunRecord(folder, recipe_of(folder), versions, rows, bool(summary), summary or _facts_so_far(rows))
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise RunError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(summary, dict):
-        raise RunError(f"{path} is not the summary of a run")
-    return summary
 
 
 def _facts_so_far(rows: list[dict[str, Any]]) -> dict[str, Any]:
