@@ -15,7 +15,8 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "attach"))
 
-from donors import DONORS, NOT_YET, Donor, logits  # noqa: E402 (found through the line above)
+from donor import Donor, logits  # noqa: E402 (found through the line above)
+from donors import DONORS, NOT_YET  # noqa: E402
 from oracle import masked_logits  # noqa: E402
 
 from gmmvit.attach import attach, detach  # noqa: E402

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
 import sys
 import tempfile
 import time
@@ -100,7 +101,10 @@ def original(data: Dataset, args: argparse.Namespace) -> Callable[[], float]:
     sys.path.insert(0, str(Path(args.original).resolve()))
     np.int = int  # type: ignore[attr-defined]  # removed from numpy since; the original's cutmix uses it
     torch.Tensor.cuda = lambda self, *a, **k: self  # type: ignore[assignment,method-assign]
+    popen, os.popen = os.popen, lambda *a: io.StringIO("24 80")  # type: ignore[assignment]  # it asks for a terminal
     import main as loop
+
+    os.popen = popen
     import torchvision.transforms as transforms
     from models.create_model import create_model
     from utils.autoaug import CIFAR10Policy

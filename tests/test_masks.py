@@ -1,6 +1,7 @@
 """The masks as modules: starts, grids, gradients, options that cost nothing when off."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_elementwise_mask_starts_as_asked_and_belongs_to_one_grid():
     assert ElementwiseMask((2, 3), 4, per_head=True)().shape == (4, 6, 6)
     assert mask.dense().shape == (4, 6, 6)
     with pytest.raises(ValueError, match=r"2 x 3 grid does not fit a 4 x 4 grid; call resample\(\(4, 4\)\)"):
-        mask((4, 4))
+        mask(4)
 
 
 @pytest.mark.parametrize("per_head", [False, True])
@@ -129,17 +130,47 @@ def test_resampled_elementwise_mask_fits_the_new_grid_and_keeps_rows_apart_from_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"grid": (0, 4)}, "grid must have at least one row"),
         ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
+        ({"num_heads": "2"}, "num_heads must be one int, got '2'"),
+        ({"num_heads": 2.5}, "num_heads must be one int, got 2.5"),
         ({"num_kernels": 0}, "num_kernels must be at least 1, got 0"),
-        ({"init": "identiy"}, r"init must be one of .* got 'identiy'"),
-        ({"covariance": "round"}, r"covariance must be one of .* got 'round'"),
+        ({"num_kernels": None}, "num_kernels must be one int, got None"),
+        ({"init": "identiy"}, r"init of the mask must be one of .* got 'identiy'"),
+        ({"covariance": "round"}, r"covariance of the mask must be one of .* got 'round'"),
         ({"depth": 2}, "depth must lie between 0"),
+        ({"depth": "late"}, "depth must be one number, got 'late'"),
+        ({"cutoff": 0}, "cutoff must be above 0, got 0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         GaussianMixtureMask(**({"grid": (4, 4), "num_heads": 2} | arguments))
+
+
+@pytest.mark.parametrize("heads", [0, -1, True])
+def test_an_elementwise_mask_needs_heads(heads):
+    with pytest.raises((ValueError, TypeError), match=f"num_heads must be .* got {heads}"):
+        ElementwiseMask(8, heads)
+
+
+@pytest.mark.parametrize("grid", [(2, 3, 4), (3,), (0, 4), 0, "8", 8.5, True, (8.7, 8)])
+def test_wrong_grids_are_named(grid):
+    error = ValueError if grid in [(2, 3, 4), (3,), (0, 4), 0] else TypeError
+    words = re.escape(f"grid must be a positive int or a pair (rows, cols) of them, got {grid!r}")
+    gaussian, elementwise = GaussianMixtureMask(4, 2), ElementwiseMask(4, 2)
+    takers = (gaussian.table, gaussian.dense, elementwise, elementwise.dense, elementwise.resample)
+    for take in (lambda g: GaussianMixtureMask(g, 2), lambda g: ElementwiseMask(g, 2), *takers):
+        with pytest.raises(error, match=words):
+            take(grid)
+
+
+def test_an_int_is_a_square_grid():
+    gaussian, elementwise = GaussianMixtureMask(8, 2), ElementwiseMask(4, 2)
+    assert gaussian.table(4).shape == (2, 7, 7)
+    assert gaussian.dense(4).shape == (2, 16, 16)
+    assert gaussian(4).grid == (4, 4)
+    assert elementwise(4) is elementwise.weight
+    assert elementwise.dense(4).shape == (2, 16, 16)
 
 
 def test_masks_by_name():
@@ -148,3 +179,5 @@ def test_masks_by_name():
     assert isinstance(create_mask("gmm", (4, 4), 2, num_kernels=3), gmmvit.GaussianMixtureMask)
     with pytest.raises(ValueError, match="mask must be one of"):
         create_mask("gaussian", (4, 4), 2)
+    with pytest.raises(TypeError, match="the gmm mask has no option 'kernels'; the nearest is 'num_kernels'"):
+        create_mask("gmm", (4, 4), 2, kernels=3)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import MODES, gmm_attention
-from gmmvit.attention.checks import fraction, integer, one_of, pair, positive, real
-from gmmvit.masks import create_mask
+from gmmvit.attention.checks import above_zero, fraction, integer, one_of, pair, real
+from gmmvit.masks import check_mask_options, create_mask
 
 Grid = tuple[int, int]  # (rows, cols) in patches
 
@@ -101,6 +101,9 @@ class Masking:
     prefix_tokens: int = 0
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_mask_options(self.mask, self.options or {})
+
     def attention(
         self,
         dim: int,
@@ -137,7 +140,7 @@ class Block(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
-        positive("mlp_ratio", mlp_ratio)
+        above_zero("mlp_ratio", mlp_ratio)
         hidden = round(dim * mlp_ratio)
         if hidden < 1:
             raise ValueError(f"mlp_ratio must leave at least one hidden channel of dim={dim}, got {mlp_ratio}")

@@ -4,12 +4,13 @@ Letters: N patches (rows * cols), H heads, K Gaussians per head.
 """
 
 import inspect
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
-from gmmvit.attention.checks import integer, known_options, one_of, pair, real
+from gmmvit.attention.checks import above_zero, integer, known_options, one_of, pair, real
 
 INITS = ("paper", "identity", "local")
 COVARIANCES = ("spherical", "diag", "full")
@@ -67,7 +68,7 @@ class GaussianMixtureMask(nn.Module):
         if not 0 <= depth <= 1:
             raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
         if cutoff is not None:
-            positive("cutoff", cutoff)
+            above_zero("cutoff", cutoff)
         one_of("init of the mask", init, INITS)
         one_of("covariance of the mask", covariance, COVARIANCES)
         self.init, self.covariance = init, covariance
@@ -118,7 +119,7 @@ class GaussianMixtureMask(nn.Module):
             return table * (offsets.square().sum(0) <= self.cutoff**2)
 
     def _grid(self, grid: int | tuple[int, int] | None) -> tuple[int, int]:
-        return self.grid if grid is None or grid == self.grid else _checked_grid(grid)
+        return self.grid if grid is None or grid is self.grid else _checked_grid(grid)
 
     def dense(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """The mask for every pair of patches: [H, N, N]."""
@@ -173,7 +174,7 @@ class ElementwiseMask(nn.Module):
 
     def forward(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """What `gmm_attention` takes: [N, N] or [H, N, N]."""
-        if grid is None or grid == self.grid:
+        if grid is None or grid is self.grid:
             return self.weight
         rows, cols = _checked_grid(grid)
         if (rows, cols) != self.grid:
@@ -201,19 +202,26 @@ class ElementwiseMask(nn.Module):
         return f"grid={self.grid}, num_heads={self.num_heads}, per_head={self.weight.dim() == 3}"
 
 
+def check_mask_options(mask: str, options: Iterable[str]) -> None:
+    """Raises ValueError unless `mask` is a mask by name, TypeError for an option that it does not have."""
+    one_of("mask", mask, MASKS)
+    if mask == "none":
+        return
+    kind = ElementwiseMask if mask == "elm" else GaussianMixtureMask
+    decided = ("grid", "num_heads", "depth", "positive")  # by the layer that the mask sits in
+    known_options(f"the {mask} mask", options, [o for o in inspect.signature(kind).parameters if o not in decided])
+
+
 def create_mask(
     mask: str, grid: tuple[int, int], num_heads: int, *, mode: str = "multiply", depth: float = 0.5, **options: object
 ) -> nn.Module | None:
     """The mask of one attention layer by name: "none" (None), "elm" or "gmm"; `options` go to its constructor.
 
-    Raises TypeError for an option that this mask does not have.
+    Raises as `check_mask_options`.
     """
-    one_of("mask", mask, MASKS)
+    check_mask_options(mask, options)
     if mask == "none":
         return None
-    kind = ElementwiseMask if mask == "elm" else GaussianMixtureMask
-    decided = ("grid", "num_heads", "depth", "positive")  # by the layer
-    known_options(f"the {mask} mask", options, [o for o in inspect.signature(kind).parameters if o not in decided])
     if mask == "elm":
         return ElementwiseMask(grid, num_heads, **options)  # type: ignore[arg-type]
     return GaussianMixtureMask(grid, num_heads, depth=depth, positive=mode == "log", **options)  # type: ignore[arg-type]

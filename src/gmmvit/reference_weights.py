@@ -127,7 +127,7 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__  # more is advice to read unsafely
         raise ValueError(f"{file} is not a checkpoint of tensors that can be read safely: {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected a mapping of names to tensors")

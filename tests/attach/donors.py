@@ -1,82 +1,8 @@
-"""Small instances of other libraries' models with random weights: what `attach` is held to, one row a model.
+"""What `attach` is held to: one row a model."""
 
-`layers` are the grids of the attentions that must carry a mask, in the order in which they run.
-"""
-
-import importlib
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
-
-@dataclass(frozen=True)
-class Donor:
-    name: str
-    library: str
-    build: Callable[[], nn.Module]
-    layers: list[tuple[int, int]]
-    prefix: int | list[int] = 0  # the same in all layers, or one each
-    image: tuple[int, int] = (32, 32)
-
-    @property
-    def prefixes(self) -> list[int]:
-        return self.prefix if isinstance(self.prefix, list) else [self.prefix] * len(self.layers)
-
-    def make(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The model in eval mode, with weights large enough for the logits of its attentions to matter."""
-        torch.manual_seed(seed)
-        model = self.build()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        return model.to(dtype).eval()
-
-    def images(self, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.randn(2, 3, *self.image, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-    def missing(self) -> str | None:
-        return None if importlib.util.find_spec(self.library) else f"{self.library} is not installed"
-
-
-def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The main output of a model of any of the libraries."""
-    out = model(images)
-    for name in ("logits", "image_embeds", "last_hidden_state"):
-        if hasattr(out, name):
-            return getattr(out, name)
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _timm(name: str, **sizes: Any) -> Callable[[], nn.Module]:
-    return lambda: importlib.import_module("timm").create_model(name, num_classes=5, **sizes)
-
-
-def _hf(cls: str, config: str, **sizes: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        library = importlib.import_module("transformers")
-        return getattr(library, cls)(getattr(library, config)(**sizes))
-
-    return build
-
-
-def _class(path: str, **sizes: Any) -> Callable[[], nn.Module]:
-    """An instance of the class at that path; options in `Named` are looked up beside it."""
-
-    def build() -> nn.Module:
-        module_name, _, cls = path.rpartition(".")
-        module = importlib.import_module(module_name)
-        return getattr(module, cls)(**{k: getattr(module, v) if isinstance(v, Named) else v for k, v in sizes.items()})
-
-    return build
-
-
-class Named(str):
-    """The name of something that lies in the donor's module."""
-
+from donor import Donor, Named, from_class, from_config, from_timm
 
 _WIDE = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 _GRID = [(4, 6)] * 2
@@ -93,7 +19,7 @@ _SQUARE = [(4, 4)] * 2
 
 
 def _vit(name: str, prefix: int, **sizes: Any) -> Donor:
-    return Donor(name.split(".")[0], "timm", _timm(name, **{**_WIDE, **sizes}), _GRID, prefix, (32, 48))
+    return Donor(name.split(".")[0], "timm", from_timm(name, **{**_WIDE, **sizes}), _GRID, prefix, (32, 48))
 
 
 DONORS = [
@@ -111,7 +37,7 @@ DONORS = [
     Donor(
         "vit_b_16",
         "torchvision",
-        _class(
+        from_class(
             "torchvision.models.vision_transformer.VisionTransformer",
             image_size=32,
             patch_size=8,
@@ -124,38 +50,42 @@ DONORS = [
         _SQUARE,
         1,
     ),
-    Donor("vit", "transformers", _hf("ViTForImageClassification", "ViTConfig", **_HF), _SQUARE, 1),
-    Donor("deit", "transformers", _hf("DeiTForImageClassification", "DeiTConfig", **_HF), _SQUARE, 2),
-    Donor("dinov2", "transformers", _hf("Dinov2ForImageClassification", "Dinov2Config", **_HF), _SQUARE, 1),
+    Donor("vit", "transformers", from_config("ViTForImageClassification", "ViTConfig", **_HF), _SQUARE, 1),
+    Donor("deit", "transformers", from_config("DeiTForImageClassification", "DeiTConfig", **_HF), _SQUARE, 2),
+    Donor("dinov2", "transformers", from_config("Dinov2ForImageClassification", "Dinov2Config", **_HF), _SQUARE, 1),
     Donor(
         "dinov2_with_registers",
         "transformers",
-        _hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", **_HF),
+        from_config("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", **_HF),
         _SQUARE,
         5,
     ),
     Donor(
         "beit",
         "transformers",
-        _hf("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True, **_HF),
+        from_config("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True, **_HF),
         _SQUARE,
         1,
     ),
     Donor(
         "clip",
         "transformers",
-        _hf("CLIPVisionModelWithProjection", "CLIPVisionConfig", projection_dim=8, **_HF),
+        from_config("CLIPVisionModelWithProjection", "CLIPVisionConfig", projection_dim=8, **_HF),
         _SQUARE,
         1,
     ),
-    Donor("siglip", "transformers", _hf("SiglipVisionModel", "SiglipVisionConfig", **_HF), _SQUARE, 0),
+    Donor("siglip", "transformers", from_config("SiglipVisionModel", "SiglipVisionConfig", **_HF), _SQUARE, 0),
     Donor(
-        "dinov3_vit", "transformers", _hf("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=2, **_HF), _SQUARE, 3
+        "dinov3_vit",
+        "transformers",
+        from_config("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=2, **_HF),
+        _SQUARE,
+        3,
     ),
     Donor(
         "swin",
         "transformers",
-        _hf(
+        from_config(
             "SwinForImageClassification",
             "SwinConfig",
             image_size=32,
@@ -171,7 +101,7 @@ DONORS = [
     Donor(
         "swin_t",
         "torchvision",
-        _class(
+        from_class(
             "torchvision.models.swin_transformer.SwinTransformer",
             patch_size=[2, 2],
             embed_dim=24,
@@ -186,7 +116,7 @@ DONORS = [
     Donor(
         "swin_v2_t",
         "torchvision",
-        _class(
+        from_class(
             "torchvision.models.swin_transformer.SwinTransformer",
             patch_size=[2, 2],
             embed_dim=24,
@@ -201,9 +131,26 @@ DONORS = [
         image=(32, 48),
     ),
     Donor(
+        "maxvit_t",
+        "torchvision",
+        from_class(
+            "torchvision.models.maxvit.MaxVit",
+            input_size=(48, 48),
+            stem_channels=8,
+            partition_size=3,
+            block_channels=[24],
+            block_layers=[1],
+            head_dim=12,
+            stochastic_depth_prob=0.0,
+            num_classes=5,
+        ),
+        [(3, 3)] * 2,
+        image=(48, 48),
+    ),
+    Donor(
         "swin_tiny_patch4_window7_224",
         "timm",
-        _timm(
+        from_timm(
             "swin_tiny_patch4_window7_224",
             img_size=(32, 48),
             patch_size=2,
@@ -218,7 +165,7 @@ DONORS = [
     Donor(
         "swinv2_tiny_window8_256",
         "timm",
-        _timm(
+        from_timm(
             "swinv2_tiny_window8_256",
             img_size=32,
             patch_size=2,
@@ -232,7 +179,7 @@ DONORS = [
     Donor(
         "cait_xxs24_224",
         "timm",
-        _timm("cait_xxs24_224", img_size=(32, 48), patch_size=8, embed_dim=48, depth=2, num_heads=3),
+        from_timm("cait_xxs24_224", img_size=(32, 48), patch_size=8, embed_dim=48, depth=2, num_heads=3),
         _GRID,
         0,
         (32, 48),
@@ -240,7 +187,9 @@ DONORS = [
     Donor(
         "pit_ti_224",
         "timm",
-        _timm("pit_ti_224", img_size=(32, 48), patch_size=8, stride=4, base_dims=(12, 12), depth=(1, 1), heads=(2, 4)),
+        from_timm(
+            "pit_ti_224", img_size=(32, 48), patch_size=8, stride=4, base_dims=(12, 12), depth=(1, 1), heads=(2, 4)
+        ),
         [(7, 11), (4, 6)],
         1,
         (32, 48),
@@ -248,7 +197,7 @@ DONORS = [
     Donor(
         "swinv2_cr_tiny_224",
         "timm",
-        _timm(
+        from_timm(
             "swinv2_cr_tiny_224",
             img_size=32,
             patch_size=2,
@@ -262,7 +211,7 @@ DONORS = [
     Donor(
         "maxvit_tiny_tf_224",
         "timm",
-        _timm(
+        from_timm(
             "maxvit_tiny_tf_224",
             img_size=64,
             transformer_partition_ratio=16,
@@ -276,7 +225,7 @@ DONORS = [
     Donor(
         "maxvit_rmlp_pico_rw_256",
         "timm",
-        _timm(
+        from_timm(
             "maxvit_rmlp_pico_rw_256",
             img_size=64,
             transformer_partition_ratio=16,
@@ -290,7 +239,7 @@ DONORS = [
     Donor(
         "twins_svt_small",
         "timm",
-        _timm(
+        from_timm(
             "twins_svt_small",
             img_size=(40, 48),
             patch_size=2,
@@ -307,7 +256,7 @@ DONORS = [
     Donor(
         "nest_tiny",
         "timm",
-        _class(
+        from_class(
             "timm.models.nest.Nest",
             num_classes=5,
             img_size=32,
@@ -322,7 +271,7 @@ DONORS = [
     Donor(
         "volo_d1_224",
         "timm",
-        _class(
+        from_class(
             "timm.models.volo.VOLO",
             num_classes=5,
             img_size=64,
@@ -339,21 +288,21 @@ DONORS = [
     Donor(
         "levit_128s",
         "timm",
-        _timm("levit_128s", img_size=64, embed_dim=(32, 48), key_dim=10, num_heads=(2, 3), depth=(1, 1)),
+        from_timm("levit_128s", img_size=64, embed_dim=(32, 48), key_dim=10, num_heads=(2, 3), depth=(1, 1)),
         [(4, 4), (4, 4), (2, 2)],
         image=(64, 64),
     ),
     Donor(
         "levit_conv_128s",
         "timm",
-        _timm("levit_conv_128s", img_size=64, embed_dim=(32, 48), key_dim=10, num_heads=(2, 3), depth=(1, 1)),
+        from_timm("levit_conv_128s", img_size=64, embed_dim=(32, 48), key_dim=10, num_heads=(2, 3), depth=(1, 1)),
         [(4, 4), (4, 4), (2, 2)],
         image=(64, 64),
     ),
     Donor(
         "tiny_vit_5m_224",
         "timm",
-        _class(
+        from_class(
             "timm.models.tiny_vit.TinyVit",
             num_classes=5,
             embed_dims=(16, 24),
@@ -367,7 +316,7 @@ DONORS = [
     Donor(
         "convit_tiny",
         "timm",
-        _timm("convit_tiny", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, local_up_to_layer=1),
+        from_timm("convit_tiny", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, local_up_to_layer=1),
         _SQUARE,
         [0, 1],
     ),
@@ -378,5 +327,4 @@ NOT_YET = [
     ("timm", "naflexvit", "one batch holds images of several grids"),
     ("timm", "hiera", "its tokens lie in the order of its mask units"),
     ("timm", "mvitv2", "queries and keys are pooled to different grids"),
-    ("torchvision", "maxvit_t", "its partition attention is not written yet"),
 ]

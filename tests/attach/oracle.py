@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
-from donors import logits
+from donor import logits
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from gmmvit.attach import attach
 from gmmvit.attach.surgery import MaskedDonor
 
-_MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+_PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.einsum)
 
 
 def mixture(sigma, alpha, grid, prefix):
@@ -44,7 +44,8 @@ class _ScoreMode(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func in _MATMULS and self.masks and out.dim() >= 4 and args[0].shape[-1] != out.shape[-1]:
+        factors = [x for x in args if isinstance(x, torch.Tensor) and x.dim() >= 4]
+        if func in _PRODUCTS and self.masks and len(factors) == 2 and factors[0].shape[-1] != out.shape[-1]:
             size = self.masks[0].shape
             if out.shape[-2:] == size[-2:] and size[0] in out.shape[:-2]:
                 return out * _beside_heads(self.masks.pop(0), out)
@@ -62,7 +63,8 @@ def masks_in(masks: list[torch.Tensor]) -> Iterator[None]:
     left = list(masks)
 
     def sdpa(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
-        scores = torch.einsum("...td,...sd->...ts", q, k) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        # Written so that `_ScoreMode`, which is for donors without this call, does not see it.
+        scores = (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
         if left and scores.shape[-2:] == left[0].shape[-2:]:
             scores = scores * _beside_heads(left.pop(0), scores)
         if attn_mask is not None:

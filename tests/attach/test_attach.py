@@ -1,11 +1,13 @@
 """`attach` beside the table of donors: errors, choices, image sizes, precision, compilation, own models, files."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
-from donors import DONORS, logits
+from donor import logits
+from donors import DONORS
 from torch import nn
 
 import gmmvit
@@ -100,6 +102,21 @@ def test_a_model_without_patch_attention_lists_what_it_has():
         attach(davit)
 
 
+def test_models_not_reached_yet_are_refused_by_name():
+    hiera = timm.create_model("hiera_tiny_224", img_size=64, embed_dim=16, stages=(1, 1, 1, 1))
+    sizes = timm.models.mvitv2.MultiScaleVitCfg(depths=(1, 1), embed_dim=(16, 32), num_heads=(1, 2))
+    mvit = timm.models.mvitv2.MultiScaleVit(sizes, img_size=64)
+    for model, message in (
+        (hiera, r"4 x timm\.models\.hiera\.MaskUnitAttention"),
+        (mvit, r"mvitv2\.MultiScaleAttention"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attach(model)
+    naflex = timm.create_model("naflexvit_base_patch16_gap", img_size=32, embed_dim=32, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match="grid was not found"):
+        attach(naflex)
+
+
 def test_a_donor_with_a_part_that_is_not_known_is_refused():
     model = small_vit()
     model.blocks[1].attn.novelty = nn.Linear(2, 2)
@@ -131,7 +148,9 @@ def test_the_image_size_changes_where_the_donor_can():
     model = small_vit(dynamic_img_size=True)
     images = torch.randn(1, 3, 48, 64)
     expected = model(images)
-    torch.testing.assert_close(attach(model)(images), expected, atol=1e-5, rtol=1e-5)
+    attach(model)
+    for other in (model, copy.deepcopy(model)):
+        torch.testing.assert_close(other(images), expected, atol=1e-5, rtol=1e-5)
     detach(model).set_input_size(img_size=(64, 32))
     attach(model, mask="elm")
     assert describe(model)[0].grid == (8, 4)

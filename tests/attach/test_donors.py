@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 import torch
-from donors import DONORS, logits
+from donor import logits
+from donors import DONORS
 from oracle import masked_logits
 
 from gmmvit.attach import attach, describe, detach, mask_parameters

@@ -98,6 +98,22 @@ def test_no_mask_is_plain_attention(backend):
     torch.testing.assert_close(gmm_attention(*args, None, backend=backend), expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["multiply", "log"])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "bias_groups"), [(0, 6, None), (0, 6, 1), (0, 6, 3), (2, 0, 1), (0, 0, None)]
+)
+def test_nothing_in_is_nothing_out(backend, mode, batch, tokens, bias_groups):
+    tensors = [torch.randn(batch, 3, tokens, 4) for _ in range(3)] + [torch.rand(3, tokens, tokens)]
+    if bias_groups:
+        tensors.append(torch.randn(bias_groups, 3, tokens, tokens))
+    q, k, v, mask, *bias = (t.requires_grad_() for t in tensors)
+    out = gmm_attention(q, k, v, mask, bias=bias[0] if bias else None, mode=mode, backend=backend)
+    assert out.shape == q.shape
+    out.sum().backward()
+    assert all(t.grad.shape == t.shape and (t.grad == 0).all() for t in tensors)
+
+
 def test_chunked_under_autocast_and_no_grad():
     tensors = inputs((4, 4), 0, dtype=torch.bfloat16)
     args = [tensors[name] for name in "qkv"]
@@ -152,9 +168,20 @@ Q = torch.randn(2, 3, 6, 4)
         ({"mask": "gmm"}, TypeError, "mask must be a tensor"),
         ({"bias": torch.ones(2, 2, 6, 6)}, ValueError, "bias must broadcast"),
         ({"bias": torch.ones(4, 3, 6, 6)}, ValueError, "divides 2"),
+        ({"bias": 1}, TypeError, "bias must be a floating-point tensor .* got 1"),
+        ({"bias": torch.ones(6, 6).bool()}, TypeError, r"bias must be a floating-point tensor .* got torch\.bool"),
         ({"mode": "times"}, ValueError, "mode must be one of"),
-        ({"dropout_p": 1.0}, ValueError, "dropout_p"),
-        ({"prefix_tokens": 7}, ValueError, "prefix_tokens"),
+        ({"scale": "x"}, TypeError, "scale must be one number, got 'x'"),
+        ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+        ({"dropout_p": 1.0}, ValueError, r"dropout_p must lie in \[0, 1\), got 1.0"),
+        ({"prefix_tokens": 7}, ValueError, "prefix_tokens must lie between 0 and 6, got 7"),
+        ({"prefix_tokens": 1.5}, TypeError, "prefix_tokens must be one int, got 1.5"),
+        ({"prefix_tokens": True}, TypeError, "prefix_tokens must be one int, got True"),
+        ({"q": Q.to("meta")}, ValueError, "q, k and v must be on one device, got meta, cpu, cpu"),
+        ({"mask": torch.ones(6, 6, device="meta")}, ValueError, "mask must be on the device of q, cpu, got meta"),
+        ({"bias": torch.ones(6, 6, device="meta")}, ValueError, "bias must be on the device of q, cpu, got meta"),
+        (dict.fromkeys("qkv", Q.long()), TypeError, r"one floating-point dtype, got torch\.int64"),
+        (dict.fromkeys("qkv", Q[..., :0]), ValueError, "at least one head of width 1 or more"),
     ],
 )
 def test_wrong_arguments_are_named(change, error, words):

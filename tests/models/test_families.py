@@ -53,30 +53,76 @@ def test_swin_takes_what_its_windows_allow(build: Any) -> None:
     [
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"num_classes": -3}, "num_classes must be at least 2, got -3"),
-        ({"channels": 0}, "channels must be above 0, got 0"),
+        ({"num_classes": "10"}, "num_classes must be one int, got '10'"),
+        ({"num_classes": 2.5}, "num_classes must be one int, got 2.5"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
         ({"image_size": (32, 0)}, r"image_size must be .* got \(32, 0\)"),
+        ({"image_size": 32.0}, r"image_size must be a positive int or a pair .* got 32.0"),
         ({"mask": "gauss"}, "mask must be one of .*'gmm'.* got 'gauss'"),
         ({"mode": "times"}, "mode must be one of .*'multiply'.* got 'times'"),
+        ({"mask_options": 5}, "mask_options must be a dict .* got 5"),
+        ({"mask_options": {"init": "x"}}, r"init of the mask must be one of .* got 'x'"),
+        ({"mask_options": {"kernels": 2}}, "the gmm mask has no option 'kernels'; the nearest is 'num_kernels'"),
+        ({"mask_options": {"depth": 1}}, "the gmm mask has no option 'depth'"),
         ({"drop_path": 1.0}, r"drop_path must lie in \[0, 1\), got 1.0"),
+        ({"drop_path": "x"}, "drop_path must be one number, got 'x'"),
+        ({"dropout": -1}, r"dropout must lie in \[0, 1\), got -1"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be above 0, got 0.0"),
-        ({"dim": 0}, "dim must be above 0, got 0"),
+        ({"mlp_ratio": 1e-9}, "mlp_ratio must leave at least one hidden channel of dim="),
+        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"dim": "x"}, "dim must be one int, got 'x'"),
+        ({"dim": (16, 32)}, r"dim must be one int, got \(16, 32\)"),
+        ({"depth": 1.5}, "depth must be one (int|positive int per stage), .*got 1.5"),
     ],
 )
 def test_wrong_arguments_are_named(build: Any, family: str, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         build(family, **options)
 
 
-@pytest.mark.parametrize(("family", "options"), [("swin", {"num_heads": (2, 4, 8)}), ("pit", {"depth": (1, 0)})])
-def test_stages_must_agree(build: Any, family: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
+@pytest.mark.parametrize(
+    ("family", "options", "words"),
+    [
+        ("swin", {"num_heads": (2, 4, 8)}, r"num_heads must be 2 positive ints, one per stage, .* got \(2, 4, 8\)"),
+        ("swin", {"depth": 1}, r"depth must be one positive int per stage, e.g. depth=\(2, 6, 4\), got 1"),
+        ("pit", {"depth": 1}, r"depth must be one positive int per stage, e.g. depth=\(2, 6, 4\), got 1"),
+        ("pit", {"depth": (1, 0)}, r"depth must be one positive int per stage, .* got \(1, 0\)"),
+        ("pit", {"depth": ()}, r"depth must be one positive int per stage, .* got \(\)"),
+        ("pit", {"num_heads": "2"}, "num_heads must be 2 positive ints, one per stage, or one for all, got '2'"),
+        ("vit", {"depth": (1, 2)}, r"depth must be one int, got \(1, 2\)"),
+        ("cait", {"num_heads": (2, 4)}, r"num_heads must be one int, got \(2, 4\)"),
+        ("t2t", {"strides": 2}, r"strides must be one positive int per stage, e.g. strides=\(2, 2\), got 2"),
+    ],
+)
+def test_stages_must_agree(build: Any, family: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
         build(family, **options)
+
+
+@pytest.mark.parametrize("family", ["swin", "pit"])
+def test_heads_may_be_the_same_in_all_stages(build: Any, family: str) -> None:
+    model = build(family, num_heads=2)
+    assert [block.attn.num_heads for stage in model.stages for block in stage.blocks[:1]] == [2, 2]
+
+
+def test_no_images_have_no_logits(build: Any, family: str, mask: str) -> None:
+    model = build(family, mask)
+    logits = model(torch.empty(0, 3, 32, 32))
+    assert logits.shape == (0, 7)
+    logits.sum().backward()
+    assert all((p.grad == 0).all() for p in model.parameters())
 
 
 def test_images_must_fit(build: Any, family: str) -> None:
     model = build(family)
     with pytest.raises(ValueError, match=r"images must be \[batch, 3, height, width\], got \(1, 1, 32, 32\)"):
         model(torch.randn(1, 1, 32, 32))
+    with pytest.raises(
+        TypeError, match=r"floating point and normalised \(see gmmvit.augment.normalize\), got torch.uint8"
+    ):
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"images must be a tensor \[batch, 3, height, width\], got list"):
+        model([[0.0]])
     if family != "t2t":  # which takes any size
         with pytest.raises(ValueError, match="not a multiple of the patch size"):
             model(torch.randn(1, 3, 33, 32))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,6 +61,22 @@ def test_listing_says_why_a_size_does_not_fit() -> None:
     row = list_models((36, 44), families=["swin"])[0]
     assert row["parameters"] is None
     assert "nearest image size" in row["note"]
+    row = list_models(1_000_000, families=["vit"], sizes=["d8"])[0]
+    assert row["macs"] is None
+    assert row["note"] == "its tensors for images of this size are larger than any memory"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_classes": -5}, "num_classes must be at least 2, got -5"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"image_size": "32"}, "image_size must be .* got '32'"),
+    ],
+)
+def test_listing_refuses_what_no_model_takes(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        list_models(**arguments)
 
 
 @pytest.mark.parametrize(("family", "size"), [(family, size) for family, sizes in SIZES.items() for size in sizes])
@@ -72,6 +89,8 @@ def test_every_size_runs(family: str, size: str) -> None:
 def test_unknown_names_get_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match=r"family must be one of .*'swin'.* got 'resnet'"):
         create_model("resnet")
+    with pytest.raises(ValueError, match=r"family must be one of .* got \['vit'\]"):
+        create_model(["vit"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"size of swin must be one of \['tiny'\], got 'huge'"):
         create_model("swin", size="huge")
     with pytest.raises(TypeError, match="vit has no option 'dept'; the nearest is 'depth'"):
@@ -90,6 +109,11 @@ def test_saved_and_loaded_models_agree(build: Any, family: str, mask: str, tmp_p
     again = FAMILIES[family].from_pretrained(tmp_path)
     assert torch.equal(again(images), model(images))
     assert torch.equal(copy.deepcopy(model)(images), model(images))
+
+
+def test_sizes_counted_with_numpy_can_be_saved(build: Any, tmp_path: Path) -> None:
+    build("vit", num_classes=np.int64(5)).save_pretrained(tmp_path)
+    assert ViT.from_pretrained(tmp_path).num_classes == 5
 
 
 def test_a_model_without_classifier_can_be_saved(build: Any, tmp_path: Path) -> None:

@@ -146,9 +146,26 @@ def test_sizes_that_tensors_cannot_tell_are_asked_for() -> None:
 
 def test_only_tensors_are_read(tmp_path: Path) -> None:
     torch.save({"model_state_dict": Path("a")}, tmp_path / "unsafe.pth")
-    (tmp_path / "text.pth").write_text("no checkpoint")
-    for name in ("unsafe.pth", "text.pth"):
-        with pytest.raises(ValueError, match=f"{name} is not a checkpoint of tensors"):
+    with pytest.raises(ValueError, match=r"unsafe.pth is not a checkpoint of tensors that can be read safely: [^.]*$"):
+        read_reference_checkpoint(tmp_path / "unsafe.pth")
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_reference_checkpoint(tmp_path / "old.pth")["a"].tolist() == [1, 1]
+    for name in ("new.pth", "old.pth"):
+        torch.save({"a": torch.ones(2)}, tmp_path / name, _use_new_zipfile_serialization=name == "new.pth")
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+        with pytest.raises(ValueError, match=f"{name} is not a checkpoint of tensors that can be read safely"):
             read_reference_checkpoint(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         read_reference_checkpoint(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("content", ["", "no checkpoint", "id: 105\n"])
+def test_other_files_are_no_checkpoints(tmp_path: Path, content: str) -> None:
+    (tmp_path / "text.pth").write_text(content)
+    with pytest.raises(ValueError, match=r"text.pth is not a checkpoint of torch.save$"):
+        read_reference_checkpoint(tmp_path / "text.pth")
+
+
+def test_weights_with_our_names_are_told_apart(build: Any, family: str) -> None:
+    with pytest.raises(ValueError, match="these weights have our names already"):
+        load_reference(build(family).state_dict(), family=family, mask="gmm")

@@ -153,7 +153,7 @@ def _prefix(item: Found) -> int:
 
 
 def _mask_of(item: Found, site: Site, mask: str, index: int, **options: Any) -> nn.Module:
-    """The mask for one attention, the `index`-th that could carry one, where its weights are; in float32 also for a donor in half precision."""
+    """The mask for one attention, the `index`-th that could carry one: on its device, in float32 or wider."""
     heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
     module = create_mask(mask, site.box.grid, heads, mode=site.mode, **options)  # type: ignore[arg-type]
     # Saved with the parameters, which mean something else in another mode; names of layers may change in files.

@@ -115,6 +115,28 @@ class ShiftedWindowAttentionV2(ShiftedWindowAttention):
         return nn.functional.normalize(q, dim=-1) * scale, nn.functional.normalize(k, dim=-1), v
 
 
+class PartitionAttention(MaskedDonor):
+    """maxvit: windows, and the dilated grid, where a step of the mask is one step of the dilation."""
+
+    gmm_parts = frozenset({"to_qkv", "merge"})
+
+    @classmethod
+    def gmm_heads(cls, module: Any) -> int:
+        return module.n_heads
+
+    @classmethod
+    def gmm_window(cls, module: Any) -> Grid:
+        return module.size, module.size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, G, T, C] -> the same."""
+        qkv = self.to_qkv(x.flatten(0, 1)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        bias = self.get_relative_positional_bias()
+        out = self.gmm_attend(q, k, v, bias, scale=self.scale_factor, dropout_p=0.0)
+        return self.merge(out.transpose(1, 2).flatten(2)).unflatten(0, x.shape[:2])
+
+
 def _windows(x: Tensor, high: int, wide: int) -> Tensor:
     """[B, rows, cols, C] -> [B*G, high*wide, C]."""
     return x.unflatten(2, (-1, wide)).unflatten(1, (-1, high)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
@@ -144,6 +166,7 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     "torch.nn.modules.activation.MultiheadAttention": MultiheadAttention,
     f"{_SWIN}.ShiftedWindowAttention": ShiftedWindowAttention,
     f"{_SWIN}.ShiftedWindowAttentionV2": ShiftedWindowAttentionV2,
+    "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": PartitionAttention,
 }
 LEFT_ALONE: dict[str, str] = {}
 

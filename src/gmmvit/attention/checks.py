@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+
 
 def is_integer(value: object) -> bool:
-    """Whether it is a whole number of Python or numpy; a bool is none."""
-    return isinstance(value, int | Integral) and not isinstance(value, bool)
+    """Whether it is a whole number of Python or numpy, or a size that torch.export keeps open; a bool is none."""
+    return isinstance(value, int | Integral | torch.SymInt) and not isinstance(value, bool)
 
 
 def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
@@ -26,15 +28,20 @@ def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> N
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def is_real(value: object) -> bool:
+    """Whether it is a number of Python or numpy; a bool is none."""
+    return isinstance(value, int | float | Real) and not isinstance(value, bool)
+
+
 def real(name: str, value: Any) -> None:
     """Raises TypeError unless `value` is one number, ValueError unless it is finite."""
-    if not isinstance(value, int | float | Real) or isinstance(value, bool):
+    if not is_real(value):
         raise TypeError(f"{name} must be one number, got {value!r}")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def positive(name: str, value: Any) -> None:
+def above_zero(name: str, value: Any) -> None:
     """Raises unless `value` is one finite number above zero."""
     real(name, value)
     if value <= 0:
@@ -69,14 +76,13 @@ def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") 
 
     Raises TypeError or ValueError that names the argument.
     """
-    values = (value, value) if is_integer(value) else value
+    values: Any = (value, value) if is_integer(value) else value
     typed = isinstance(values, Sequence) and all(is_integer(side) for side in values)
-    if not typed or len(values) != 2 or min(values) < 1:  # type: ignore[arg-type]
+    if not typed or len(values) != 2 or min(values) < 1:
         raise (ValueError if typed else TypeError)(
             f"{name} must be a positive int or a pair {sides} of them, got {value!r}"
         )
-    first, second = values  # type: ignore[misc]
-    return int(first), int(second)
+    return int(values[0]), int(values[1])
 
 
 def per_stage(
@@ -86,11 +92,11 @@ def per_stage(
 
     Raises TypeError or ValueError that names the argument and, where the number is not known, gives the example.
     """
-    values = (value,) * stages if stages and is_integer(value) else value
+    values: Any = (value,) * stages if stages and is_integer(value) else value
     typed = isinstance(values, Sequence) and all(is_integer(v) for v in values)
-    if not typed or (stages and len(values) != stages) or min(values, default=0) < 1:  # type: ignore[arg-type,type-var]
+    if not typed or (stages and len(values) != stages) or min(values, default=0) < 1:
         wanted = f"{stages} positive ints, one per stage, or one for all"
         if stages is None:
             wanted = f"one positive int per stage, e.g. {name}={example}"
         raise (ValueError if typed else TypeError)(f"{name} must be {wanted}, got {value!r}")
-    return tuple(int(v) for v in values)  # type: ignore[union-attr]
+    return tuple(int(v) for v in values)

@@ -112,13 +112,15 @@ def _cost(family: str, size: str, mask: str, shape: tuple[int, int, int], num_cl
                 family, size=size, mask=mask, image_size=image_size, num_classes=num_classes, channels=channels
             ).eval()
             images = torch.empty(1, *shape)
+        trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
         macs = _macs(model, images)
-    except (ValueError, RuntimeError, OverflowError) as error:
-        if not isinstance(error, ValueError) and "overflow" not in str(error).lower():
-            raise
-        note = str(error) if isinstance(error, ValueError) else "its tensors are too large for any memory at this size"
+    except (ValueError, RuntimeError) as error:
+        note = str(error)
+        if not isinstance(error, ValueError):
+            if "overflow" not in note:
+                raise
+            note = "its tensors for images of this size are larger than any memory"
         return {"parameters": None, "mask_parameters": None, "macs": None, "note": note}
-    trainable = {name: p.numel() for name, p in model.named_parameters()}
     return {
         "parameters": sum(trainable.values()),
         "mask_parameters": sum(count for name, count in trainable.items() if ".mask." in name),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gmmvit.attention.checks import fraction, integer, is_integer, one_of, positive
+from gmmvit.attention.checks import above_zero, fraction, integer, is_integer, one_of
 from gmmvit.layers import Block, Grid, init_weights, resample_position
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -67,7 +67,7 @@ class VisionTransformer(nn.Module):
         if given.get("head_dim") is not None:
             integer("head_dim", given["head_dim"])
         integer("num_classes", given["num_classes"], 2)
-        positive("mlp_ratio", given["mlp_ratio"])
+        above_zero("mlp_ratio", given["mlp_ratio"])
         for name in ("dropout", "drop_path"):
             fraction(name, given[name])
         options = given["mask_options"]
