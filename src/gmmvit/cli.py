@@ -281,14 +281,14 @@ def models(
         Print JSON.
     """
     size = load_recipe("digits", image_size=image_size).image_size or (32,)
-    from gmmvit.models import list_models
+    from gmmvit.models import list_models, markdown_table
 
     rows = list_models((size[0], size[-1]), num_classes, channels)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     if markdown:
-        print(_markdown_table(rows))
+        print(markdown_table(rows))
         return
     print(f"{'family':<7} {'size':<9} {'mask':<5} {'parameters':>12} {'of the mask':>12} {'MACs':>9}  note")
     for row in rows:
@@ -297,21 +297,6 @@ def models(
         else:
             counts = f"{row['parameters']:>12,} {row['mask_parameters']:>12,} {row['macs'] / 1e6:>8,.0f}M"
         print(f"{row['family']:<7} {row['size']:<9} {row['mask']:<5} {counts}  {row['note']}".rstrip())
-
-
-def _markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The "tiny" rows of `list_models`, a line a family."""
-    lines = [
-        "| family | plain | ELM | GMM | of which the mask | multiply-accumulates |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    tiny = {(row["family"], row["mask"]): row for row in rows if row["size"] == "tiny" and row["parameters"]}
-    for family in dict.fromkeys(family for family, _ in tiny):
-        counts = [f"{tiny[family, mask]['parameters']:,}" for mask in ("none", "elm", "gmm")]
-        gmm = tiny[family, "gmm"]
-        cells = [family, *counts, f"{gmm['mask_parameters']:,}", f"{gmm['macs'] / 1e6:,.0f} M"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 @app.command

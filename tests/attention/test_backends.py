@@ -161,7 +161,7 @@ Q = torch.randn(2, 3, 6, 4)
     [
         ({"q": torch.randn(2, 3, 6)}, TypeError, r"q must be a tensor .* got \(2, 3, 6\)"),
         ({"k": torch.randn(2, 3, 5, 4)}, ValueError, "one shape"),
-        ({"v": torch.randn(2, 3, 6, 4).double()}, TypeError, "one dtype"),
+        ({"v": torch.randn(2, 3, 6, 4).double()}, TypeError, "one floating-point dtype, .*float64"),
         ({"mask": torch.ones(5, 5)}, ValueError, r"mask must be \(3, 6, 6\) or \(6, 6\) .* got \(5, 5\)"),
         ({"mask": OffsetTable(torch.ones(3, 3, 5), (2, 4))}, ValueError, "the offset table of a 2 x 4 grid"),
         ({"mask": OffsetTable(torch.ones(3, 3, 7), (2, 4))}, ValueError, "8 patches, q has 6"),

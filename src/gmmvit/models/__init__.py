@@ -150,3 +150,18 @@ def _macs(model: VisionTransformer, images: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         model.forward_head(x)
     return (total + counter.get_total_flops()) // 2
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The "tiny" rows of `list_models`, a line a family."""
+    lines = [
+        "| family | plain | ELM | GMM | of which the mask | multiply-accumulates |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    tiny = {(row["family"], row["mask"]): row for row in rows if row["size"] == "tiny" and row["parameters"]}
+    for family in dict.fromkeys(family for family, _ in tiny):
+        counts = [f"{tiny[family, mask]['parameters']:,}" for mask in ("none", "elm", "gmm")]
+        gmm = tiny[family, "gmm"]
+        cells = [family, *counts, f"{gmm['mask_parameters']:,}", f"{gmm['macs'] / 1e6:,.0f} M"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
