@@ -1,5 +1,6 @@
 """Training end to end on the digits: the run folder, resuming after a kill, and faults told in one sentence."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import gmmvit
 from gmmvit import checkpoint, run_folder, session
 from gmmvit.checkpoint import load_run
+from gmmvit.data import Split, load_dataset
 from gmmvit.run_folder import RunError
 from gmmvit.session import TrainingError
 from gmmvit.training import resume, train
@@ -284,21 +286,42 @@ SMALL_FAMILY = {
 }
 
 
+@pytest.fixture
+def thousand_images(monkeypatch):
+    """The first thousand images of each part of a data set: real ones, in seconds."""
+
+    def load(*args, **kwargs):
+        data = load_dataset(*args, **kwargs)
+        parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+        cut = {name: Split(p.images[:1000], p.labels[:1000], p.names[:1000]) for name, p in parts.items()}
+        return dataclasses.replace(data, **cut)
+
+    monkeypatch.setattr(session, "load_dataset", load)
+
+
+@pytest.mark.usefixtures("thousand_images")
 @pytest.mark.parametrize("mask", ["none", "elm", "gmm"])
 @pytest.mark.parametrize("family", SMALL_FAMILY)
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
 def test_every_family_trains_with_every_mask(tmp_path, request, dataset, family, mask):
-    """A few steps each; on CIFAR-10 the loss of the second epoch is lower than that of the first."""
-    fields = {"epochs": 2, "passes": 1, "warmup_epochs": 0, "threads": 1, "model": family, "mask": mask}
+    """On CIFAR-10 the loss of the third epoch is lower than that of the first."""
+    fields = {
+        "epochs": 3,
+        "passes": 1,
+        "warmup_epochs": 0,
+        "threads": 1,
+        "model": family,
+        "mask": mask,
+        "image_size": 16,
+    }
     if dataset == "cifar10":
-        fields |= {"data_dir": str(request.getfixturevalue("cifar10_dir")), "val_fraction": 0.9}
-        fields |= {"image_size": 16, "batch_size": 256}
+        fields |= {"data_dir": str(request.getfixturevalue("cifar10_dir"))}
     else:
-        fields |= {"image_size": 16, "val_fraction": 0.8}
+        fields |= {"val_fraction": 0.8, "epochs": 1}
     recipe = gmmvit.load_recipe("digits", dataset=dataset, **fields, **SMALL_FAMILY[family])
     summary = train(recipe, tmp_path / "a", quiet=True)
     rows = run_folder.read_rows(tmp_path / "a")
     assert (summary["model"], summary["mask"]) == (family, mask)
     assert (summary["mask_parameters"] == 0) == (mask == "none")
     if dataset == "cifar10":
-        assert rows[1]["train_loss"] < rows[0]["train_loss"]
+        assert rows[2]["train_loss"] < rows[0]["train_loss"]
