@@ -246,7 +246,7 @@ def test_a_run_without_weights_or_epochs_is_still_reported(run: Path) -> None:
 def test_a_moved_data_set_leaves_masks_and_curves(run: Path) -> None:
     edit_recipe(run, dataset=f"folder:{run.parent / 'gone'}")
     page = page_of(run)
-    assert "cannot be read" in page.text
+    assert "cannot be used" in page.text
     assert "gone" in page.text
     assert page.sections() == {"curves", "images", "masks"}
 
@@ -264,7 +264,7 @@ def test_a_run_without_validation_has_training_curves_alone(run: Path) -> None:
 def test_without_a_test_part_the_validation_images_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_data(load_run(run).recipe)
     assert data.val is not None
-    monkeypatch.setattr("gmmvit.report.results.load_data", lambda recipe: dataclasses.replace(data, test=None))
+    monkeypatch.setattr("gmmvit.report.results.load_parts", lambda *a, **k: dataclasses.replace(data, test=None))
     assert f"{len(data.val)} validation images" in page_of(run).text
 
 

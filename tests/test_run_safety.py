@@ -72,6 +72,7 @@ def test_changed_data_is_not_resumed_or_measured_as_if_it_were_the_same(tmp_path
         images(folder, ["z"])
     else:
         Image.new("RGB", (8, 8)).save(folder / "a" / "new.png")
+    (tmp_path / "run" / "summary.json").unlink()  # as after a kill before the end
     with pytest.raises(RunError, match=r"data of .* has changed"):
         resume(tmp_path / "run", quiet=True)
     with pytest.raises(RunError, match="other classes" if "class" in change else "may hold images that were learned"):
@@ -228,7 +229,7 @@ def test_sigterm_ends_a_training_as_ctrl_c_does(tmp_path):
     ids=str,
 )  # fmt: skip
 def test_values_out_of_reason_are_usage_errors_with_the_fields_name(capsys, tmp_path, arguments):
-    assert main(["train", "--out", str(tmp_path / "never"), *arguments]) == 2
+    assert main(["train", "--quiet", "--out", str(tmp_path / "never"), *arguments]) == 2
     error = capsys.readouterr().err
     assert arguments[0].strip("-").replace("-", "_") in error.replace("-", "_")
     assert len(error.splitlines()) == 1

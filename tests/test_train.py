@@ -270,6 +270,7 @@ def test_progress_is_plain_lines_without_a_terminal(tmp_path):
         "--epochs=1",
         "--dim=16",
         "--threads=1",
+        "--json",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "\r" not in done.stderr

@@ -5,6 +5,8 @@ import math
 import os
 import platform
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,10 +45,28 @@ def _told(path: Path, doing: str) -> Iterator[None]:
         raise RunError(f"cannot {doing} {path}: {error.strerror or error}") from error
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until a file is whole: inside torch's writer they would come out as a fault of the disk."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[tuple[int, Any]] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
+    handlers = {n: signal.signal(n, lambda number, frame: pending.append((number, frame))) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in pending[:1]:
+            handlers[number](number, frame)  # type: ignore[operator,misc]
+
+
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file so that a kill or a full disk leaves the old one or the new one, never a torn one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _told(path, "write"):
+    with _uninterrupted(), _told(path, "write"):
         try:
             with temporary.open("wb") as file:
                 write(file)

@@ -229,6 +229,7 @@ def resume(folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     recipe = run_folder.recipe_of(folder)
     with run_folder.locked(folder):
         saved = checkpoint.load_checkpoint(folder, recipe)
+        run_folder.read_rows(folder)  # a damaged file is told before any work
         summary = run_folder.read_summary(folder)
         if summary is not None and saved is not None and saved["epoch"] >= recipe.epochs:
             Progress(quiet).line(f"{folder} is finished: {recipe.epochs} epochs")
