@@ -47,7 +47,7 @@ def _told(path: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until a file is whole: inside torch's writer they would come out as a fault of the disk."""
+    """Ctrl-C and SIGTERM wait until a file is whole: torch's writer would report them as a fault of the disk."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -59,8 +59,8 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number, frame in pending[:1]:
-            handlers[number](number, frame)  # type: ignore[operator,misc]
+        for came, frame in pending[:1]:
+            handlers[signal.Signals(came)](came, frame)  # type: ignore[operator,misc]
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
