@@ -1,4 +1,4 @@
-"""Triton kernels of masked attention: what all share, and the pair for up to 64 tokens. `op.py` launches them.
+"""Triton kernels of masked attention: what all share, and the pair for up to 64 tokens. `launch.py` launches them.
 
 A program of the short pair takes one head and several samples of the batch. Its mask tile is loaded once and stays in
 registers, the softmax sees whole rows, and the gradients of the mask and of the bias are summed in registers over the
@@ -46,21 +46,25 @@ def mask_at(
     """The mask of queries i and keys j, which broadcast against each other; neutral for tokens off the grid."""
     if MASK == "none":
         return 0.0
-    if MASK == "table":
-        at = mask + (centre + place(j, cols, PREFIX) - place(i, cols, PREFIX))
     else:
-        at = mask + (i - PREFIX) * mask_i + (j - PREFIX) * mask_j
-    if EVEN and PREFIX == 0:
-        return tl.load(at).to(tl.float32)
-    on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
-    return tl.load(at, mask=on_grid, other=0.0 if LOG else 1.0).to(tl.float32)
+        if MASK == "table":
+            at = mask + (centre + place(j, cols, PREFIX) - place(i, cols, PREFIX))
+        else:
+            at = mask + (i - PREFIX) * mask_i + (j - PREFIX) * mask_j
+        if EVEN and PREFIX == 0:
+            m = tl.load(at)
+        else:
+            on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
+            m = tl.load(at, mask=on_grid, other=0.0 if LOG else 1.0)
+        return m.to(tl.float32)
 
 
 @triton.jit
 def bias_at(bias, i, j, bias_i, bias_j, T, BIAS: tl.constexpr):
-    if BIAS:
+    if not BIAS:
+        return 0.0
+    else:  # Triton leaves out the branch not taken, but not what follows a return
         return tl.load(bias + i * bias_i + j * bias_j, mask=(i < T) & (j < T), other=0.0).to(tl.float32)
-    return 0.0
 
 
 @triton.jit
@@ -69,10 +73,7 @@ def logits_of(
 ):  # fmt: skip
     """What goes into the softmax, from the scaled scores, the mask m and the bias a; keys beyond T get -inf."""
     if MASK != "none":
-        if LOG:
-            scores = scores + m
-        else:
-            scores = scores * m
+        scores = scores + m if LOG else scores * m
     if BIAS:
         scores = scores + a
     if not EVEN:
@@ -219,7 +220,7 @@ def short_backward(
     if GRAD_BIAS:
         tl.store(grad_bias + program * T * T + i * T + j, sum_bias, mask=(i < T) & (j < T))
     if GRAD_MASK:
-        patches = rows * cols
+        patches = T - PREFIX
         on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
         if MASK == "table":
             own = grad_mask + program * (2 * rows - 1) * (2 * cols - 1)

@@ -71,7 +71,7 @@ def long_forward(
 
 @triton.jit
 def long_backward_q(
-    q, k, v, out, grad_out, lse, delta, mask, bias, seed, grad_q, grad_mask,
+    q, k, v, grad_out, lse, delta, mask, bias, seed, out, grad_q, grad_mask,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
     B, H, T, rows, cols, groups, scale, dropout_p,
