@@ -1,10 +1,14 @@
 """Compiles the kernels that a call of the op launches for a GPU that need not be there.
 
+    python tests/attention/compiled.py 90        # compute capability; a JSON row for each kernel of the models' calls
+
 The op runs on the CPU with recorders in the kernels' places; what they saw is handed to Triton's compiler.
 """
 
+import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -108,3 +112,30 @@ def attention(
         out.backward(torch.zeros(batch, tokens, heads, width, dtype=dtype).transpose(1, 2))
 
     return run
+
+
+# What models call: [B, H, N, D], dtype and the rest of `attention`. sm_90 compiles all, the others the first two.
+HALF = torch.bfloat16
+CALLS: dict[str, Any] = {
+    "vit, 32 pixels": attention((256, 12, 64, 16), HALF),
+    "timm's vit, 224 pixels, class token": attention((128, 3, 196, 64), HALF, prefix=1),
+    "swin, windows": attention((512, 3, 16, 32), HALF, groups=4, dropout_p=0.1),
+    "vit, element-wise mask and a bias": attention((16, 3, 196, 64), HALF, "dense", groups=1),
+    "long, wide heads, log": attention((2, 12, 4096, 128), HALF, mode="log"),
+}
+
+
+def main() -> None:
+    capability = int(sys.argv[1])
+    for name in list(CALLS)[: None if capability == 90 else 2]:
+        for launch in recorded(CALLS[name]):
+            kernel = compiled(launch, capability)
+            used, spilled = registers(kernel, capability)
+            about = {"call": name, "name": launch[0].__name__, "registers": used, "spilled": spilled}
+            print(
+                json.dumps(about | {"shared": kernel.metadata.shared, "warps": kernel.metadata.num_warps}), flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

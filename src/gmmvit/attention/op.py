@@ -30,9 +30,7 @@ def _device_refusal(kind: str, index: int | None) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if kind != "cuda":
-        return (
-            f"it computes on CUDA devices (or anywhere in Triton's interpreter, with TRITON_INTERPRET=1), not on {kind}"
-        )
+        return f"it computes on CUDA devices, or by name in Triton's interpreter (TRITON_INTERPRET=1), not on {kind}"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
         return "it needs a GPU of compute capability 8.0 or newer"
     return None
