@@ -18,22 +18,28 @@ from gmmvit.attention.launch import SHORT, WIDEST, Inputs, Sums, forward, like_t
 from gmmvit.attention.reference import OffsetTable, log_mask
 
 
-@torch.compiler.assume_constant_result
 def interpreted() -> bool:
     """Whether Triton runs its kernels in its interpreter, on any device."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _device_refusal(kind: str, index: int | None) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed"
     if kind != "cuda":
         return f"it computes on CUDA devices, or by name in Triton's interpreter (TRITON_INTERPRET=1), not on {kind}"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
         return "it needs a GPU of compute capability 8.0 or newer"
     return None
+
+
+# torch.compile asks it once. What torch.compiler.assume_constant_result does, which would load the whole compiler.
+_device_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def triton_refusal(
