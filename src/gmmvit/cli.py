@@ -8,6 +8,7 @@ import signal
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,9 +46,9 @@ def _recipe_flags() -> Any:
     for order, field in enumerate(dataclasses.fields(Recipe)):
         if field.name in _SECTIONS:
             group = Group(_SECTIONS[field.name], sort_key=order)
-        kind = typing.get_args(field.type)[0] if isinstance(field.type, types.UnionType) else field.type
-        if typing.get_origin(kind) is tuple:
-            kind = str
+        kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        # Lists, mappings and what may be text are parsed by the recipe.
+        kind = str if str in kinds or typing.get_origin(kinds[0]) in (tuple, Mapping) else kinds[0]
         choices = field.metadata["choices"]
         flags[field.name] = Annotated[
             typing.Literal[choices] if choices else kind, Parameter(help=field.metadata["help"], group=group)

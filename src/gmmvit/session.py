@@ -1,7 +1,6 @@
 """What a training starts from: device, data, model, optimiser, and the state that its checkpoint keeps."""
 
 import dataclasses
-import difflib
 import hashlib
 import os
 from collections.abc import Callable
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gmmvit.augment import Augment
-from gmmvit.config import Recipe, RecipeError, model_options
+from gmmvit.building import check_model, start_model
+from gmmvit.checkpoint import empty_model
+from gmmvit.config import Recipe, library_of
 from gmmvit.data import Dataset, Split, load_dataset
-from gmmvit.models import FAMILIES, SIZES, create_model
 from gmmvit.optim import make_average, make_optimizer
 from gmmvit.progress import Progress, require_loggers
+from gmmvit.run_folder import load_config
 
 
 class TrainingError(RuntimeError):
@@ -198,30 +199,27 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     kind, _, place = recipe.dataset.partition(":")
     if place and (kind == "folder" or (kind == "hf" and Path(place).exists())):
         changes["dataset"] = f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
-    for name in ("data_dir", "cache_dir"):
+    library = library_of(recipe.model)
+    if library is not None and library[0] == "hf" and Path(library[1]).expanduser().is_dir():
+        changes["model"] = f"hf:{os.path.abspath(os.path.expanduser(library[1]))}"
+    for name in ("data_dir", "cache_dir", "pretrained"):
         value = getattr(recipe, name)
-        if value is not None:
+        if isinstance(value, str):
             changes[name] = os.path.abspath(os.path.expanduser(value))
     return dataclasses.replace(recipe, **changes)
 
 
-def _check_model(recipe: Recipe) -> None:
-    """Faults of the model's name that need no data to be seen."""
-    if recipe.model not in FAMILIES:
-        near = difflib.get_close_matches(recipe.model, FAMILIES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"model must be one of {list(FAMILIES)}, got {recipe.model!r}{hint}")
-    if recipe.size is not None and recipe.size not in SIZES[recipe.model]:
-        raise RecipeError(f"size of {recipe.model} must be one of {list(SIZES[recipe.model])}, got {recipe.size!r}")
-
-
-def prepare(recipe: Recipe, folder: Path, quiet: bool) -> tuple[Setting, State, dict[str, dict[str, Any]]]:
+def prepare(
+    recipe: Recipe, folder: Path, quiet: bool, *, resumed: bool = False
+) -> tuple[Setting, State, dict[str, dict[str, Any]]]:
     """Loads the data and builds the model and everything round it; writes nothing.
 
-    Also returns what config.yaml records: "model", the arguments of `create_model`, and "data".
+    A `resumed` run has a checkpoint: its model is that of its config.yaml, with random weights.
+    Also returns what config.yaml records: "model", from which `build_model` makes it again, and "data".
     """
     progress = Progress(quiet)
-    _check_model(recipe)
+    if not resumed:
+        check_model(recipe)
     require_loggers(recipe.loggers)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -230,13 +228,12 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> tuple[Setting, State, 
     dtype = choose_dtype(recipe.dtype, device)
     data = load_data(recipe, progress.notice)
     described = describe_data(data, recipe.fit)
-    options = model_options(recipe) | {
-        "image_size": described["image_size"],
-        "channels": described["channels"],
-        "num_classes": len(data.classes),
-    }
     seed_everything(recipe.seed, 0)
-    model = create_model(**options).to(device)
+    if resumed:
+        options, model = load_config(folder)["model"], empty_model(folder)
+    else:
+        options, model = start_model(recipe, described, progress.line)
+    model = model.to(device)
     state = State(
         model=model,
         optimizer=make_optimizer(model, recipe),

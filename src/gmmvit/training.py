@@ -208,8 +208,8 @@ def train(
     Raises:
         ValueError (RecipeError, DataError), RunError, TrainingError: one sentence each.
     """
-    name = "-".join([recipe.dataset.rstrip("/").replace(":", "-").rpartition("/")[2], recipe.model, recipe.mask])
-    folder = Path(out) if out is not None else Path("runs") / f"{name}-s{recipe.seed}"
+    short = [text.rstrip("/").replace(":", "-").rpartition("/")[2] for text in (recipe.dataset, recipe.model)]
+    folder = Path(out) if out is not None else Path("runs") / f"{'-'.join([*short, recipe.mask])}-s{recipe.seed}"
     run_folder.check_free(folder, overwrite=overwrite)
     recipe = absolute_paths(recipe)
     setting, state, described = prepare(recipe, folder, quiet)
@@ -234,7 +234,7 @@ def resume(folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
         if summary is not None and saved is not None and saved["epoch"] >= recipe.epochs:
             Progress(quiet).line(f"{folder} is finished: {recipe.epochs} epochs")
             return summary
-        setting, state, described = prepare(recipe, folder, quiet)
+        setting, state, described = prepare(recipe, folder, quiet, resumed=saved is not None)
         _check_same_data(folder, described["data"])
         if saved is not None:
             _restore(state, saved, folder)
