@@ -155,8 +155,8 @@ def test_an_infinite_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     original = session.Augment.__call__
     calls = []
 
-    def poisoned(self, images, labels, generator):
-        inputs, targets = original(self, images, labels, generator)
+    def poisoned(self, images, labels, generator, share):
+        inputs, targets = original(self, images, labels, generator, share)
         calls.append(1)
         return (inputs * float("nan") if len(calls) == 30 else inputs), targets
 

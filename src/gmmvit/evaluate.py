@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gmmvit.augment import normalize
 from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.data import Dataset, Split
+from gmmvit.distributed import Team
 from gmmvit.run_folder import RunError
 from gmmvit.session import choose_device, choose_dtype, fingerprint, load_data
 
@@ -17,14 +18,21 @@ EVAL_BATCH = 512
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: Split, data: Dataset, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Logits [N, classes] of a whole part, float32 on the CPU; the model is left in eval mode."""
+def predict(
+    model: nn.Module, split: Split, data: Dataset, device: torch.device, dtype: torch.dtype, team: Team | None = None
+) -> Tensor:
+    """Logits [N, classes] of a whole part, float32 on the CPU, each process of a team computing its share; the model is
+    left in eval mode."""
     model.eval()
-    parts = []
-    for images in split.images.split(EVAL_BATCH):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            parts.append(model(normalize(images.to(device), data.mean, data.std)).float())
-    return torch.cat(parts).cpu()
+
+    def logits(images: Tensor) -> Tensor:
+        parts = []
+        for batch in images.split(EVAL_BATCH):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                parts.append(model(normalize(batch.to(device), data.mean, data.std)).float())
+        return torch.cat(parts)
+
+    return (team or Team()).spread(split.images, logits).cpu()
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

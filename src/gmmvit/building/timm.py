@@ -71,7 +71,7 @@ def made_for(name: str, model: nn.Module) -> str:
     """What images it was designed for, in words."""
     import timm
 
-    _, height, width = timm.get_pretrained_cfg(name).input_size  # type: ignore[union-attr]
+    _, height, width = timm.get_pretrained_cfg(name).input_size
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     words = f" in patches of {patch[0]} x {patch[1]}" if isinstance(patch, tuple) else ""
     return (
