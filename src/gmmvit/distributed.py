@@ -172,7 +172,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
 
 def _sharded(model: nn.Module) -> bool:
-    """Whether the model is split over the processes; if so, a forward pass may have left it whole: it is split again."""
+    """Whether the model is split over the processes; if so, one that a forward pass left whole is split again."""
     if not dist.is_initialized():
         return False
     from torch.distributed.fsdp import FSDPModule
