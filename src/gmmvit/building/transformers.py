@@ -11,7 +11,8 @@ from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
 from gmmvit.layers import Grid
 
-_NAMES = {"id2label", "label2id", "transformers_version", "architectures", "_name_or_path", "dtype"}  # of other weights
+_OF_OTHER_WEIGHTS = {"id2label", "label2id", "transformers_version", "_name_or_path", "dtype"}
+_DECIDED = ("num_labels", "num_channels", "model_type", "id2label", "label2id")
 
 
 def _types() -> list[str]:
@@ -33,9 +34,10 @@ def check_name(name: str) -> None:
         return
     types = _types()
     if name not in types and "/" not in name:
+        hint = nearest(name, types) or f"; known are {', '.join(types)}"
         raise RecipeError(
-            f"transformers has no image classifier {name!r}{nearest(name, types)}; known are {', '.join(types)}, "
-            "names of the Hub as ORGANISATION/NAME, and folders with a config.json"
+            f"transformers has no image classifier {name!r}{hint}; one of the Hub is named ORGANISATION/NAME, and a "
+            "folder needs a config.json"
         )
 
 
@@ -54,7 +56,7 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     changes = _changes(request, given)
     try:
         config = _config(request, **changes)  # made anew, as some of its values follow from others
-        arguments = {k: v for k, v in json.loads(config.to_json_string()).items() if k not in _NAMES}
+        arguments = {k: v for k, v in json.loads(config.to_json_string()).items() if k not in _OF_OTHER_WEIGHTS}
         arguments["num_labels"] = request.classes
         model = build(request.name, arguments)
     except Exception as error:
@@ -71,6 +73,7 @@ def build(name: str, arguments: dict[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     config = AutoConfig.for_model(**arguments)
+    config.architectures = config.architectures or []  # iterated over where a type has several classifiers
     model = AutoModelForImageClassification.from_config(config)
     model.register_forward_hook(_logits)  # the class, and with it the names of the weights, stay the library's
     return model
@@ -82,9 +85,13 @@ def _logits(module: nn.Module, inputs: Any, output: Any) -> Any:
 
 def made_for(name: str, model: nn.Module) -> str:
     """How it sees images, in words."""
-    config: Any = model.config
-    patch = getattr(config, "patch_size", None)
-    return "it sees them whole" if patch is None else f"its patches are of {patch} pixels"
+    patch = getattr(_vision(model.config), "patch_size", None)
+    return "it has no patches" if patch is None else f"its patches are of {patch} pixels"
+
+
+def _vision(config: Any) -> Any:
+    """The part of a configuration that is about images: of models of images and text, one of its parts."""
+    return getattr(config, "vision_config", config)
 
 
 def _config(request: Request, **changes: Any) -> Any:
@@ -99,26 +106,28 @@ def _config(request: Request, **changes: Any) -> Any:
 
 def _changes(request: Request, config: Any) -> dict[str, Any]:
     """What the recipe changes of a configuration."""
-    recipe, known = request.recipe, config.to_dict()
+    recipe, known = request.recipe, _vision(config).to_dict()
     given = dict(recipe.model_args or {})
     for name in given:
-        if name in ("num_labels", "num_channels", "model_type", "id2label", "label2id"):
+        if name in _DECIDED:
             raise RecipeError(f"model_args cannot hold {name}: the data or another field of the recipe decides it")
         if name not in known:
             raise RecipeError(f"{recipe.model} has no argument {name!r} (model_args){nearest(name, known)}")
-    changes: dict[str, Any] = {"num_labels": request.classes}
     rates = {"drop_path_rate": recipe.drop_path, "hidden_dropout_prob": recipe.dropout}
-    for name, value in ({"num_channels": request.channels, "image_size": request.size} | rates).items():
-        if name in known:
-            changes[name] = value
-        elif value and name in rates:
+    size = list(request.image_size) if isinstance(known.get("image_size"), list | tuple) else request.size
+    changes: dict[str, Any] = {"num_channels": request.channels, "image_size": size} | rates
+    for name in [name for name in changes if name not in known]:
+        if changes.pop(name) and name in rates:
             request.tell(f"{recipe.model} takes no {name}: that field of the recipe is left out")
-    return changes | given
+    changes |= given
+    if _vision(config) is not config:
+        changes = {"vision_config": known | changes}
+    return changes | {"num_labels": request.classes}
 
 
 def _grid(config: Any) -> Grid | None:
     """(rows, cols) of the patches of a configuration's image size; None where it has no such."""
-    sides = [getattr(config, name, None) for name in ("image_size", "patch_size")]
+    sides = [getattr(_vision(config), name, None) for name in ("image_size", "patch_size")]
     pairs = [(side, side) if isinstance(side, int) else tuple(side) for side in sides if side is not None]
     if len(pairs) < 2:
         return None

@@ -42,7 +42,7 @@ def read_state(place: str) -> State:
         except OSError as error:
             raise RecipeError(f"cannot read the weights {file}: {error.strerror or error}") from error
         except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise RecipeError(f"{file} holds no weights that can be read: {str(error).splitlines()[0]}") from error
+            raise RecipeError(f"{file} is damaged or no file of weights (safetensors, or .pth of tensors)") from error
         state |= _tensors(file, content)
     return state
 
@@ -115,7 +115,10 @@ def transfer(
             shown = ", ".join(sorted(names)[:_NAMED])
             raise RecipeError(f"the given weights do not fit the model: they {kind} {len(names)} tensors: {shown} ...")
     fitted = {name: _fitted(name, tensor, own[name], grid, old_grid, tell) for name, tensor in state.items()}
-    model.load_state_dict(fitted, strict=False)
+    try:
+        model.load_state_dict(fitted, strict=False)
+    except RuntimeError as error:  # masks of another mode
+        raise RecipeError(f"the given weights do not fit the model: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _of_classifier(name: str) -> bool:
@@ -131,7 +134,8 @@ def _fitted(
     if "pos" in name and grid is not None and given.dim() == own.dim() and given.shape[-1] == own.shape[-1]:
         prefix = own.shape[-2] - grid[0] * grid[1]
         patches = given.shape[-2] - prefix
-        old = old_grid or (round(patches**0.5),) * 2
+        square = (round(max(patches, 0) ** 0.5),) * 2
+        old = old_grid if old_grid is not None and old_grid[0] * old_grid[1] == patches else square
         if prefix >= 0 and old[0] * old[1] == patches:
             tell(f"{name} is interpolated from {old[0]} x {old[1]} to {grid[0]} x {grid[1]} patches")
             return resample_position(given.reshape(1, *given.shape[-2:]), old, grid, prefix).reshape(own.shape)
