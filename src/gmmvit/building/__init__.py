@@ -12,8 +12,8 @@ from torch import nn
 
 from gmmvit.attach import attach
 from gmmvit.building import timm, transformers
-from gmmvit.building.request import Request, first_line, pip_hint
-from gmmvit.building.weights import read_state, split_masks, transfer
+from gmmvit.building.request import Request, first_line, require
+from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
 from gmmvit.models import FAMILIES, SIZES, create_model
 
@@ -28,8 +28,8 @@ def check_model(recipe: Recipe) -> None:
     of_library = library_of(recipe.model)
     if of_library is not None:
         library, name = of_library
-        with pip_hint(library):
-            _LIBRARIES[library].check_name(name)
+        require(library)
+        _LIBRARIES[library].check_name(name)
         return
     if recipe.model not in FAMILIES:
         near = difflib.get_close_matches(recipe.model, FAMILIES, 1)
@@ -69,8 +69,8 @@ def start_model(
     library, name = of_library
     height, width = data["image_size"]
     request = Request(recipe, name, (height, width), data["channels"], len(data["classes"]), tell)
-    with pip_hint(library):
-        arguments, model = _LIBRARIES[library].start(request)
+    require(library)
+    arguments, model = _LIBRARIES[library].start(request)
     made_for = _LIBRARIES[library].made_for(name, model)
     _try_images(model, request, made_for)
     options = {"library": library, "name": name, "arguments": arguments, **masking_options(recipe)}
@@ -78,7 +78,7 @@ def start_model(
         _attach(model, options)
         if isinstance(recipe.pretrained, str):
             _, masks = split_masks(read_state(recipe.pretrained))
-            transfer(model, masks, tell=tell, only_masks=True)
+            transfer(model, renamed_masks(masks, model), tell=tell, only_masks=True)
         _try_images(model, request, made_for)
     _tell_unseen(model, request)
     return options, model
@@ -95,8 +95,8 @@ def build_model(options: dict[str, Any]) -> nn.Module:
     library = options["library"]
     if wrong or library not in _LIBRARIES or not isinstance(options["arguments"], dict):
         raise ValueError(f"a model of another library needs {sorted(wrong) or 'library timm or hf'}")
-    with pip_hint(library):
-        model: nn.Module = _LIBRARIES[library].build(options["name"], options["arguments"])
+    require(library)
+    model: nn.Module = _LIBRARIES[library].build(options["name"], options["arguments"])
     _attach(model, options)
     return model
 

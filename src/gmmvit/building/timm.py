@@ -16,9 +16,7 @@ def check_name(name: str) -> None:
     import timm
 
     if ":" in name or "/" in name:
-        raise RecipeError(
-            f"timm:{name} is no name of timm's own; say the architecture, and the weights with --pretrained"
-        )
+        raise RecipeError(f"timm:{name} is no name of timm's own; name the architecture, and weights with --pretrained")
     if timm.is_model(name):
         return
     raise RecipeError(f"timm {timm.__version__} has no model {name!r}{nearest(name, timm.list_models())}")

@@ -25,6 +25,10 @@ def _is_folder(name: str) -> bool:
     return name.startswith((".", "/", "~")) or Path(name).is_dir()
 
 
+def _place(name: str) -> str:
+    return str(Path(name).expanduser()) if _is_folder(name) else name
+
+
 def check_name(name: str) -> None:
     """Raises RecipeError for a folder without a configuration and for a name that is no image classifier's; one with a
     slash may lie on the Hub."""
@@ -63,7 +67,7 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
         said = ", ".join(f"{name}={value}" for name, value in changes.items())
         raise RecipeError(f"{recipe.model} cannot be built with {said}: {first_line(error)}") from error
     if recipe.pretrained:
-        state = _library_state(request) if recipe.pretrained is True else split_masks(read_state(recipe.pretrained))[0]
+        state = _state(request)
         transfer(model, state, grid=_grid(model.config), old_grid=_grid(given), tell=request.tell)
     return arguments, model
 
@@ -101,7 +105,7 @@ def _config(request: Request, **changes: Any) -> Any:
     name = request.name
     if not _is_folder(name) and "/" not in name:
         return AutoConfig.for_model(name, **changes)
-    return AutoConfig.from_pretrained(str(Path(name).expanduser()) if _is_folder(name) else name, **changes)
+    return AutoConfig.from_pretrained(_place(name), **changes)
 
 
 def _changes(request: Request, config: Any) -> dict[str, Any]:
@@ -135,16 +139,23 @@ def _grid(config: Any) -> Grid | None:
     return image[0] // patch[0], image[1] // patch[1]
 
 
-def _library_state(request: Request) -> dict[str, Any]:
-    """The weights that come with the name or folder, of its own classifier and image size."""
+def _state(request: Request) -> dict[str, Any]:
+    """The given weights, of their own classifier and image size. Those beside a config.json are read by the library,
+    which renames what other versions of it wrote."""
+    name = _place(request.name)
+    if isinstance(request.recipe.pretrained, str):
+        path = Path(request.recipe.pretrained)
+        folder = path if path.is_dir() else path.parent
+        if not (folder / "config.json").is_file():
+            return split_masks(read_state(str(path)))[0]
+        name = str(folder)
+    elif not _is_folder(name) and "/" not in name:
+        raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")
     from transformers import AutoModelForImageClassification
 
-    name = str(Path(request.name).expanduser()) if _is_folder(request.name) else request.name
-    if not _is_folder(name) and "/" not in name:
-        raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")
     try:
         model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"the weights of {request.recipe.model} cannot be read: {first_line(error)}") from error
+        raise RecipeError(f"the weights of hf:{name} cannot be read: {first_line(error)}") from error
     missing = set(info["missing_keys"])
-    return {key: tensor for key, tensor in split_masks(model.state_dict())[0].items() if key not in missing}
+    return {key: tensor for key, tensor in model.state_dict().items() if key not in missing}
