@@ -12,8 +12,8 @@ from torch import nn
 
 from gmmvit.attach import attach
 from gmmvit.building import timm, transformers
-from gmmvit.building.request import Request, first_line, pip_hint
-from gmmvit.building.weights import read_state, split_masks, transfer
+from gmmvit.building.request import Request, first_line, require
+from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
 from gmmvit.models import FAMILIES, SIZES, create_model
 
@@ -28,8 +28,8 @@ def check_model(recipe: Recipe) -> None:
     of_library = library_of(recipe.model)
     if of_library is not None:
         library, name = of_library
-        with pip_hint(library):
-            _LIBRARIES[library].check_name(name)
+        require(library)
+        _LIBRARIES[library].check_name(name)
         return
     if recipe.model not in FAMILIES:
         near = difflib.get_close_matches(recipe.model, FAMILIES, 1)
@@ -69,14 +69,18 @@ def start_model(
     library, name = of_library
     height, width = data["image_size"]
     request = Request(recipe, name, (height, width), data["channels"], len(data["classes"]), tell)
-    with pip_hint(library):
-        arguments, model = _LIBRARIES[library].start(request)
+    require(library)
+    arguments, model = _LIBRARIES[library].start(request)
+    made_for = _LIBRARIES[library].made_for(name, model)
+    _try_images(model, request, made_for)
     options = {"library": library, "name": name, "arguments": arguments, **masking_options(recipe)}
-    _attach(model, options)
-    if isinstance(recipe.pretrained, str):
-        _, masks = split_masks(read_state(recipe.pretrained))
-        transfer(model, masks, tell=tell, only_masks=True)
-    _try_images(model, request, _LIBRARIES[library].made_for(name, model))
+    if recipe.mask != "none":
+        _attach(model, options)
+        if isinstance(recipe.pretrained, str):
+            _, masks = split_masks(read_state(recipe.pretrained))
+            transfer(model, renamed_masks(masks, model), tell=tell, only_masks=True)
+        _try_images(model, request, made_for)
+    _tell_unseen(model, request)
     return options, model
 
 
@@ -91,8 +95,8 @@ def build_model(options: dict[str, Any]) -> nn.Module:
     library = options["library"]
     if wrong or library not in _LIBRARIES or not isinstance(options["arguments"], dict):
         raise ValueError(f"a model of another library needs {sorted(wrong) or 'library timm or hf'}")
-    with pip_hint(library):
-        model: nn.Module = _LIBRARIES[library].build(options["name"], options["arguments"])
+    require(library)
+    model: nn.Module = _LIBRARIES[library].build(options["name"], options["arguments"])
     _attach(model, options)
     return model
 
@@ -106,6 +110,20 @@ def _attach(model: nn.Module, options: dict[str, Any]) -> None:
         raise RecipeError(
             f"{options['library']}:{options['name']} takes no mask (--mask none trains it): {error}"
         ) from error
+
+
+def _tell_unseen(model: nn.Module, request: Request) -> None:
+    """Tells of rows and columns of the images that do not reach the logits: patches that do not fill the image."""
+    images = torch.randn(2, request.channels, *request.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        logits = model.eval()(images.requires_grad_())
+        (slope,) = torch.autograd.grad(logits.square().sum(), images)
+    seen = slope.ne(0).any(0).any(0)
+    if not seen.any():  # a classifier that starts at zero
+        return
+    rows, cols = (len(line) - 1 - int(line.nonzero().max()) for line in (seen.any(1), seen.any(0)))
+    if rows or cols:
+        request.tell(f"{request.recipe.model} does not see the last {rows} rows and {cols} columns of such images")
 
 
 def _try_images(model: nn.Module, request: Request, made_for: str) -> None:

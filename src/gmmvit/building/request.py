@@ -1,8 +1,8 @@
 """What is asked of another library's model, and how its faults are told."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import importlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gmmvit.config import Recipe
@@ -28,18 +28,16 @@ class Request:
         return self.image_size[0] if self.image_size[0] == self.image_size[1] else list(self.image_size)
 
 
-@contextmanager
-def pip_hint(library: str) -> Iterator[None]:
-    """A missing library as one sentence with the command that installs it."""
+def require(library: str) -> None:
+    """Raises ModuleNotFoundError where a library is missing, one sentence with the command that installs it."""
     package, extra = _PACKAGES[library]
     try:
-        yield
+        importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ModuleNotFoundError(
-            f"models of {library}: need {package}; install it: pip install 'gmmvit[{extra}]'", name=package
-        ) from error
+        hint = f"models of {library}: need {package}; install it: pip install 'gmmvit[{extra}]'"
+        raise ModuleNotFoundError(hint, name=package) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,12 +1,13 @@
 """Models of timm for a training."""
 
 import re
+import sys
 from typing import Any
 
 from torch import Tensor, nn
 
 from gmmvit.building.request import Request, first_line, nearest
-from gmmvit.building.weights import read_state, split_masks
+from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
 
 
@@ -15,9 +16,7 @@ def check_name(name: str) -> None:
     import timm
 
     if ":" in name or "/" in name:
-        raise RecipeError(
-            f"timm:{name} is no name of timm's own; say the architecture, and the weights with --pretrained"
-        )
+        raise RecipeError(f"timm:{name} is no name of timm's own; name the architecture, and weights with --pretrained")
     if timm.is_model(name):
         return
     raise RecipeError(f"timm {timm.__version__} has no model {name!r}{nearest(name, timm.list_models())}")
@@ -25,6 +24,8 @@ def check_name(name: str) -> None:
 
 def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     """The model for the images of a request, with its given weights, and the arguments that made it."""
+    import timm
+
     recipe = request.recipe
     given = dict(recipe.model_args or {})
     decided = {"num_classes": request.classes, "in_chans": request.channels}
@@ -33,7 +34,9 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     optional: dict[str, Any] = {"img_size": request.size, "drop_path_rate": recipe.drop_path}
     if recipe.dropout:
         optional["drop_rate"] = recipe.dropout
-    weights = _weights(request)
+    weights = {"pretrained": True} if recipe.pretrained is True else {}
+    if weights:
+        request.tell(f"fetching the weights of {recipe.model}, unless they are in the cache")
     while True:
         arguments = optional | given | decided
         try:
@@ -54,9 +57,11 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
             ) from error
         except Exception as error:
             raise _unfit(request, arguments, error) from error
-    if weights:
-        _tell_classifier(request, model)
-        getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # kept by timm, as large as the model
+    if weights and timm.get_pretrained_cfg_value(request.name, "num_classes") != request.classes:
+        request.tell(f"the classifier of {recipe.model} is of another width: it starts anew")
+    if isinstance(recipe.pretrained, str):
+        state, _ = split_masks(read_state(recipe.pretrained))
+        transfer(model, _filtered(model, state), grid=_grid(model), tell=request.tell)
     return arguments, model
 
 
@@ -71,7 +76,7 @@ def made_for(name: str, model: nn.Module) -> str:
     """What images it was designed for, in words."""
     import timm
 
-    _, height, width = timm.get_pretrained_cfg(name).input_size
+    _, height, width = timm.get_pretrained_cfg_value(name, "input_size") or (0, 224, 224)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     words = f" in patches of {patch[0]} x {patch[1]}" if isinstance(patch, tuple) else ""
     return (
@@ -85,42 +90,20 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _weights(request: Request) -> dict[str, Any]:
-    """The arguments of timm.create_model that load the given weights; timm adapts them to image size and channels."""
-    import timm
-
-    if not request.recipe.pretrained:
-        return {}
-    if request.recipe.pretrained is True:
-        request.tell(f"fetching the weights of {request.recipe.model}, unless they are in the cache")
-        return {"pretrained": True}
-    state, _ = split_masks(read_state(request.recipe.pretrained))
-    config = timm.get_pretrained_cfg(request.name)
-    overlay: dict[str, Any] = {"state_dict": state, "custom_load": False, "label_offset": 0}
-    overlay["num_classes"] = _width(state, config)
-    return {"pretrained": True, "pretrained_cfg_overlay": overlay}
+def _filtered(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as this version of timm names them, at the model's sizes of patches and grid, where it knows how."""
+    own = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        return own(dict(state), model) if own else state
+    except Exception:  # of weights that are another model's: `transfer` tells which tensors do not fit
+        return state
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
-
-
-def _width(state: dict[str, Tensor], config: Any) -> int:
-    """Classes of the classifier in a file of weights; 0 where it has none."""
-    for name in _names(config.classifier):
-        if f"{name}.weight" in state:
-            return len(state[f"{name}.weight"])
-    return 0
-
-
-def _tell_classifier(request: Request, model: nn.Module) -> None:
-    config = getattr(model, "pretrained_cfg", {})
-    width = config.get("num_classes")
-    if width != request.classes:
-        request.tell(f"the given weights tell {width} classes apart: the classifier for {request.classes} starts anew")
+def _grid(model: nn.Module) -> tuple[int, int] | None:
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    return tuple(grid) if grid is not None else None
 
 
 def _unfit(request: Request, arguments: dict[str, Any], error: Exception) -> RecipeError:
     said = ", ".join(f"{key}={value}" for key, value in arguments.items())
-    what = "its given weights do not fit" if "loading state_dict" in str(error) else "it cannot be built"
-    return RecipeError(f"{request.recipe.model} with {said}: {what}: {first_line(error)}")
+    return RecipeError(f"{request.recipe.model} cannot be built with {said}: {first_line(error)}")

@@ -11,7 +11,8 @@ from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
 from gmmvit.layers import Grid
 
-_NAMES = {"id2label", "label2id", "transformers_version", "architectures", "_name_or_path", "dtype"}  # of other weights
+_OF_OTHER_WEIGHTS = {"id2label", "label2id", "transformers_version", "_name_or_path", "dtype"}
+_DECIDED = ("num_labels", "num_channels", "model_type", "id2label", "label2id")
 
 
 def _types() -> list[str]:
@@ -24,6 +25,10 @@ def _is_folder(name: str) -> bool:
     return name.startswith((".", "/", "~")) or Path(name).is_dir()
 
 
+def _place(name: str) -> str:
+    return str(Path(name).expanduser()) if _is_folder(name) else name
+
+
 def check_name(name: str) -> None:
     """Raises RecipeError for a folder without a configuration and for a name that is no image classifier's; one with a
     slash may lie on the Hub."""
@@ -33,9 +38,10 @@ def check_name(name: str) -> None:
         return
     types = _types()
     if name not in types and "/" not in name:
+        hint = nearest(name, types) or f"; known are {', '.join(types)}"
         raise RecipeError(
-            f"transformers has no image classifier {name!r}{nearest(name, types)}; known are {', '.join(types)}, "
-            "names of the Hub as ORGANISATION/NAME, and folders with a config.json"
+            f"transformers has no image classifier {name!r}{hint}; one of the Hub is named ORGANISATION/NAME, and a "
+            "folder needs a config.json"
         )
 
 
@@ -54,14 +60,14 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     changes = _changes(request, given)
     try:
         config = _config(request, **changes)  # made anew, as some of its values follow from others
-        arguments = {k: v for k, v in json.loads(config.to_json_string()).items() if k not in _NAMES}
+        arguments = {k: v for k, v in json.loads(config.to_json_string()).items() if k not in _OF_OTHER_WEIGHTS}
         arguments["num_labels"] = request.classes
         model = build(request.name, arguments)
     except Exception as error:
         said = ", ".join(f"{name}={value}" for name, value in changes.items())
         raise RecipeError(f"{recipe.model} cannot be built with {said}: {first_line(error)}") from error
     if recipe.pretrained:
-        state = _library_state(request) if recipe.pretrained is True else split_masks(read_state(recipe.pretrained))[0]
+        state = _state(request)
         transfer(model, state, grid=_grid(model.config), old_grid=_grid(given), tell=request.tell)
     return arguments, model
 
@@ -71,6 +77,7 @@ def build(name: str, arguments: dict[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     config = AutoConfig.for_model(**arguments)
+    config.architectures = config.architectures or []  # iterated over where a type has several classifiers
     model = AutoModelForImageClassification.from_config(config)
     model.register_forward_hook(_logits)  # the class, and with it the names of the weights, stay the library's
     return model
@@ -82,9 +89,13 @@ def _logits(module: nn.Module, inputs: Any, output: Any) -> Any:
 
 def made_for(name: str, model: nn.Module) -> str:
     """How it sees images, in words."""
-    config: Any = model.config
-    patch = getattr(config, "patch_size", None)
-    return "it sees them whole" if patch is None else f"its patches are of {patch} pixels"
+    patch = getattr(_vision(model.config), "patch_size", None)
+    return "it has no patches" if patch is None else f"its patches are of {patch} pixels"
+
+
+def _vision(config: Any) -> Any:
+    """The part of a configuration that is about images: of models of images and text, one of its parts."""
+    return getattr(config, "vision_config", config)
 
 
 def _config(request: Request, **changes: Any) -> Any:
@@ -94,31 +105,33 @@ def _config(request: Request, **changes: Any) -> Any:
     name = request.name
     if not _is_folder(name) and "/" not in name:
         return AutoConfig.for_model(name, **changes)
-    return AutoConfig.from_pretrained(str(Path(name).expanduser()) if _is_folder(name) else name, **changes)
+    return AutoConfig.from_pretrained(_place(name), **changes)
 
 
 def _changes(request: Request, config: Any) -> dict[str, Any]:
     """What the recipe changes of a configuration."""
-    recipe, known = request.recipe, config.to_dict()
+    recipe, known = request.recipe, _vision(config).to_dict()
     given = dict(recipe.model_args or {})
     for name in given:
-        if name in ("num_labels", "num_channels", "model_type", "id2label", "label2id"):
+        if name in _DECIDED:
             raise RecipeError(f"model_args cannot hold {name}: the data or another field of the recipe decides it")
         if name not in known:
             raise RecipeError(f"{recipe.model} has no argument {name!r} (model_args){nearest(name, known)}")
-    changes: dict[str, Any] = {"num_labels": request.classes}
     rates = {"drop_path_rate": recipe.drop_path, "hidden_dropout_prob": recipe.dropout}
-    for name, value in ({"num_channels": request.channels, "image_size": request.size} | rates).items():
-        if name in known:
-            changes[name] = value
-        elif value and name in rates:
+    size = list(request.image_size) if isinstance(known.get("image_size"), list | tuple) else request.size
+    changes: dict[str, Any] = {"num_channels": request.channels, "image_size": size} | rates
+    for name in [name for name in changes if name not in known]:
+        if changes.pop(name) and name in rates:
             request.tell(f"{recipe.model} takes no {name}: that field of the recipe is left out")
-    return changes | given
+    changes |= given
+    if _vision(config) is not config:
+        changes = {"vision_config": known | changes}
+    return changes | {"num_labels": request.classes}
 
 
 def _grid(config: Any) -> Grid | None:
     """(rows, cols) of the patches of a configuration's image size; None where it has no such."""
-    sides = [getattr(config, name, None) for name in ("image_size", "patch_size")]
+    sides = [getattr(_vision(config), name, None) for name in ("image_size", "patch_size")]
     pairs = [(side, side) if isinstance(side, int) else tuple(side) for side in sides if side is not None]
     if len(pairs) < 2:
         return None
@@ -126,16 +139,23 @@ def _grid(config: Any) -> Grid | None:
     return image[0] // patch[0], image[1] // patch[1]
 
 
-def _library_state(request: Request) -> dict[str, Any]:
-    """The weights that come with the name or folder, of its own classifier and image size."""
+def _state(request: Request) -> dict[str, Any]:
+    """The given weights, of their own classifier and image size. Those beside a config.json are read by the library,
+    which renames what other versions of it wrote."""
+    name = _place(request.name)
+    if isinstance(request.recipe.pretrained, str):
+        path = Path(request.recipe.pretrained)
+        folder = path if path.is_dir() else path.parent
+        if not (folder / "config.json").is_file():
+            return split_masks(read_state(str(path)))[0]
+        name = str(folder)
+    elif not _is_folder(name) and "/" not in name:
+        raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")
     from transformers import AutoModelForImageClassification
 
-    name = str(Path(request.name).expanduser()) if _is_folder(request.name) else request.name
-    if not _is_folder(name) and "/" not in name:
-        raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")
     try:
         model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"the weights of {request.recipe.model} cannot be read: {first_line(error)}") from error
+        raise RecipeError(f"the weights of hf:{name} cannot be read: {first_line(error)}") from error
     missing = set(info["missing_keys"])
-    return {key: tensor for key, tensor in split_masks(model.state_dict())[0].items() if key not in missing}
+    return {key: tensor for key, tensor in model.state_dict().items() if key not in missing}

@@ -3,7 +3,6 @@
 Letters: T tokens (prefix first), D width.
 """
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ def read_state(place: str) -> State:
 
     Raises RecipeError where there is none, or it is damaged. Only tensors are read: a .pth file cannot run code.
     """
-    import safetensors
     from safetensors.torch import load_file
 
     path = Path(place).expanduser()
@@ -41,8 +39,8 @@ def read_state(place: str) -> State:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except OSError as error:
             raise RecipeError(f"cannot read the weights {file}: {error.strerror or error}") from error
-        except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise RecipeError(f"{file} holds no weights that can be read: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # torch.load of another kind of file raises anything
+            raise RecipeError(f"{file} is damaged or no file of weights (safetensors, or .pth of tensors)") from error
         state |= _tensors(file, content)
     return state
 
@@ -78,6 +76,15 @@ def split_masks(state: State) -> tuple[State, State]:
     return {n: t for n, t in state.items() if n not in masks}, {n: state[n] for n in masks}
 
 
+def renamed_masks(masks: State, model: nn.Module) -> State:
+    """Attached masks under the names of `model`: a library may name layers in its files otherwise, places stay."""
+    places = {int(tensor[1]): name for name, tensor in model.state_dict().items() if name.endswith("gmm_mask.site")}
+    names = {name.removesuffix("site"): places.get(int(t[1])) for name, t in masks.items() if name.endswith(".site")}
+    found = {prefix: place.removesuffix("site") for prefix, place in names.items() if place is not None}
+    split = {name: name[: name.rindex("gmm_mask.") + len("gmm_mask.")] for name in masks if "gmm_mask." in name}
+    return {found.get(prefix, prefix) + name[len(prefix) :]: masks[name] for name, prefix in split.items()}
+
+
 def transfer(
     model: nn.Module,
     state: State,
@@ -103,19 +110,28 @@ def transfer(
     state = {n: t for n, t in state.items() if n not in anew and not (_of_classifier(n) and n not in own)}
     if anew:
         tell(f"the given weights have no classifier of this width: {', '.join(anew)} start anew")
-    for kind, names in (("left out", set(state) - set(own)), ("started anew", set(own) - set(state))):
-        masks = sorted(name for name in names if is_mask_parameter(name))
-        if masks:
-            verb = "has no place for" if kind == "left out" else "is given no"
-            tell(f"the model {verb} {len(masks)} tensors of masks: they are {kind}")
-            state = {n: t for n, t in state.items() if n not in masks}
-            own = {n: t for n, t in own.items() if n in state or n not in masks}
+    state, own = _matched_masks(state, own, tell)
     for kind, names in (("lack", set(own) - set(state) - set(anew)), ("have besides", set(state) - set(own))):
         if names:
             shown = ", ".join(sorted(names)[:_NAMED])
             raise RecipeError(f"the given weights do not fit the model: they {kind} {len(names)} tensors: {shown} ...")
     fitted = {name: _fitted(name, tensor, own[name], grid, old_grid, tell) for name, tensor in state.items()}
-    model.load_state_dict(fitted, strict=False)
+    try:
+        model.load_state_dict(fitted, strict=False)
+    except RuntimeError as error:  # masks of another mode
+        raise RecipeError(f"the given weights do not fit the model: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _matched_masks(state: State, own: State, tell: Callable[[str], None]) -> tuple[State, State]:
+    """Both without the tensors of masks that only one of them has."""
+    superfluous, missing = (
+        [n for n in a if is_mask_parameter(n) and n not in b] for a, b in ((state, own), (own, state))
+    )
+    if superfluous:
+        tell(f"the model has no place for {len(superfluous)} tensors of masks in the given weights: they are left out")
+        if missing:
+            tell(f"the given weights have no masks of this kind: {len(missing)} tensors of masks start anew")
+    return {n: t for n, t in state.items() if n not in superfluous}, {n: t for n, t in own.items() if n not in missing}
 
 
 def _of_classifier(name: str) -> bool:
@@ -131,7 +147,8 @@ def _fitted(
     if "pos" in name and grid is not None and given.dim() == own.dim() and given.shape[-1] == own.shape[-1]:
         prefix = own.shape[-2] - grid[0] * grid[1]
         patches = given.shape[-2] - prefix
-        old = old_grid or (round(patches**0.5),) * 2
+        square = (round(max(patches, 0) ** 0.5),) * 2
+        old = old_grid if old_grid is not None and old_grid[0] * old_grid[1] == patches else square
         if prefix >= 0 and old[0] * old[1] == patches:
             tell(f"{name} is interpolated from {old[0]} x {old[1]} to {grid[0]} x {grid[1]} patches")
             return resample_position(given.reshape(1, *given.shape[-2:]), old, grid, prefix).reshape(own.shape)
