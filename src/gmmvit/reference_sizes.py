@@ -1,15 +1,16 @@
 """Sizes of a model of the original code, read off its tensors: arguments for the constructors of our families.
 
-Tensors come under our names and in our shapes; a size that the caller knows goes before what the tensors say.
+Tensors come under our names and in our shapes; a size that the caller knows goes before what the tensors say. A wrong
+one is found when the tensors are held against the model of these sizes.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from gmmvit.attention.checks import above_zero, integer, is_integer, per_stage
 from gmmvit.models import SIZES
 
 Tensors = Mapping[str, Tensor]
@@ -32,8 +33,33 @@ def model_arguments(tensors: Tensors, raw: Tensors, family: str, mask: str, size
     if mask == "gmm":
         alpha = next(name for name in tensors if name.endswith(".mask.alpha"))
         kernels = sizes.get("num_kernels") or tensors[alpha].shape[1]
-        arguments["mask_options"] = {"num_kernels": kernels} | _cutoff(raw)
+        arguments["mask_options"] = {"num_kernels": kernels} | ({"float32_table": True} if _underflows(raw) else {})
     return arguments | _BY_FAMILY[family](tensors, raw, mask, sizes, arguments["dim"])
+
+
+SIZE_NAMES: dict[str, tuple[str, ...]] = {
+    "vit": ("depth", "heads", "head_dim", "mlp_ratio"),
+    "cait": ("depth", "cls_depth", "heads", "head_dim", "mlp_dim"),
+    "pit": ("depths", "heads", "head_dim", "mlp_ratio"),
+    "swin": ("depths", "heads", "window_size", "mlp_ratio"),
+    "t2t": ("depth", "heads", "mlp_ratio", "token_dim"),
+}
+_COMMON = ("img_size", "patch_size", "num_classes", "dim", "num_kernels")
+_LARGEST = 2**20  # any size at all
+
+
+def check_sizes(family: str, sizes: Mapping[str, Any]) -> None:
+    """Raises TypeError for a size that the family does not have or of another kind, ValueError for one out of range."""
+    staged = "depths" in SIZE_NAMES[family]
+    for name, value in sizes.items():
+        if name not in (*_COMMON, *SIZE_NAMES[family]):
+            raise TypeError(f"{family} has no size {name!r}; allowed are {[*_COMMON, *SIZE_NAMES[family]]}")
+        if name == "mlp_ratio":
+            above_zero(name, value)
+        elif name == "depths" or (name == "heads" and staged and not is_integer(value)):
+            per_stage(value, name, example=(2, 6, 4))
+        else:
+            integer(name, value, 2 if name == "num_classes" else 1, _LARGEST)
 
 
 def is_distance_table(name: str, tensor: Tensor) -> bool:
@@ -41,18 +67,9 @@ def is_distance_table(name: str, tensor: Tensor) -> bool:
     return (name == "mask" or name.endswith(".mask")) and tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
 
 
-def _cutoff(raw: Tensors) -> dict[str, float]:
-    """Where the original's float32 tables underflow to 0, in grid steps: the masks learned with them end there."""
-    reach = 0
-    complete = True
-    for table in (tensor for name, tensor in raw.items() if is_distance_table(name, tensor)):
-        side = math.isqrt(table.shape[-1])
-        index = torch.arange(side)
-        squared = (index.unsqueeze(1).square() + index.square()).flatten()  # of all patches from the first
-        seen = table[0, 0, 0] > 0
-        complete = complete and bool(seen.all())
-        reach = max(reach, int(squared[seen].max()))
-    return {} if complete else {"cutoff": math.sqrt(reach)}
+def _underflows(raw: Tensors) -> bool:
+    """Whether a table of the original ends in zeros: masks learned with it end there too."""
+    return any(bool((tensor == 0).any()) for name, tensor in raw.items() if is_distance_table(name, tensor))
 
 
 def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
@@ -65,6 +82,17 @@ def _count(tensors: Tensors, prefix: str) -> int:
     """Number of modules of a list."""
     indices = {name.removeprefix(prefix + ".").split(".")[0] for name in tensors if name.startswith(prefix + ".")}
     return len(indices)
+
+
+def _depth(tensors: Tensors, prefix: str, name: str, given: int | None) -> int:
+    """Number of modules of a list; raises ValueError where the caller's size `name` says another."""
+    count = _count(tensors, prefix)
+    if given not in (None, count):
+        raise ValueError(
+            f"{name} must be {count}, as the checkpoint has tensors '{prefix}.0.*' (our names) to "
+            f"'{prefix}.{count - 1}.*', got {given}"
+        )
+    return count
 
 
 def _unknown(size: str) -> ValueError:
@@ -110,7 +138,7 @@ def _heads(tensors: Tensors, block: str, guess: Callable[[], int | None]) -> int
 
 
 def _vit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    depth = sizes.get("depth") or _count(tensors, "blocks")
+    depth = _depth(tensors, "blocks", "depth", sizes.get("depth"))
 
     def known_size() -> int | None:
         """Heads of the size of the original code with this width and depth."""
@@ -136,22 +164,24 @@ def _cait(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], d
     heads = sizes.get("heads") or _shape(tensors, "blocks.0.attn.talk.before")[0]
     return {
         **_patches(tensors, sizes, None, 0),
-        "depth": sizes.get("depth") or _count(tensors, "blocks"),
-        "class_depth": sizes.get("cls_depth") or _count(tensors, "class_blocks"),
+        "depth": _depth(tensors, "blocks", "depth", sizes.get("depth")),
+        "class_depth": _depth(tensors, "class_blocks", "cls_depth", sizes.get("cls_depth")),
         "num_heads": heads,
         "head_dim": sizes.get("head_dim") or _width(tensors, "blocks.0") // heads,
         "mlp_ratio": _mlp_ratio(tensors, "blocks.0", sizes),
     }
 
 
-def _stages(tensors: Tensors, sizes: Mapping[str, Any]) -> list[int]:
-    return sizes.get("depths") or [
-        _count(tensors, f"stages.{stage}.blocks") for stage in range(_count(tensors, "stages"))
-    ]
+def _depths(tensors: Tensors, sizes: Mapping[str, Any]) -> list[int]:
+    stages = range(_count(tensors, "stages"))
+    given = sizes.get("depths", [None] * len(stages))
+    if len(given) != len(stages):
+        raise ValueError(f"depths must be {len(stages)} numbers, one per stage of the checkpoint, got {given}")
+    return [_depth(tensors, f"stages.{stage}.blocks", f"depths[{stage}]", given[stage]) for stage in stages]
 
 
 def _pit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    depths = _stages(tensors, sizes)
+    depths = _depths(tensors, sizes)
     blocks = [f"stages.{stage}.blocks.0" for stage in range(len(depths))]
     head_dim = sizes.get("head_dim") or (48 if dim == 96 else None)  # of the one size that the original code has
 
@@ -163,13 +193,13 @@ def _pit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
         **_patches(tensors, sizes, raw.get("to_patch_embedding.0.weight"), 1),
         "depth": depths,
         "num_heads": heads,
-        "head_dim": sizes.get("head_dim") or _width(tensors, blocks[0]) // heads[0],
+        "head_dim": sizes.get("head_dim") or _width(tensors, blocks[0]) // (heads if is_integer(heads) else heads[0]),
         "mlp_ratio": _mlp_ratio(tensors, blocks[0], sizes),
     }
 
 
 def _swin(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    depths = _stages(tensors, sizes)
+    depths = _depths(tensors, sizes)
     biases = [_shape(tensors, f"stages.{s}.blocks.0.attn.relative_position_bias") for s in range(len(depths))]
     return {
         **_patches(tensors, sizes, raw.get("patch_embed.proj.weight"), 0),
@@ -191,7 +221,7 @@ def _t2t(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
         "strides": [2] * splits,
         "channels": _shape(tensors, f"{first}.norm1.weight")[0] // 9,
         "token_dim": sizes.get("token_dim") or _shape(tensors, f"{first}.norm2.weight")[0],
-        "depth": sizes.get("depth") or _count(tensors, "blocks"),
+        "depth": _depth(tensors, "blocks", "depth", sizes.get("depth")),
         "num_heads": sizes.get("heads") or _heads(tensors, "blocks.0", lambda: 4 if dim == 256 else None),
         "mlp_ratio": _mlp_ratio(tensors, "blocks.0", sizes),
     }

@@ -15,7 +15,8 @@ from gmmvit import checkpoint, run_folder
 from gmmvit.config import Recipe, as_dict
 from gmmvit.data import Split
 from gmmvit.evaluate import predict, scores
-from gmmvit.optim import is_mask_parameter, learning_rate, set_learning_rate
+from gmmvit.masks import is_mask_parameter
+from gmmvit.optim import learning_rate, set_learning_rate
 from gmmvit.progress import Progress, clock, open_loggers
 from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, seed_everything, step_images
 

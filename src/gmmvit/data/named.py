@@ -74,6 +74,11 @@ def class_names(name: str) -> list[str] | None:
         return list(known()) if known else None
 
 
+def numbered_classes(count: int) -> list[str]:
+    """What stands for the names of classes that only the files of a data set tell, until these are seen."""
+    return [f"class {index}" for index in range(count)]
+
+
 def named_source(name: str, data_dir: Path, *, download: bool, report: Report) -> Source:
     """Find a named data set below `data_dir`, or download it there.
 
