@@ -64,7 +64,11 @@ def convert(
         one_of("dataset", dataset, DATASETS)
     folder = Path(out)
     run_folder.check_free(folder, overwrite=overwrite)
-    model = load_reference(read_reference_checkpoint(file), family=family, mask=mask, **sizes)
+    state = read_reference_checkpoint(file)
+    model = load_reference(state, family=family, mask=mask, **sizes)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"tensor {name!r} of {file} is not finite: that training diverged")
     options = json.loads(json.dumps({"family": family, **model.config}))
     size = pair(options["image_size"], "image_size")
     if dataset is None:
@@ -81,15 +85,15 @@ def convert(
     data = {"classes": classes, "image_size": list(size), "channels": options["channels"]}
     data |= {"mean": list(DATASETS[dataset].mean), "std": list(DATASETS[dataset].std)}
     data |= {"fit": recipe.fit, "fingerprints": {}}
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.clear(folder)
-    run_folder.save_config(folder, recipe, options, data)
-    for name in run_folder.WEIGHTS.values():
-        save_weights(folder / name, model.state_dict(), {"family": family, "mask": mask})
-    parameters = {name: p.numel() for name, p in model.named_parameters()}
-    summary: dict[str, Any] = {"model": family, "mask": mask, "dataset": dataset, "converted_from": str(file)}
-    summary |= {"num_parameters": sum(parameters.values()), "versions": run_folder.versions()}
-    run_folder.write_json(folder / run_folder.SUMMARY, summary)
+    with run_folder.locked(folder):
+        run_folder.clear(folder)
+        run_folder.save_config(folder, recipe, options, data)
+        for name in run_folder.WEIGHTS.values():
+            save_weights(folder / name, model.state_dict(), {"family": family, "mask": mask})
+        parameters = {name: p.numel() for name, p in model.named_parameters()}
+        summary: dict[str, Any] = {"model": family, "mask": mask, "dataset": dataset, "converted_from": str(file)}
+        summary |= {"num_parameters": sum(parameters.values()), "versions": run_folder.versions()}
+        run_folder.write_json(folder / run_folder.SUMMARY, summary)
     return folder
 
 

@@ -27,12 +27,12 @@ def model_arguments(tensors: Tensors, raw: Tensors, family: str, mask: str, size
         ValueError: naming the tensor that is missing, or the size that the tensors do not tell.
     """
     arguments = {
-        "num_classes": sizes.get("num_classes") or _shape(tensors, "head.weight")[0],
-        "dim": sizes.get("dim") or _shape(tensors, "patch_embed.proj.weight")[0],
+        "num_classes": sizes.get("num_classes") or _shape(tensors, "head.weight", 2)[0],
+        "dim": sizes.get("dim") or _shape(tensors, "patch_embed.proj.weight", 2)[0],
     }
     if mask == "gmm":
         alpha = next(name for name in tensors if name.endswith(".mask.alpha"))
-        kernels = sizes.get("num_kernels") or tensors[alpha].shape[1]
+        kernels = sizes.get("num_kernels") or _shape(tensors, alpha, 2)[1]
         arguments["mask_options"] = {"num_kernels": kernels} | ({"float32_table": True} if _underflows(raw) else {})
     return arguments | _BY_FAMILY[family](tensors, raw, mask, sizes, arguments["dim"])
 
@@ -45,7 +45,7 @@ SIZE_NAMES: dict[str, tuple[str, ...]] = {
     "t2t": ("depth", "heads", "mlp_ratio", "token_dim"),
 }
 _COMMON = ("img_size", "patch_size", "num_classes", "dim", "num_kernels")
-_LARGEST = 2**20  # any size at all
+_LARGEST = 2**16  # of any size
 
 
 def check_sizes(family: str, sizes: Mapping[str, Any]) -> None:
@@ -72,10 +72,13 @@ def _underflows(raw: Tensors) -> bool:
     return any(bool((tensor == 0).any()) for name, tensor in raw.items() if is_distance_table(name, tensor))
 
 
-def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
+def _shape(tensors: Tensors, name: str, dims: int) -> tuple[int, ...]:
     if name not in tensors:
         raise ValueError(f"tensor {name!r} (our name) is missing from the checkpoint; are family and mask right?")
-    return tuple(tensors[name].shape)
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dims or 0 in shape:
+        raise ValueError(f"tensor {name!r} (our name) must have {dims} dimensions, none of them 0, got shape {shape}")
+    return shape
 
 
 def _count(tensors: Tensors, prefix: str) -> int:
@@ -107,12 +110,12 @@ def _root(value: int) -> int | None:
 def _patches(tensors: Tensors, sizes: Mapping[str, Any], conv: Tensor | None, prefix: int) -> dict[str, Any]:
     """image_size, patch_size and channels, of square images and patches; without a convolution's shape to tell them
     apart, three channels or one."""
-    pixels = _shape(tensors, "patch_embed.proj.weight")[1]
-    patch = sizes.get("patch_size") or (None if conv is None else conv.shape[-1])
+    pixels = _shape(tensors, "patch_embed.proj.weight", 2)[1]
+    patch = sizes.get("patch_size") or (conv.shape[-1] if conv is not None and conv.dim() == 4 else None)
     patch = patch or next((root for c in (3, 1) if pixels % c == 0 and (root := _root(pixels // c))), None)
     if patch is None:
         raise _unknown("patch_size")
-    side = _root(_shape(tensors, "pos_embed")[1] - prefix)
+    side = _root(_shape(tensors, "pos_embed", 3)[1] - prefix)
     image_size = sizes.get("img_size") or (side and side * patch)
     if image_size is None:
         raise _unknown("img_size")
@@ -121,17 +124,17 @@ def _patches(tensors: Tensors, sizes: Mapping[str, Any], conv: Tensor | None, pr
 
 def _width(tensors: Tensors, block: str) -> int:
     """Heads times head width of an attention layer."""
-    return _shape(tensors, f"{block}.attn.proj.weight")[1]
+    return _shape(tensors, f"{block}.attn.proj.weight", 2)[1]
 
 
 def _mlp_ratio(tensors: Tensors, block: str, sizes: Mapping[str, Any]) -> float:
-    hidden, dim = _shape(tensors, f"{block}.mlp.fc1.weight")
+    hidden, dim = _shape(tensors, f"{block}.mlp.fc1.weight", 2)
     return sizes.get("mlp_ratio") or (sizes["mlp_dim"] / dim if "mlp_dim" in sizes else hidden / dim)
 
 
 def _heads(tensors: Tensors, block: str, guess: Callable[[], int | None]) -> int:
     alpha = f"{block}.attn.mask.alpha"
-    heads = tensors[alpha].shape[0] if alpha in tensors else guess()
+    heads = _shape(tensors, alpha, 2)[0] if alpha in tensors else guess()
     if heads is None:
         raise _unknown("heads")
     return heads
@@ -161,7 +164,7 @@ def _vit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
 
 
 def _cait(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    heads = sizes.get("heads") or _shape(tensors, "blocks.0.attn.talk.before")[0]
+    heads = sizes.get("heads") or _shape(tensors, "blocks.0.attn.talk.before", 2)[0]
     return {
         **_patches(tensors, sizes, None, 0),
         "depth": _depth(tensors, "blocks", "depth", sizes.get("depth")),
@@ -200,7 +203,7 @@ def _pit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
 
 def _swin(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
     depths = _depths(tensors, sizes)
-    biases = [_shape(tensors, f"stages.{s}.blocks.0.attn.relative_position_bias") for s in range(len(depths))]
+    biases = [_shape(tensors, f"stages.{s}.blocks.0.attn.relative_position_bias", 3) for s in range(len(depths))]
     return {
         **_patches(tensors, sizes, raw.get("patch_embed.proj.weight"), 0),
         "depth": depths,
@@ -215,12 +218,12 @@ def _t2t(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
     first = "patch_embed.transformers.0"
     if "img_size" not in sizes and "pos_embed" not in raw:
         raise _unknown("img_size")
-    image_size = sizes.get("img_size") or math.isqrt(raw["pos_embed"].shape[1]) * 2**splits
+    image_size = sizes.get("img_size") or math.isqrt(_shape(raw, "pos_embed", 3)[1]) * 2**splits
     return {
         "image_size": image_size,
         "strides": [2] * splits,
-        "channels": _shape(tensors, f"{first}.norm1.weight")[0] // 9,
-        "token_dim": sizes.get("token_dim") or _shape(tensors, f"{first}.norm2.weight")[0],
+        "channels": _shape(tensors, f"{first}.norm1.weight", 1)[0] // 9,
+        "token_dim": sizes.get("token_dim") or _shape(tensors, f"{first}.norm2.weight", 1)[0],
         "depth": _depth(tensors, "blocks", "depth", sizes.get("depth")),
         "num_heads": sizes.get("heads") or _heads(tensors, "blocks.0", lambda: 4 if dim == 256 else None),
         "mlp_ratio": _mlp_ratio(tensors, "blocks.0", sizes),

@@ -117,8 +117,10 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is not a checkpoint of torch.save")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
         reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__  # more is advice to read unsafely
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it also holds {code[1]}, which would be run" if code else reason
         raise ValueError(f"{file} is not a checkpoint of tensors that can be read safely: {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected a mapping of names to tensors")
@@ -132,7 +134,7 @@ def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         raise TypeError(f"the state_dict must be a mapping of names to tensors, got {type(inner).__name__}")
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor) and isinstance(name, str)}
     if not tensors:
-        raise ValueError(f"the checkpoint has no tensors, its entries are {list(inner)[:5]}")
+        raise ValueError(f"the checkpoint must hold tensors or a 'model_state_dict' of them, it has {list(inner)[:5]}")
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
@@ -170,11 +172,22 @@ def convert_tensors(state_dict: Mapping[str, Any], family: str) -> dict[str, Ten
     """The original's tensors (weights, or gradients of them) under our names and in our shapes; incomplete sets too."""
     converted = {}
     for name, tensor in _weights(state_dict, family).items():
-        converted[our_name(name, family)] = _reshaped(name, tensor)
+        ours = our_name(name, family)
+        if tensor.is_meta or tensor.layout is not torch.strided or not tensor.is_floating_point():
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+            raise ValueError(f"tensor {name!r} must hold floating-point numbers, got {kind}")
+        try:
+            converted[ours] = _reshaped(name, tensor)
+        except (RuntimeError, IndexError):
+            raise ValueError(
+                f"tensor {name!r} has a shape that the original never has: {tuple(tensor.shape)}"
+            ) from None
     for name in [name for name in converted if re.fullmatch(r"blocks\.\d+\.attn\.q\.weight", name)]:
         q, kv = converted.pop(name), converted.pop(name.replace(".q.", ".kv."), None)
         if kv is None:
             raise ValueError(f"tensor to_kv.weight that belongs to {name!r} is missing")
+        if not q.dim() == kv.dim() == 2:
+            raise ValueError(f"tensor {name!r} (our name) and that of to_kv must be matrices")
         converted[name.replace(".q.", ".qkv.")] = torch.cat([q, kv])
     return converted
 

@@ -235,6 +235,9 @@ def resume(folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
         if summary is not None and saved is not None and saved["epoch"] >= recipe.epochs:
             Progress(quiet).line(f"{folder} is finished: {recipe.epochs} epochs")
             return summary
+        if summary is not None and saved is None:
+            source = summary.get("converted_from", "a training whose checkpoint is gone")
+            raise run_folder.RunError(f"{folder} cannot be resumed: its weights are from {source}; train anew")
         setting, state, described = prepare(recipe, folder, quiet)
         _check_same_data(folder, described["data"])
         if saved is not None:

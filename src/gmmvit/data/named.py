@@ -61,7 +61,7 @@ def _flower_classes() -> Sequence[str]:
 NAMED = {
     "cifar10": NamedSet(32, "cifar10", True, classes=_CIFAR10.split),
     "cifar100": NamedSet(32, "cifar10", True, classes=_CIFAR100.split),
-    "svhn": NamedSet(32, "svhn", False),
+    "svhn": NamedSet(32, "svhn", False, classes=lambda: "0123456789"),
     "tiny-imagenet": NamedSet(64, "imagenet", True, test_part="val"),
     "flowers102": NamedSet(64, "imagenet", True, parts=("train", "val", "test"), classes=_flower_classes),
 }
