@@ -262,22 +262,13 @@ def models(
         Print JSON.
     """
     size = load_recipe("digits", image_size=image_size).image_size or (32,)
-    from gmmvit.models import list_models, markdown_table
+    from gmmvit.models import list_models, markdown_table, text_table
 
     rows = list_models((size[0], size[-1]), num_classes, channels)
     if as_json:
         print(json.dumps(rows, indent=2))
-        return
-    if markdown:
-        print(markdown_table(rows))
-        return
-    print(f"{'family':<7} {'size':<9} {'mask':<5} {'parameters':>12} {'of the mask':>12} {'MACs':>9}  note")
-    for row in rows:
-        if row["parameters"] is None:
-            counts = f"{'-':>12} {'-':>12} {'-':>9}"
-        else:
-            counts = f"{row['parameters']:>12,} {row['mask_parameters']:>12,} {row['macs'] / 1e6:>8,.0f}M"
-        print(f"{row['family']:<7} {row['size']:<9} {row['mask']:<5} {counts}  {row['note']}".rstrip())
+    else:
+        print(markdown_table(rows) if markdown else text_table(rows))
 
 
 @app.command
@@ -287,10 +278,10 @@ def convert(
     *,
     family: str,
     mask: typing.Literal["none", "elm", "gmm"],
-    dataset: str,
     out: Path,
+    dataset: str | None = None,
     data_dir: str | None = None,
-    num_heads: int | None = None,
+    num_heads: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Turn a checkpoint of the original code into a run folder for predict, eval and report.
@@ -303,23 +294,33 @@ def convert(
         Family of the model.
     mask
         Its mask.
-    dataset
-        What it was trained on: cifar10, cifar100, svhn or tiny-imagenet.
     out
         Folder of the run.
+    dataset
+        What it was trained on: cifar10, cifar100, svhn or tiny-imagenet; the likeliest for its images and classes by
+        default.
     data_dir
         Where the data set lies, to read class names where they are not known without it.
     num_heads
-        Heads, where the tensors do not tell them (a model without Gaussian mask).
+        Heads, where the tensors do not tell them (some models without Gaussian mask); one number or one per stage.
     overwrite
         Replace an old run in that folder.
     """
+    heads = None if num_heads is None else load_recipe(num_heads=num_heads).num_heads
     from gmmvit.convert import convert as write_run
 
-    sizes = {} if num_heads is None else {"heads": num_heads}
-    print(
-        write_run(file, out, family=family, mask=mask, dataset=dataset, data_dir=data_dir, overwrite=overwrite, **sizes)
+    folder = write_run(
+        file,
+        out,
+        family=family,
+        mask=mask,
+        dataset=dataset,
+        data_dir=data_dir,
+        overwrite=overwrite,
+        report=lambda notice: print(notice, file=sys.stderr),
+        **({} if heads is None else {"heads": heads[0] if len(heads) == 1 else heads}),
     )
+    print(folder)
 
 
 @app.command

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gmmvit.augment import normalize
 from gmmvit.checkpoint import LoadedRun, load_run
-from gmmvit.data import Dataset, Split
+from gmmvit.data import Dataset, Split, numbered_classes
 from gmmvit.distributed import Team
 from gmmvit.run_folder import RunError
 from gmmvit.session import choose_device, choose_dtype, fingerprint, load_data
@@ -83,7 +83,7 @@ def load_parts(
         recipe = dataclasses.replace(recipe, data_dir=data_dir)
     recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels)
     data = load_data(recipe, download=download)
-    if data.classes != run.classes:
+    if run.classes != data.classes and list(run.classes) != numbered_classes(len(data.classes)):
         missing = [name for name in run.classes if name not in data.classes]
         more = [name for name in data.classes if name not in run.classes]
         what = f"lacks {missing[:5]}" if missing else f"has {more[:5]} besides" if more else "orders them otherwise"
@@ -153,7 +153,7 @@ def evaluate_run(
     if more:
         result |= _more_metrics(logits, labels)
     per_class = [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
-    return result | {"per_class": dict(zip(run.classes, per_class, strict=True))}
+    return result | {"per_class": dict(zip(data.classes, per_class, strict=True))}
 
 
 def _more_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -18,7 +18,8 @@ from gmmvit.data import Split
 from gmmvit.distributed import full_weights, load_weights
 from gmmvit.evaluate import predict, scores
 from gmmvit.interleave import finish
-from gmmvit.optim import is_mask_parameter, learning_rate, set_learning_rate
+from gmmvit.masks import is_mask_parameter
+from gmmvit.optim import learning_rate, set_learning_rate
 from gmmvit.progress import open_loggers
 from gmmvit.session import Setting, State, TrainingError, seed_everything, step_images
 

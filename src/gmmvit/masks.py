@@ -4,13 +4,14 @@ Letters: N patches (rows * cols), H heads, K Gaussians per head.
 """
 
 import inspect
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
-from gmmvit.attention.checks import above_zero, integer, known_options, one_of, pair, real
+from gmmvit.attention.checks import integer, known_options, one_of, pair, real
 
 INITS = ("paper", "identity", "local")
 COVARIANCES = ("spherical", "diag", "full")
@@ -20,6 +21,18 @@ _CONSTANT_SIGMA = 1e6  # a Gaussian this wide is 1 within float32 rounding on ev
 
 def _checked_grid(grid: int | tuple[int, int]) -> tuple[int, int]:
     return pair(grid, "grid", "(rows, cols)")
+
+
+def _as_float32_tells(offsets: Tensor) -> Tensor:
+    """Offsets [2, R, C] as long as the float32 number exp(-d2) says that they are.
+
+    Below 2^-126 = exp(-87.3) float32 has nothing but multiples of 2^-149 = exp(-103.3), and 0 is infinitely far.
+    """
+    squared = offsets.square().sum(0)
+    smallest = 149 * math.log(2)
+    multiples = (smallest - squared).clamp_max(16).exp().round()
+    told = torch.where(multiples > 0, smallest - multiples.clamp_min(1).log(), 1e30)
+    return offsets * torch.where(squared > 87.3, (told / squared.clamp_min(1)).sqrt(), 1.0)
 
 
 class GaussianMixtureMask(nn.Module):
@@ -37,8 +50,8 @@ class GaussianMixtureMask(nn.Module):
         learn_center: a learned offset of the peak per head, in grid steps, starting at 0.
         depth: place of the layer in the network, 0 first to 1 last; read by init="local".
         positive: start with M > 0, which mode "log" needs.
-        cutoff: M is 0 between patches further apart than this many grid steps; for weights trained with the original
-            code, whose float32 table underflows there (`load_reference` sets it).
+        float32_table: for weights trained with the original code (`load_reference` sets it): what its table of
+            exp(-d2) in float32 leaves of distances beyond nine patches, and 0 where that underflows, beyond ten.
 
     Parameters: sigma [H, K] or [H, K, 2] in grid steps, alpha [H, K]; if asked for, correlation [H, K], center [H, 2].
 
@@ -58,7 +71,7 @@ class GaussianMixtureMask(nn.Module):
         learn_center: bool = False,
         depth: float = 0.5,
         positive: bool = False,
-        cutoff: float | None = None,
+        float32_table: bool = False,
     ) -> None:
         super().__init__()
         self.grid = _checked_grid(grid)
@@ -67,12 +80,10 @@ class GaussianMixtureMask(nn.Module):
         real("depth", depth)
         if not 0 <= depth <= 1:
             raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
-        if cutoff is not None:
-            above_zero("cutoff", cutoff)
         one_of("init of the mask", init, INITS)
         one_of("covariance of the mask", covariance, COVARIANCES)
         self.init, self.covariance = init, covariance
-        self.depth, self.positive, self.cutoff = depth, positive, cutoff
+        self.depth, self.positive, self.float32_table = depth, positive, float32_table
         axes = () if covariance == "spherical" else (2,)
         self.sigma = nn.Parameter(torch.empty(num_heads, num_kernels, *axes))
         self.alpha = nn.Parameter(torch.empty(num_heads, num_kernels))
@@ -109,14 +120,13 @@ class GaussianMixtureMask(nn.Module):
         """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""
         wanted = self._grid(grid)
         offsets = self.offsets if wanted == self.grid else patch_offsets(wanted, self.offsets.device)
+        if self.float32_table:
+            offsets = _as_float32_tells(offsets)
         device = self.sigma.device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # there is no autocast for meta
-            table = gaussian_mixture_table(
+            return gaussian_mixture_table(
                 self.sigma, self.alpha, offsets, correlation=self.correlation, center=self.center
             )
-            if self.cutoff is None:
-                return table
-            return table * (offsets.square().sum(0) <= self.cutoff**2)
 
     def _grid(self, grid: int | tuple[int, int] | None) -> tuple[int, int]:
         return self.grid if grid is None or grid is self.grid else _checked_grid(grid)
@@ -200,6 +210,11 @@ class ElementwiseMask(nn.Module):
 
     def extra_repr(self) -> str:
         return f"grid={self.grid}, num_heads={self.num_heads}, per_head={self.weight.dim() == 3}"
+
+
+def is_mask_parameter(name: str) -> bool:
+    """Whether a parameter, by its name in the model, belongs to a learned mask."""
+    return not {"mask", "gmm_mask"}.isdisjoint(name.split(".")[:-1])  # of our families, and attached ones
 
 
 def check_mask_options(mask: str, options: Iterable[str]) -> None:

@@ -175,6 +175,9 @@ def _continue(
     if summary is not None and saved is not None and saved["epoch"] >= recipe.epochs:
         progress.line(f"{folder} is finished: {recipe.epochs} epochs")
         return summary
+    if summary is not None and saved is None:
+        source = summary.get("converted_from", "a training whose checkpoint is gone")
+        raise run_folder.RunError(f"{folder} cannot be resumed: its weights are from {source}; train anew")
     setting, state, described = prepare(
         recipe, folder, progress, team, data=_shared_data(recipe, known), resumed=saved is not None
     )
