@@ -102,21 +102,6 @@ def test_a_model_without_patch_attention_lists_what_it_has():
         attach(davit)
 
 
-def test_models_not_reached_yet_are_refused_by_name():
-    hiera = timm.create_model("hiera_tiny_224", img_size=64, embed_dim=16, stages=(1, 1, 1, 1))
-    sizes = timm.models.mvitv2.MultiScaleVitCfg(depths=(1, 1), embed_dim=(16, 32), num_heads=(1, 2))
-    mvit = timm.models.mvitv2.MultiScaleVit(sizes, img_size=64)
-    for model, message in (
-        (hiera, r"4 x timm\.models\.hiera\.MaskUnitAttention"),
-        (mvit, r"mvitv2\.MultiScaleAttention"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            attach(model)
-    naflex = timm.create_model("naflexvit_base_patch16_gap", img_size=32, embed_dim=32, depth=1, num_heads=2)
-    with pytest.raises(ValueError, match="grid was not found"):
-        attach(naflex)
-
-
 def test_a_donor_with_a_part_that_is_not_known_is_refused():
     model = small_vit()
     model.blocks[1].attn.novelty = nn.Linear(2, 2)

@@ -113,9 +113,9 @@ def attach(
         place = i / max(1, len(places) - 1)
         modules.append(_mask_of(item, site, mask, free.index(item), init=init, depth=place, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
-        swap(item.module, item.adapter, gmm_site=site, gmm_mask=module)  # type: ignore[arg-type]
+        swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
         if item.tower is not None and grid is None and not isinstance(item.tower.source, GridRecorder):
-            swap(item.tower.source, GridRecorder, gmm_box=site.box)
+            swap(item.tower.source, item.tower.recorder, gmm_box=site.box)
     return model
 
 
@@ -136,7 +136,7 @@ def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int
     sites = []
     for item in places:
         if item.window is not None:
-            sites.append(Site(GridBox(item.window), 0, mode))
+            sites.append(Site(GridBox(item.window), _prefix(item), mode))
             continue
         tower = item.tower
         own = GridBox(grid if tower is None or grid is not None else tower.grid)
@@ -148,14 +148,14 @@ def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int
 
 
 def _prefix(item: Found) -> int:
-    own = None if item.adapter is None else item.adapter.gmm_prefix
+    own = None if item.adapter is None else item.adapter.gmm_prefix(item.module)
     return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
 
 def _mask_of(item: Found, site: Site, mask: str, index: int, **options: Any) -> nn.Module:
     """The mask for one attention, the `index`-th that could carry one: on its device, in float32 or wider."""
     heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
-    module = create_mask(mask, site.box.grid, heads, mode=site.mode, **options)  # type: ignore[arg-type]
+    module = create_mask(mask, site.box.grid, heads, mode=site.mode, steps=item.steps, **options)  # type: ignore[arg-type]
     # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
     module.register_buffer("site", torch.tensor([MODES.index(site.mode), index]))  # type: ignore[union-attr]
     weight = next(item.module.parameters())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gmmvit.attach.surgery import Grid, MaskedDonor
 from gmmvit.attach.timm import TimmAttention, split_qkv
+from gmmvit.attention.reference import Steps
 
 _LOG_100 = math.log(100)  # cosine attention scales its logits by at most this, exponentiated
 
@@ -189,9 +190,13 @@ class BiasedAttention(MaskedDonor):
 
 
 class StridedAttention(BiasedAttention):
-    """levit between stages: every second row and column asks, so those rows of the mask are taken."""
+    """levit between stages: every second row and column asks."""
 
     gmm_parts = frozenset({"kv", "q", "proj"})
+
+    @classmethod
+    def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
+        return Steps(query=(module.stride, module.stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, Tq, C'], or maps [B, C, rows, cols] in the convolutional form."""
@@ -201,9 +206,7 @@ class StridedAttention(BiasedAttention):
             kv, q = kv.flatten(2).transpose(1, 2), q.flatten(2).transpose(1, 2)
         k, v = kv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).split([self.key_dim, self.val_dim], dim=3)
         q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        grid = self.gmm_window(self)
-        mask = self.gmm_dense(grid, q).unflatten(-2, grid)[..., :: self.stride, :: self.stride, :].flatten(-3, -2)
-        out = (self.gmm_weights(q, k, mask) @ v).transpose(1, 2).flatten(2)
+        out = (self.gmm_weights(q, k, self.gmm_dense(self.gmm_window(self), q)) @ v).transpose(1, 2).flatten(2)
         return self.proj(out.transpose(1, 2).unflatten(2, size) if conv else out)
 
 
@@ -211,7 +214,10 @@ class GatedPositional(MaskedDonor):
     """convit's first blocks: the mask multiplies the content logits; the positional half of the weights stays."""
 
     gmm_parts = frozenset({"qk", "v", "attn_drop", "proj", "pos_proj", "proj_drop"})
-    gmm_prefix = 0  # the class token comes behind these blocks
+
+    @classmethod
+    def gmm_prefix(cls, module: Any) -> int:
+        return 0  # the class token comes behind these blocks
 
     def get_attention(self, x: Tensor) -> Tensor:
         """[B, T, C] -> weights [B, H, T, T]; the donor's forward calls it."""
