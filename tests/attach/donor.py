@@ -56,6 +56,19 @@ def naflex_batch(grids: list[tuple[int, int]], generator: torch.Generator, dtype
     return {"patches": patches, "patch_coord": coord, "patch_valid": valid}
 
 
+def with_dropout(model: nn.Module) -> nn.Module:
+    """The model with every dropout and drop path of its library turned on; whatever the name of its rate."""
+    rates = ("attention_dropout", "attn_dropout", "dropout", "dropout_prob", "drop_prob", "p")
+    for module in list(model.modules()):
+        for name in rates:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.25)
+        for name, child in module.named_children():
+            if name.startswith("drop_path") and isinstance(child, nn.Identity):
+                setattr(module, name, importlib.import_module("timm.layers").DropPath(0.25))
+    return model
+
+
 def logits(model: nn.Module, images: Any) -> torch.Tensor:
     """The main output of a model of any of the libraries."""
     out = model(images)

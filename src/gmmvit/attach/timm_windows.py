@@ -142,10 +142,16 @@ class BlockAttention(TimmAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, G, T, C] -> the same."""
-        side = math.isqrt(x.shape[2])
-        out = self.gmm_attend(*split_qkv(self, x.flatten(0, 1)), grid=(side, side))
-        out = out.permute(0, 2, 3, 1).flatten(2)  # the donor's channels run over the heads first
-        return self.proj_drop(self.proj(out.unflatten(0, x.shape[:2])))
+        side, drop = math.isqrt(x.shape[2]), self.gmm_dropout()
+        q, k, v = (y.unflatten(0, x.shape[:2]) for y in split_qkv(self, x.flatten(0, 1)))  # [B, G, H, T, D] each
+        if drop:  # drawn for [B, H, G, T, T], as the donor does
+            mask = self.gmm_mask.dense((side, side)).unsqueeze(1)
+            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+            out = self.gmm_attend_by(mask, q, k, v, dropout_p=drop).transpose(1, 2)
+        else:
+            out = self.gmm_attend(*(y.flatten(0, 1) for y in (q, k, v)), grid=(side, side)).unflatten(0, x.shape[:2])
+        out = out.permute(0, 1, 3, 4, 2).flatten(3)  # the donor's channels run over the heads first
+        return self.proj_drop(self.proj(out))
 
 
 class MapAttention(TimmAttention):
@@ -186,7 +192,8 @@ class BiasedAttention(MaskedDonor):
         sizes = [self.key_dim, self.key_dim, self.val_dim]
         q, k, v = qkv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).split(sizes, dim=3)
         out = (self.gmm_weights(q, k, self.gmm_dense(self.gmm_window(self), q)) @ v).transpose(1, 2).flatten(2)
-        return self.proj(out.transpose(1, 2).unflatten(2, x.shape[2:]) if conv else out)
+        # Channels first in memory, as in the donor: a dropout behind it draws in that order.
+        return self.proj(out.transpose(1, 2).contiguous().unflatten(2, x.shape[2:]) if conv else out)
 
 
 class StridedAttention(BiasedAttention):
@@ -207,7 +214,7 @@ class StridedAttention(BiasedAttention):
         k, v = kv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).split([self.key_dim, self.val_dim], dim=3)
         q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         out = (self.gmm_weights(q, k, self.gmm_dense(self.gmm_window(self), q)) @ v).transpose(1, 2).flatten(2)
-        return self.proj(out.transpose(1, 2).unflatten(2, size) if conv else out)
+        return self.proj(out.transpose(1, 2).contiguous().unflatten(2, size) if conv else out)
 
 
 class GatedPositional(MaskedDonor):
