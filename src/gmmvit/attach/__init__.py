@@ -5,7 +5,7 @@ interpreter met first.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ from gmmvit.attach.saved import read_masks
 from gmmvit.attach.surgery import Grid, GridBox, GridRecorder, MaskedDonor, Site, restore, swap
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
+from gmmvit.attention.checks import integer, one_of, pair
 from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
 
 __all__ = ["Layer", "Layers", "attach", "describe", "detach", "load_masks", "mask_parameters"]
@@ -93,9 +94,11 @@ def attach(
     Source: arXiv 2309.05375, section 3; the identity start is this project's.
     """
     refuse_unfit(model)
-    for name, value, allowed in (("mask", mask, ("gmm", "elm")), ("mode", mode, MODES)):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
+    one_of("mask", mask, ("gmm", "elm"))
+    one_of("mode", mode, MODES)
+    grid = None if grid is None else pair(grid, "grid", "(rows, cols)")
+    if prefix_tokens is not None:
+        integer("prefix_tokens", prefix_tokens, 0)
     if there := masked(model):
         raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
     found = survey(model, located=grid is not None)
@@ -109,9 +112,10 @@ def attach(
     sites = _sites(places, mode, grid, prefix_tokens)
     # All masks are built before the first module is touched: an error leaves the model as it was.
     modules = []
-    for i, (item, site) in enumerate(zip(places, sites, strict=True)):
-        place = i / max(1, len(places) - 1)
-        modules.append(_mask_of(item, site, mask, free.index(item), init=init, depth=place, **options))
+    with torch.inference_mode(False):  # parameters made inside of it could never be trained
+        for i, (item, site) in enumerate(zip(places, sites, strict=True)):
+            place = i / max(1, len(places) - 1)
+            modules.append(_mask_of(item, site, mask, free.index(item), init=init, depth=place, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
         swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
         if item.tower is not None and grid is None and not isinstance(item.tower.source, GridRecorder):
@@ -122,7 +126,11 @@ def attach(
 def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
     if layers is None:
         return places
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be some whole numbers, as range(6) or [0, -1], got {layers!r}")
     indices = list(layers)
+    for index in indices:
+        integer("each of layers", index, -sys.maxsize)
     wrong = [i for i in indices if not -len(places) <= i < len(places)]
     if wrong or not indices:
         raise ValueError(f"layers must name some of the {len(places)} attentions from 0, got {wrong or indices}")
@@ -176,25 +184,41 @@ def detach(model: Model) -> Model:
     return model
 
 
-def load_masks(model: Model, path: str | Path) -> Model:
-    """Attaches the masks that were saved with a model: what `save_pretrained` of transformers, `save_for_hf` of timm or
-    `safetensors` wrote. The donor's own weights are loaded by its library, or not, as before.
+def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> Model:
+    """Attaches the masks that were saved with a model: what `save_pretrained` of transformers, `save_for_hf` of timm,
+    `safetensors` or `torch.save` of a state_dict wrote. The donor's own weights are loaded by its library, or not, as
+    before.
 
     Args:
         model: the donor without masks, of the same sizes.
-        path: a safetensors file, or a folder with some.
+        path: a file of safetensors or of `torch.save`, a folder with safetensors, or a state_dict.
 
     Returns:
         The same model, with masks of the kinds, sizes and modes that the file has.
 
     Raises:
-        FileNotFoundError: no safetensors file there. ValueError: no masks in it, or they do not fit the model.
+        FileNotFoundError: no file there. ValueError: no masks in it, or they do not fit the model, which is then left
+            as it was.
     """
-    saved = read_masks(Path(path))
+    saved = read_masks(path if isinstance(path, Mapping) else Path(path))
     attach(model, layers=saved.layers, **saved.options)
-    for (_, module), index in zip(masked(model), sorted(saved.layers), strict=True):
-        module.gmm_mask.load_state_dict(saved.layers[index])
+    try:
+        for (name, module), index in zip(masked(model), sorted(saved.layers), strict=True):
+            _load(name, module.gmm_mask, saved.layers[index])
+    except ValueError:
+        detach(model)
+        raise
     return model
+
+
+def _load(name: str, mask: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError where a saved mask has other sizes than the layer's."""
+    for key, own in mask.state_dict().items():
+        saved = tensors.get(key)
+        if saved is None or saved.shape != own.shape:
+            sizes = "missing" if saved is None else f"of {tuple(saved.shape)}"
+            raise ValueError(f"the saved mask does not fit {name!r}: {key} must be of {tuple(own.shape)}, is {sizes}")
+    mask.load_state_dict(tensors)
 
 
 def mask_parameters(model: nn.Module) -> list[nn.Parameter]:

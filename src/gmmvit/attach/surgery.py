@@ -31,10 +31,12 @@ class GridBox:
 
 
 class Site:
-    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is the mask's."""
+    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is the mask's; `ran`
+    says whether the mask was used in the last forward pass, where that is not certain."""
 
     def __init__(self, box: GridBox, prefix_tokens: int, mode: str) -> None:
         self.box, self.prefix_tokens, self.mode = box, prefix_tokens, mode
+        self.ran = False
 
     def grid(self, tokens: int) -> Grid:
         """The grid behind a sequence of that many tokens.
@@ -51,7 +53,8 @@ class Site:
         if positions is None and rows * cols + self.prefix_tokens != tokens:
             raise ValueError(
                 f"the attention got {tokens} tokens; a {rows} x {cols} grid with {self.prefix_tokens} before it has "
-                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=)"
+                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=), and "
+                "attach anew after a change of the patch size"
             )
         return rows, cols
 
