@@ -59,7 +59,7 @@ def test_importing_it_loads_none_of_the_libraries():
     [
         (lambda m: attach(m), "already carries 2 masks"),
         (lambda m: torch.compile(m), "is compiled"),
-        (lambda m: m.blocks[0].compile() or m, "'blocks.0' is compiled"),
+        (lambda m: m.blocks[0].compile() or m, "blocks.0 is compiled"),
         (lambda m: nn.DataParallel(m), "wrapped in DataParallel"),
         (lambda m: torch.jit.trace(m, torch.zeros(1, 3, 32, 32)), "code is fixed"),
         (lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}), "is quantised"),

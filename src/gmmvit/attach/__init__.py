@@ -20,7 +20,7 @@ from gmmvit.attach.surgery import Grid, GridBox, GridRecorder, MaskedDonor, Site
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
 from gmmvit.attention.checks import integer, one_of, pair
-from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
+from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, check_mask_options, create_mask
 
 __all__ = ["Layer", "Layers", "attach", "describe", "detach", "load_masks", "mask_parameters"]
 
@@ -80,7 +80,7 @@ def attach(
         num_kernels: Gaussians per head; read by "gmm" alone.
         layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
         grid: (rows, cols) in patches where the model does not tell; it then holds for every image.
-        prefix_tokens: class and register tokens before the patches; with `grid` 0 by default, else the model's own.
+        prefix_tokens: class and register tokens before the patches; the model's own by default, 0 if it is not known.
         options: further arguments of the mask's class (`covariance`, `learn_center`, `per_head`).
 
     Returns:
@@ -108,6 +108,7 @@ def attach(
         raise ValueError(f"{type(model).__name__} has no attention that can carry a mask: {what}")
     if mask == "gmm":
         options["num_kernels"] = num_kernels
+    check_mask_options(mask, options)
     free, places = places, _chosen(places, layers)
     sites = _sites(places, mode, grid, prefix_tokens)
     # All masks are built before the first module is touched: an error leaves the model as it was.

@@ -31,6 +31,9 @@ def read_masks(source: Path | Mapping[str, Tensor]) -> SavedMasks:
     if not layers:
         where = "the state_dict" if isinstance(source, Mapping) else source
         raise ValueError(f"{where}: no masks in it; attach(model) starts new ones")
+    for layer, tensors in layers.items():
+        if "site" not in tensors:
+            raise ValueError(f"{layer}: its mask has no 'site', so it was not saved from an attached model")
     options = _options(next(iter(layers.values())))
     return SavedMasks(options, {int(tensors["site"][1]): tensors for tensors in layers.values()})
 

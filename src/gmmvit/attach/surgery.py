@@ -28,6 +28,17 @@ class GridBox:
     def __init__(self, grid: Grid | None) -> None:
         self.grid = grid
         self.positions: Tensor | None = None
+        self._seen: dict[int, Grid] = {}
+
+    def note(self, grid: Grid, positions: Tensor | None = None) -> None:
+        self.grid, self.positions = grid, positions
+        if not torch.compiler.is_compiling():
+            self._seen[grid[0] * grid[1]] = grid
+
+    def recomputed(self, patches: int) -> Grid | None:
+        """The grid of so many patches while gradient checkpointing repeats a forward pass in the backward pass: images
+        of another size may have been in the model since."""
+        return self._seen.get(patches) if torch._C._current_graph_task_id() != -1 else None
 
 
 class Site:
@@ -51,10 +62,13 @@ class Site:
                 f"{self.prefix_tokens} tokens before them: no patches may be dropped"
             )
         if positions is None and rows * cols + self.prefix_tokens != tokens:
+            before = self.box.recomputed(tokens - self.prefix_tokens)
+            if before is not None:
+                return before
             raise ValueError(
                 f"the attention got {tokens} tokens; a {rows} x {cols} grid with {self.prefix_tokens} before it has "
-                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=), and "
-                "attach anew after a change of the patch size"
+                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=), "
+                "and attach anew after a change of the patch size"
             )
         return rows, cols
 
@@ -97,7 +111,7 @@ class GridRecorder(Swapped):
 
     def gmm_note(self, out: Any, *args: Any, **kwargs: Any) -> None:
         """Writes the grid of `out`, which the embedding made of its arguments, into the box."""
-        self.gmm_box.grid = (out.shape[-2], out.shape[-1])
+        self.gmm_box.note((out.shape[-2], out.shape[-1]))
 
 
 @dataclass(frozen=True)

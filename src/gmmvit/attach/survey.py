@@ -71,9 +71,9 @@ def _found(name: str, modules: dict[str, nn.Module], located: bool) -> Found:
         return Found(name, module, None, reason=reason)
     window = adapter.gmm_window_at(module, ancestors)
     tower = None
-    if window is None and not located:
+    if window is None:
         tower = next((t for find in TOWERS if (t := find(ancestors)) is not None), None)
-        if tower is None:
+        if tower is None and not located:
             return Found(name, module, None, reason="the patch grid was not found; say it with grid=(rows, cols)")
     steps, state = adapter.gmm_steps(module, ancestors), adapter.gmm_state(module, ancestors)
     return Found(name, module, adapter, tower, window, steps, state)

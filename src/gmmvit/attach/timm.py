@@ -137,14 +137,11 @@ class NaFlexRecorder(GridRecorder):
     def gmm_note(
         self, out: Any, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
     ) -> None:
-        box, (_, grid) = self.gmm_box, out
-        box.positions = patch_coord
         if patch_coord is None:
-            box.grid = (int(grid[0]), int(grid[1]))
-        else:
-            # The donor reads the grids of its samples on the host in the same place.
-            rows, cols = (patch_coord.amax((0, 1)) + 1).tolist()
-            box.grid = (rows, cols)
+            _, grid = out
+        else:  # the donor reads the grids of its samples on the host in the same place
+            grid = (patch_coord.amax((0, 1)) + 1).tolist()
+        self.gmm_box.note((grid[0], grid[1]), patch_coord)
 
 
 _VIT = "timm.models.vision_transformer"

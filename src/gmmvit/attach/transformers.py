@@ -32,8 +32,8 @@ def interface(
         raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
     if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4):
         raise ValueError(
-            "an attached attention needs its attention_mask as a tensor [batch, 1, tokens, tokens]: load the model with "
-            "attn_implementation='sdpa' or 'eager'"
+            "an attached attention needs its attention_mask as a tensor [batch, 1, tokens, tokens]: load the model "
+            "with attn_implementation='sdpa' or 'eager'"
         )
     module.gmm_site.ran = True
     bias = additive(attention_mask)
