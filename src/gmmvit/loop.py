@@ -23,6 +23,8 @@ from gmmvit.optim import learning_rate, set_learning_rate
 from gmmvit.progress import open_loggers
 from gmmvit.session import Setting, State, TrainingError, seed_everything, step_images
 
+WARM_UP = 10  # steps of an epoch in which a GPU may still compile and record its graphs
+
 
 def train_epoch(setting: Setting, state: State) -> dict[str, float]:
     """One epoch of a training that is alone: `epoch_steps` to its end."""
@@ -41,10 +43,12 @@ def epoch_steps(setting: Setting, state: State) -> Generator[None, None, dict[st
     state.model.train()
     first = state.epoch * setting.steps_per_epoch
     for step, (images, labels) in enumerate(batches(setting.data.train, setting, generator)):
-        with no_host_wait(device):
+        with no_host_wait(device, step >= WARM_UP):
             set_learning_rate(state.optimizer, learning_rate(first + step, setting.steps_per_epoch, recipe))
             for part, part_labels in zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True):
                 inputs, targets = setting.augment(part, part_labels, generator, team.share(len(part)))
+                if recipe.compile:
+                    torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is done with
                 with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
                     logits = setting.forward(inputs)
                     loss = nn.functional.cross_entropy(logits.float(), targets)
@@ -82,9 +86,9 @@ def _optimizer_step(state: State, recipe: Recipe) -> None:
 
 
 @contextmanager
-def no_host_wait(device: torch.device) -> Iterator[None]:
-    """On a GPU, an operation inside that would make the host wait for the device is an error."""
-    if device.type != "cuda":
+def no_host_wait(device: torch.device, warm: bool) -> Iterator[None]:
+    """On a GPU that is `warm`, an operation inside that would make the host wait for the device is an error."""
+    if device.type != "cuda" or not warm:
         yield
         return
     before = torch.cuda.get_sync_debug_mode()

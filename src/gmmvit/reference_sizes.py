@@ -191,7 +191,7 @@ def _pit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
     def of_width(block: str) -> int | None:
         return head_dim and _width(tensors, block) // head_dim
 
-    heads = sizes.get("heads") or [_heads(tensors, block, lambda block=block: of_width(block)) for block in blocks]  # type: ignore[misc]
+    heads: Any = sizes.get("heads") or [_heads(tensors, block, lambda block=block: of_width(block)) for block in blocks]  # type: ignore[misc]
     return {
         **_patches(tensors, sizes, raw.get("to_patch_embedding.0.weight"), 1),
         "depth": depths,

@@ -221,6 +221,11 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
+def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The model as fused kernels, on a GPU replayed as CUDA graphs: a small model waits for launches otherwise."""
+    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None)
+
+
 def _check_team(recipe: Recipe, team: Team) -> None:
     """What several processes, or shards of a model, cannot do."""
     if recipe.batch_size < team.size:
@@ -279,7 +284,7 @@ def prepare(
         data=data,
         device=device,
         dtype=dtype,
-        forward=torch.compile(wrapped) if recipe.compile else wrapped,
+        forward=_compiled(wrapped, device) if recipe.compile else wrapped,
         augment=make_augment(recipe, data),
         steps_per_epoch=max(1, len(data.train) * recipe.passes // step_images(recipe, len(data.train))),
         progress=progress,

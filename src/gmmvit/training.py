@@ -235,7 +235,8 @@ def _finish_all(started: list[Started]) -> list[dict[str, Any]]:
     for setting, state in started:
         _begin(setting, state)
     trainings = [fit(setting, state) for setting, state in started]
-    summaries = _interruptible(lambda: take_turns(trainings, started[0][0].device), started)
+    device, compiled = started[0][0].device, any(setting.recipe.compile for setting, _ in started)
+    summaries = _interruptible(lambda: take_turns(trainings, device, own_streams=not compiled), started)
     for (setting, state), summary in zip(started, summaries, strict=True):
         if not isinstance(summary, Exception):
             _done(setting, state, summary)
