@@ -24,8 +24,8 @@ def take_turns(
     """Runs the trainings a step each in turn, to their ends.
 
     Each has its own random numbers, as if it were alone, and on a GPU its own stream, so that the GPU works on several
-    at once; not with `own_streams` false, for compiled models, whose graphs share one pool of memory. What a training returns stands in its place; one that raises is left out, the others go on, and its
-    exception stands there.
+    at once; not with `own_streams` false, for compiled models, whose graphs share one pool of memory. What a training
+    returns stands in its place; one that raises is left out, the others go on, and its exception stands there.
     """
     results: list[Any] = [None] * len(trainings)
     places = {index: _Place(device, own_streams) for index in range(len(trainings))}
