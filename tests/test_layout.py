@@ -10,10 +10,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 # A module imports only modules above it; the leaves at the end are imported by nobody but the command.
 ORDER = [
     "version", "attention", "masks", "layers", "models", "attach", "reference_sizes", "reference_weights",
-    "data", "augment", "config", "optim", "progress", "run_folder", "checkpoint", "convert", "session", "evaluate",
-    "training", "report", "cli", "timm_models", "__main__",
+    "data", "augment", "config", "distributed", "optim", "building", "progress", "run_folder", "checkpoint", "convert",
+    "session", "evaluate", "interleave", "loop", "training", "report", "flags", "cli", "timm_models", "__main__",
 ]  # fmt: skip
-LEAVES = {"convert": {"cli"}, "report": {"cli"}, "cli": {"__main__"}, "timm_models": set()}
+LEAVES = {"convert": {"cli"}, "flags": {"cli"}, "report": {"cli"}, "cli": {"__main__"}, "timm_models": set()}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

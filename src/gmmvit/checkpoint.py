@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gmmvit.augment import normalize
+from gmmvit.building import build_model
 from gmmvit.config import Recipe, as_dict
 from gmmvit.data import decode_image
-from gmmvit.models import create_model
 from gmmvit.run_folder import (
     CHECKPOINT,
     CONFIG,
@@ -60,7 +60,7 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
 
 
 # Where a training runs and what it says may change between its parts; nothing that decides its result may.
-_MAY_CHANGE = {"device", "threads", "compile", "loggers", "cache_dir", "data_dir", "dataset", "skip_broken"}
+_MAY_CHANGE = {"device", "threads", "compile", "loggers", "shard", "cache_dir", "data_dir", "dataset", "skip_broken"}
 
 
 def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -68,6 +68,17 @@ def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -
     if changed:
         words = ", ".join(f"{name} was {saved.get(name)!r} and is {now[name]!r}" for name in changed)
         raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
+
+
+def empty_model(folder: Path) -> nn.Module:
+    """The model that config.yaml describes, with random weights.
+
+    Raises RunError where it describes none, ModuleNotFoundError where the model's library is not installed.
+    """
+    try:
+        return build_model(load_config(folder)["model"])
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder / CONFIG} does not describe a model: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -124,12 +135,8 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
     folder = Path(folder)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {list(WEIGHTS)}, got {weights!r}")
-    config = load_config(folder)
-    data = config["data"]
-    try:
-        model = create_model(**config["model"])
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{folder / CONFIG} does not describe a model: {error}") from None
+    data = load_config(folder)["data"]
+    model = empty_model(folder)
     path = folder / WEIGHTS[weights]
     if not path.is_file():
         raise RunError(f"{folder} has no {path.name} yet: its training has not finished an epoch")

@@ -1,20 +1,19 @@
 """The command `gmmvit`. Commands load what they need inside their functions, so that `--help` answers at once."""
 
-import dataclasses
 import io
 import json
 import os
 import signal
 import sys
-import types
 import typing
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
-from gmmvit.config import Recipe, RecipeError, load_recipe, recipe_names
+from gmmvit.config import RecipeError, load_recipe, recipe_names
+from gmmvit.flags import RecipeFlags, suitable_recipe, variants_of
 from gmmvit.version import __version__
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -28,45 +27,18 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-# The help shows the fields of a recipe under these heads, each from the named field on.
-_SECTIONS = {
-    "dataset": "Data",
-    "model": "Model",
-    "crop_padding": "Augmentation",
-    "epochs": "Optimisation",
-    "seed": "Machine",
-}
-
-
-def _recipe_flags() -> Any:
-    """A TypedDict of all fields of a recipe, none required: the command line hands on only what was given."""
-    flags: dict[str, Any] = {}
-    group = None
-    for order, field in enumerate(dataclasses.fields(Recipe)):
-        if field.name in _SECTIONS:
-            group = Group(_SECTIONS[field.name], sort_key=order)
-        kind = typing.get_args(field.type)[0] if isinstance(field.type, types.UnionType) else field.type
-        if typing.get_origin(kind) is tuple:
-            kind = str
-        choices = field.metadata["choices"]
-        flags[field.name] = Annotated[
-            typing.Literal[choices] if choices else kind, Parameter(help=field.metadata["help"], group=group)
-        ]
-    return typing.TypedDict("RecipeFlags", flags, total=False)  # type: ignore[operator]
-
-
-RecipeFlags = _recipe_flags()
-
 
 @app.command
 def train(
     *,
     recipe: str | None = None,
     out: Path | None = None,
+    seeds: str | None = None,
+    masks: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    fields: Annotated[RecipeFlags | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+    fields: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model and write its run folder.
 
@@ -77,39 +49,45 @@ def train(
         named data sets, small for images of your own.
     out
         Folder of the run, runs/DATASET-MODEL-MASK-sSEED by default; one that holds files is refused.
+    seeds
+        Several seeds, as 0,1,2: a training each, all in this process; out then holds their run folders.
+    masks
+        Several masks, as gmm,none: the same.
     overwrite
         Replace an old run in that folder.
     quiet
         Show no progress.
     as_json
-        Print the summary as JSON.
+        Print the summary as JSON, a list where there are several.
     fields
         Any field of the recipe.
     """
     given: dict[str, Any] = dict(fields or {})
-    name = recipe or _suitable_recipe(given.get("dataset", "digits"))
+    name = recipe or suitable_recipe(given.get("dataset", "digits"))
     loaded = load_recipe(name, **given)
-    if recipe is None and not quiet:
+    variants = variants_of(loaded, seeds, masks)
+    from gmmvit import training
+    from gmmvit.distributed import leads
+
+    if recipe is None and not quiet and leads():
         print(f"recipe {name} (choose with --recipe: {', '.join(recipe_names())})", file=sys.stderr)
-    from gmmvit.training import train as run
-
-    summary = run(loaded, out, overwrite=overwrite, quiet=quiet)
+    if variants is None:
+        result: Any = training.train(loaded, out, overwrite=overwrite, quiet=quiet)
+    else:
+        result = training.train_several(variants, out, overwrite=overwrite, quiet=quiet)
+    if not leads():
+        return
     if as_json:
-        print(json.dumps(summary))
-
-
-def _suitable_recipe(dataset: str) -> str:
-    """The recipe of a data set that none was chosen for."""
-    if dataset == "digits":
-        return "digits"
-    return "small" if dataset.startswith(("folder:", "hf:")) else "quick"
+        print(json.dumps(result))
+    elif variants is not None:
+        print(training.comparison(result))
 
 
 @app.command
 def resume(
     run: Path,
     /,
-    *,
+    *others: Path,
     quiet: bool = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -119,16 +97,19 @@ def resume(
     ----------
     run
         Folder of the run.
+    others
+        More runs that were trained in one process with it.
     quiet
         Show no progress.
     as_json
         Print the summary as JSON.
     """
-    from gmmvit.training import resume as continue_run
+    from gmmvit import training
+    from gmmvit.distributed import leads
 
-    summary = continue_run(run, quiet=quiet)
-    if as_json:
-        print(json.dumps(summary))
+    result: Any = training.resume_several([run, *others], quiet=quiet) if others else training.resume(run, quiet=quiet)
+    if as_json and leads():
+        print(json.dumps(result))
 
 
 @app.command(name="eval")
@@ -281,22 +262,13 @@ def models(
         Print JSON.
     """
     size = load_recipe("digits", image_size=image_size).image_size or (32,)
-    from gmmvit.models import list_models, markdown_table
+    from gmmvit.models import list_models, markdown_table, text_table
 
     rows = list_models((size[0], size[-1]), num_classes, channels)
     if as_json:
         print(json.dumps(rows, indent=2))
-        return
-    if markdown:
-        print(markdown_table(rows))
-        return
-    print(f"{'family':<7} {'size':<9} {'mask':<5} {'parameters':>12} {'of the mask':>12} {'MACs':>9}  note")
-    for row in rows:
-        if row["parameters"] is None:
-            counts = f"{'-':>12} {'-':>12} {'-':>9}"
-        else:
-            counts = f"{row['parameters']:>12,} {row['mask_parameters']:>12,} {row['macs'] / 1e6:>8,.0f}M"
-        print(f"{row['family']:<7} {row['size']:<9} {row['mask']:<5} {counts}  {row['note']}".rstrip())
+    else:
+        print(markdown_table(rows) if markdown else text_table(rows))
 
 
 @app.command
@@ -306,10 +278,10 @@ def convert(
     *,
     family: str,
     mask: typing.Literal["none", "elm", "gmm"],
-    dataset: str,
     out: Path,
+    dataset: str | None = None,
     data_dir: str | None = None,
-    num_heads: int | None = None,
+    num_heads: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Turn a checkpoint of the original code into a run folder for predict, eval and report.
@@ -322,23 +294,33 @@ def convert(
         Family of the model.
     mask
         Its mask.
-    dataset
-        What it was trained on: cifar10, cifar100, svhn or tiny-imagenet.
     out
         Folder of the run.
+    dataset
+        What it was trained on: cifar10, cifar100, svhn or tiny-imagenet; the likeliest for its images and classes by
+        default.
     data_dir
         Where the data set lies, to read class names where they are not known without it.
     num_heads
-        Heads, where the tensors do not tell them (a model without Gaussian mask).
+        Heads, where the tensors do not tell them (some models without Gaussian mask); one number or one per stage.
     overwrite
         Replace an old run in that folder.
     """
+    heads = None if num_heads is None else load_recipe(num_heads=num_heads).num_heads
     from gmmvit.convert import convert as write_run
 
-    sizes = {} if num_heads is None else {"heads": num_heads}
-    print(
-        write_run(file, out, family=family, mask=mask, dataset=dataset, data_dir=data_dir, overwrite=overwrite, **sizes)
+    folder = write_run(
+        file,
+        out,
+        family=family,
+        mask=mask,
+        dataset=dataset,
+        data_dir=data_dir,
+        overwrite=overwrite,
+        report=lambda notice: print(notice, file=sys.stderr),
+        **({} if heads is None else {"heads": heads[0] if len(heads) == 1 else heads}),
     )
+    print(folder)
 
 
 @app.command
@@ -372,12 +354,15 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no failure
-    with suppress(ValueError):  # outside of the main thread
-        signal.signal(signal.SIGTERM, _interrupt)
+    leads = os.environ.get("RANK", "0") == "0"
+    if leads:  # of several processes the others end at once where torchrun ends them
+        with suppress(ValueError):  # outside of the main thread
+            signal.signal(signal.SIGTERM, _interrupt)
+    name = "gmmvit" if leads else f"gmmvit (process {os.environ['RANK']})"
     try:
         return app(arguments, exit_on_error=False, print_error=False) or 0
     except KeyboardInterrupt as error:
-        print(f"gmmvit: {str(error) or 'interrupted'}", file=sys.stderr)
+        print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flushes into nothing
@@ -385,5 +370,5 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"gmmvit: {_one_line(error)}", file=sys.stderr)
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, CycloptsError | RecipeError) else EXIT_FAILED

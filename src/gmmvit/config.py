@@ -1,10 +1,12 @@
 """A training configuration: one frozen dataclass, its YAML files in `recipes/`, and their checks. Loads no torch."""
 
+import ast
 import dataclasses
 import difflib
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,11 @@ class Recipe:
     cache_dir: str | None = opt(None, "Where decoded images are kept (environment: GMMVIT_CACHE).")
     skip_broken: bool = opt(False, "Go on without the images that cannot be read, and list them.")
     # model
-    model: str = opt("vit", "Family of the model (see `gmmvit models`).")
+    model: str = opt("vit", "Family of the model (see `gmmvit models`), timm:NAME or hf:NAME_OR_PATH.")
+    model_args: Mapping[str, Any] | None = opt(None, "Arguments of a timm: or hf: model, as depth=4,embed_dim=64.")
+    pretrained: bool | str = opt(
+        False, "Weights to start from: true (those of its library), or a safetensors or .pth file or a folder with one."
+    )
     size: str | None = opt(None, "Named size of the family (see `gmmvit models`).")
     mask: str = opt("gmm", "Mask on the attention logits.", ("none", "elm", "gmm"))
     mode: str = opt("multiply", "How the mask acts on attention.", ("multiply", "log", "post"))
@@ -96,6 +102,7 @@ class Recipe:
         "Arithmetic of the forward pass; auto is bfloat16 where the device is fast at it.",
         ("auto", "float32", "bfloat16", "float16"),
     )
+    shard: bool = opt(False, "Under torchrun, split model and optimiser over the processes (FSDP2).")
     compile: bool = opt(False, "Compile the model with torch.compile.")
     deterministic: bool = opt(False, "Only deterministic GPU kernels (the CPU's always are).")
     threads: int | None = opt(None, "CPU threads; torch's choice by default.")
@@ -143,9 +150,34 @@ def _check_ranges(recipe: Recipe) -> None:
             raise RecipeError(f"{name} must be a smallest and a largest value, got {pair}")
     if recipe.mask == "elm" and recipe.mask_init == "local":
         raise RecipeError("mask_init of an elm must be paper or identity, got 'local'")
+    _check_library(recipe)
     unknown = set(recipe.loggers) - {"tensorboard", "wandb", "trackio"}
     if unknown:
         raise RecipeError(f"loggers must be among ['tensorboard', 'trackio', 'wandb'], got {sorted(unknown)}")
+
+
+def _check_library(recipe: Recipe) -> None:
+    """Fields that belong to our own families, or to models of other libraries, alone."""
+    if library_of(recipe.model) is None:
+        if recipe.model_args is not None:
+            raise RecipeError(
+                f"model_args are for models of timm: and hf:; {recipe.model} has the fields {list(SIZES)}"
+            )
+        if recipe.pretrained is True:
+            raise RecipeError(f"pretrained must be false or a file or folder of weights: {recipe.model} comes without")
+        return
+    given = [name for name in SIZES if getattr(recipe, name) is not None]
+    if given:
+        raise RecipeError(
+            f"{given[0]} is a field of gmmvit's own families; say what {recipe.model} calls it with model_args "
+            "(--model-args NAME=VALUE,...)"
+        )
+
+
+def library_of(model: str) -> tuple[str, str] | None:
+    """("timm" or "hf", name) of a model of another library; None for one of our families."""
+    library, colon, name = model.partition(":")
+    return (library, name) if colon and library in ("timm", "hf") else None
 
 
 def _coerce(f: "dataclasses.Field[Any]", value: Any) -> Any:
@@ -153,13 +185,14 @@ def _coerce(f: "dataclasses.Field[Any]", value: Any) -> Any:
     kinds = typing.get_args(f.type) if isinstance(f.type, types.UnionType) else (f.type,)
     if value is None and types.NoneType in kinds:
         return None
-    kind = kinds[0]
     choices = f.metadata["choices"]
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(f"{f.name} must be one of {list(choices)}, got {value!r}{hint}")
-    result = _convert(kind, value)
+    result = next((r for k in kinds if k is not types.NoneType and (r := _convert(k, value)) is not None), None)
+    if kinds == (bool, str) and result in ("true", "false"):  # as the command line says it
+        result = result == "true"
     if result is None:
         raise RecipeError(f"{f.name} must be {_describe(kinds)}, got {value!r} ({type(value).__name__})")
     return result
@@ -173,6 +206,9 @@ def _convert(kind: Any, value: Any) -> Any:
             value = (value if item is str else value.replace("x", ",")).split(",") if value or item is not str else []
         parts = [_convert(item, part) for part in (value if isinstance(value, list | tuple) else [value])]
         return None if None in parts or not (parts or item is str) else tuple(parts)
+    if typing.get_origin(kind) is Mapping:
+        value = _parse_arguments(value) if isinstance(value, str) else value
+        return {str(k): _plain(v) for k, v in value.items()} or None if isinstance(value, Mapping) else None
     if kind is bool or kind is str:
         return value if isinstance(value, kind) and "\0" not in str(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -188,18 +224,44 @@ def _convert(kind: Any, value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
+def _parse_arguments(text: str) -> dict[str, Any] | None:
+    """`depth=4,act=gelu,depths=(2,2)` as a mapping: values are literals of Python, or words; None for anything else."""
+    words = {"true": True, "false": False, "null": None, "none": None}
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not all(k.arg for k in call.keywords):
+            return None
+        return {
+            str(k.arg): words.get(k.value.id.lower(), k.value.id)
+            if isinstance(k.value, ast.Name)
+            else ast.literal_eval(k.value)
+            for k in call.keywords
+        }
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML keeps it: lists for tuples."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
 def _describe(kinds: tuple[Any, ...]) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
     words = []
     for kind in kinds:
         if typing.get_origin(kind) is tuple:
             words.append(f"{names[typing.get_args(kind)[0]]} or a list of them")
+        elif typing.get_origin(kind) is Mapping:
+            words.append("names and values, as depth=4,embed_dim=64 or a mapping")
         else:
             words.append(names[kind])
     return " or ".join(words)
 
 
-# What a recipe says of the size of its model; of no meaning to another family.
+# What a recipe says of the size of a model of ours; of no meaning to another family.
 SIZES = ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "pool")
 
 
@@ -225,7 +287,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
 def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     """A shipped recipe by name, or a YAML file by path, with fields replaced by `overrides`.
 
-    With another family as `model` than the recipe's, the recipe's sizes are left out: the family's own hold.
+    With another `model` than the recipe's, the recipe's sizes and weights are left out: the model's own hold.
 
     Raises RecipeError for an unknown recipe, file, field or value.
     """
@@ -246,7 +308,8 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
         values = values["recipe"]
     written = make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is told as the file's
     if overrides.get("model", written.model) != written.model:
-        values = {name: value for name, value in values.items() if name not in SIZES}
+        of_its_model = (*SIZES, "model_args", "pretrained")
+        values = {name: value for name, value in values.items() if name not in of_its_model}
     return make_recipe({**values, **overrides}, "the given values" if overrides else f"recipe {path.name}")
 
 
@@ -256,16 +319,27 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def masking_options(recipe: Recipe) -> dict[str, Any]:
+    """The mask of the recipe: "mask", "mode" and, where there is one, "mask_options".
+
+    A Gaussian mask starts local; in a model with given weights as the identity, so that they mean what they meant.
+    """
+    options: dict[str, Any] = {"mask": recipe.mask, "mode": recipe.mode}
+    if recipe.mask == "gmm":
+        start = "identity" if recipe.pretrained else "local"
+        kinds = {"num_kernels": recipe.num_kernels, "covariance": recipe.covariance}
+        options["mask_options"] = kinds | {
+            "learn_center": recipe.learn_center,
+            "init": recipe.mask_init or start,
+        }
+    elif recipe.mask == "elm":
+        options["mask_options"] = {"per_head": recipe.elm_per_head, "init": recipe.mask_init or "identity"}
+    return options
+
+
 def model_options(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says about the model, as arguments of `create_model`; fields left open stay with the family."""
-    if recipe.mask == "gmm":
-        mask_options = {"num_kernels": recipe.num_kernels, "covariance": recipe.covariance}
-        mask_options |= {"learn_center": recipe.learn_center, "init": recipe.mask_init or "local"}
-    else:
-        mask_options = {"per_head": recipe.elm_per_head, "init": recipe.mask_init or "identity"}
-    options: dict[str, Any] = {"family": recipe.model, "mask": recipe.mask, "mode": recipe.mode}
-    if recipe.mask != "none":
-        options["mask_options"] = mask_options
+    options: dict[str, Any] = {"family": recipe.model} | masking_options(recipe)
     for name in SIZES:
         value = getattr(recipe, name)
         if value is not None:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -162,12 +163,15 @@ def clear(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    return {"gmmvit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    """The versions that a result depends on; of timm and transformers where a model of theirs was built."""
+    libraries: dict[str, str] = {
+        name: sys.modules[name].__version__ for name in ("timm", "transformers") if name in sys.modules
+    }
+    return {"gmmvit": __version__, "torch": str(torch.__version__), "python": platform.python_version(), **libraries}
 
 
 def save_config(folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[str, Any]) -> None:
-    """Writes config.yaml: the recipe, the arguments of `create_model`, what is known of the data, and versions."""
+    """Writes config.yaml: the recipe, what `build_model` makes the model of, what is known of the data, versions."""
     import yaml
 
     content = {"recipe": as_dict(recipe), "model": model, "data": data, "versions": versions()}

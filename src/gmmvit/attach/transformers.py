@@ -30,6 +30,12 @@ def interface(
     """The attention function of an attached module: [B, H, T, D] each -> [B, T, H, D] and no weights."""
     if kwargs.get("is_causal"):
         raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
+    if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4):
+        raise ValueError(
+            "an attached attention needs its attention_mask as a tensor [batch, 1, tokens, tokens]: load the model "
+            "with attn_implementation='sdpa' or 'eager'"
+        )
+    module.gmm_site.ran = True
     bias = additive(attention_mask)
     if position_bias is not None:
         bias = position_bias if bias is None else position_bias + bias
@@ -67,6 +73,16 @@ class InterfaceAttention(MaskedDonor):
     @classmethod
     def gmm_undo(cls, module: Any) -> None:
         module.config = module.gmm_config
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.gmm_site.ran = False
+        out = super().forward(*args, **kwargs)
+        if not self.gmm_site.ran:
+            raise RuntimeError(
+                f"{self.gmm_donor.__qualname__} computed without the attention interface of transformers, so the mask "
+                "had no effect: detach(model); this version of the model cannot carry a mask"
+            )
+        return out
 
 
 class SwinAttention(InterfaceAttention):

@@ -3,17 +3,22 @@
 Letters: B images, T tokens (prefix first), N patches, H heads.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gmmvit.attach import attach
+from gmmvit.attach.surgery import MaskedDonor, additive
 from gmmvit.attention.reference import modulate, with_prefix
 from gmmvit.augment import normalize
 from gmmvit.checkpoint import LoadedRun
+from gmmvit.config import library_of
 from gmmvit.layers import Grid, MaskedAttention
 from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import heat_over, image_address
@@ -47,55 +52,83 @@ def attention_weights(
 ) -> Tensor:
     """Softmax of the modulated logits of one layer for q and k [B, H, T, D]: [B, H, T, T]; in mode "post" times the
     mask, as the values are weighed."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scale = q.shape[-1] ** -0.5 if layer.scale is None else layer.scale
     mask = None if layer.mask is None else with_prefix(layer.mask.dense(grid), layer.prefix_tokens)  # type: ignore[operator]
-    weights = modulate(scale * (q.to(wide) @ k.to(wide).transpose(-2, -1)), mask, bias, layer.mode).softmax(-1)
-    return weights * mask if mask is not None and layer.mode == "post" else weights
+    return _weights(q, k, mask, layer.scale, bias, layer.mode)
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None, bias: Tensor | None, mode: str) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.shape[-1] ** -0.5 if scale is None else scale) * (q.to(wide) @ k.to(wide).transpose(-2, -1))
+    weights = modulate(scores, mask, bias, mode).softmax(-1)
+    return weights * mask if mask is not None and mode == "post" else weights
 
 
 @contextmanager
 def _recorded(model: nn.Module, images: int) -> Iterator[list[AttentionMap]]:
     """Collects the attention of every layer that sees whole images while the model runs on so many of them.
 
-    `attend` is wrapped and not the module's forward, because a family may rearrange tokens and add a bias before it.
+    What computes attention is wrapped and not the module's forward, because a family may rearrange tokens and add a
+    bias before it. A subclass that attends in another way (talking heads) is not described by the formula.
     """
     maps: list[AttentionMap] = []
-
-    def record(name: str, layer: MaskedAttention, q: Tensor, k: Tensor, grid: Grid | None, bias: Tensor | None) -> None:
-        patches = grid or getattr(layer.mask, "grid", None) or getattr(model, "grid", None)
-        # Windows make a larger batch, and a layer with more than patches and prefix has another geometry.
-        if patches and q.shape[0] == images and q.shape[2] == patches[0] * patches[1] + layer.prefix_tokens:
-            weights = attention_weights(layer, q, k, grid, bias)
-            maps.append(AttentionMap(name, weights.cpu(), tuple(patches), layer.prefix_tokens))
-
-    def wrap(name: str, layer: MaskedAttention) -> None:
-        attend = layer.attend
-
-        def recording(q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
-            record(name, layer, q, k, grid, bias)
-            return attend(q, k, v, grid, bias)
-
-        layer.attend = recording  # type: ignore[method-assign]
-
-    # A subclass that attends in another way (talking heads) is not described by the formula.
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, MaskedAttention)}
-    plain = {name: layer for name, layer in layers.items() if type(layer).attend is MaskedAttention.attend}
-    for name, layer in plain.items():
-        wrap(name, layer)
+    wrapped: list[tuple[nn.Module, str]] = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, MaskedAttention) and type(layer).attend is MaskedAttention.attend:
+            wrapped.append((layer, "attend"))
+            layer.attend = _recording(layer, name, getattr(model, "grid", None), images, maps)  # type: ignore[method-assign]
+        elif isinstance(layer, MaskedDonor) and type(layer).gmm_attend is MaskedDonor.gmm_attend:
+            wrapped.append((layer, "gmm_attend"))
+            layer.gmm_attend = _recording_donor(layer, name, images, maps)  # type: ignore[method-assign]
     try:
         yield maps
     finally:
-        for layer in plain.values():
-            del layer.attend
+        for layer, method in wrapped:
+            delattr(layer, method)
+
+
+def _recording(layer: MaskedAttention, name: str, whole: Grid | None, images: int, maps: list[AttentionMap]) -> Any:
+    """`layer.attend` that also notes its weights."""
+    attend = layer.attend
+
+    def recording(q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+        patches = grid or getattr(layer.mask, "grid", None) or whole
+        # Windows make a larger batch, and a layer with more than patches and prefix has another geometry.
+        if patches and q.shape[0] == images and q.shape[2] == patches[0] * patches[1] + layer.prefix_tokens:
+            weights = attention_weights(layer, q, k, grid, bias)
+            maps.append(AttentionMap(name, weights.cpu(), (patches[0], patches[1]), layer.prefix_tokens))
+        return attend(q, k, v, grid, bias)
+
+    return recording
+
+
+def _recording_donor(layer: MaskedDonor, name: str, images: int, maps: list[AttentionMap]) -> Any:
+    """`layer.gmm_attend`, of another library's attention, that also notes its weights."""
+    attend, site = layer.gmm_attend, layer.gmm_site
+
+    def recording(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+        if layer.gmm_window(layer) is None and q.shape[0] == images:
+            grid = options.get("grid") or layer.gmm_grid(q.shape[2])
+            mask = with_prefix(layer.gmm_mask.dense(grid), site.prefix_tokens)
+            weights = _weights(q, k, mask, options.get("scale"), additive(bias), site.mode)
+            maps.append(AttentionMap(name, weights.cpu(), grid, site.prefix_tokens))
+        return attend(q, k, v, bias, **options)
+
+    return recording
 
 
 @torch.no_grad()
 def attention_maps(run: LoadedRun, images: Tensor) -> list[AttentionMap]:
     """Attention of every layer of plain masked attention over whole images uint8 [B, C, H, W], in order; empty for a
-    family that has none."""
-    with _recorded(run.model, len(images)) as maps:
-        run.model(normalize(images.to(run.device), run.mean, run.std))
+    model that has none."""
+    model = run.model
+    if library_of(run.recipe.model) is not None and run.recipe.mask == "none":
+        # Attached masks are what is looked at; as the identity they change nothing.
+        try:
+            model = attach(copy.deepcopy(model))
+        except ValueError:  # no attention that could carry one
+            return []
+    with _recorded(model, len(images)) as maps:
+        model(normalize(images.to(run.device), run.mean, run.std))
     return maps
 
 
@@ -104,7 +137,7 @@ def attention_section(run: LoadedRun, images: Tensor, captions: list[str]) -> st
     maps = attention_maps(run, images)[-LAYERS:]
     if not maps:
         return paragraph(
-            f"Attention is not drawn for family {run.recipe.model}: none of its layers is masked attention over the "
+            f"Attention is not drawn for {run.recipe.model}: none of its layers is masked attention over the "
             "whole picture.",
             "note",
         )

@@ -1,0 +1,150 @@
+"""The model of a recipe: one of our families, or one of timm or transformers with masks attached.
+
+What `start_model` returns beside the model is plain data; `build_model` makes the same model of it without network.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gmmvit.attach import attach
+from gmmvit.building import timm, transformers
+from gmmvit.building.request import Request, first_line, require
+from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
+from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
+from gmmvit.models import FAMILIES, SIZES, create_model
+
+__all__ = ["build_model", "check_model", "start_model"]
+
+_LIBRARIES: dict[str, Any] = {"timm": timm, "hf": transformers}
+
+
+def check_model(recipe: Recipe) -> None:
+    """Raises RecipeError for a model's name that is none, which needs no data to be seen; ModuleNotFoundError where
+    its library is not installed."""
+    of_library = library_of(recipe.model)
+    if of_library is not None:
+        library, name = of_library
+        require(library)
+        _LIBRARIES[library].check_name(name)
+        return
+    if recipe.model not in FAMILIES:
+        near = difflib.get_close_matches(recipe.model, FAMILIES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(
+            f"model must be one of {list(FAMILIES)}, timm:NAME or hf:NAME_OR_PATH, got {recipe.model!r}{hint}"
+        )
+    if recipe.size is not None and recipe.size not in SIZES[recipe.model]:
+        raise RecipeError(f"size of {recipe.model} must be one of {list(SIZES[recipe.model])}, got {recipe.size!r}")
+
+
+def start_model(
+    recipe: Recipe, data: dict[str, Any], tell: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, Any], nn.Module]:
+    """The model that a training starts from, with the recipe's given weights, and what `build_model` makes it of.
+
+    Args:
+        recipe: its fields of the model and the mask.
+        data: "image_size" [height, width], "channels" and "classes" of the data, as in config.yaml.
+        tell: is given sentences about what was left out or replaced.
+
+    Raises:
+        RecipeError: an argument, image size, mask or file of weights that does not fit; ValueError from our families.
+    """
+    of_library = library_of(recipe.model)
+    if of_library is None:
+        options = model_options(recipe) | {
+            "image_size": data["image_size"],
+            "channels": data["channels"],
+            "num_classes": len(data["classes"]),
+        }
+        model: nn.Module = create_model(**options)
+        if recipe.pretrained:
+            state = read_state(str(recipe.pretrained))
+            transfer(model, state, grid=getattr(model, "grid", None), tell=tell)
+        return options, model
+    library, name = of_library
+    height, width = data["image_size"]
+    request = Request(recipe, name, (height, width), data["channels"], len(data["classes"]), tell)
+    require(library)
+    arguments, model = _LIBRARIES[library].start(request)
+    made_for = _LIBRARIES[library].made_for(name, model)
+    _try_images(model, request, made_for)
+    options = {"library": library, "name": name, "arguments": arguments, **masking_options(recipe)}
+    if recipe.mask != "none":
+        _attach(model, options)
+        if isinstance(recipe.pretrained, str):
+            _, masks = split_masks(read_state(recipe.pretrained))
+            transfer(model, renamed_masks(masks, model), tell=tell, only_masks=True)
+        _try_images(model, request, made_for)
+    _tell_unseen(model, request)
+    return options, model
+
+
+def build_model(options: dict[str, Any]) -> nn.Module:
+    """The model that `start_model` described, with random weights; [B, C, height, width] -> logits [B, classes].
+
+    Raises ValueError or TypeError where the description is damaged, ModuleNotFoundError where a library is missing.
+    """
+    if "library" not in options:
+        return create_model(**options)
+    wrong = {"library", "name", "arguments", "mask", "mode"} - set(options)
+    library = options["library"]
+    if wrong or library not in _LIBRARIES or not isinstance(options["arguments"], dict):
+        raise ValueError(f"a model of another library needs {sorted(wrong) or 'library timm or hf'}")
+    require(library)
+    model: nn.Module = _LIBRARIES[library].build(options["name"], options["arguments"])
+    _attach(model, options)
+    return model
+
+
+def _attach(model: nn.Module, options: dict[str, Any]) -> None:
+    if options["mask"] == "none":
+        return
+    try:
+        attach(model, mask=options["mask"], mode=options["mode"], **options.get("mask_options", {}))
+    except ValueError as error:
+        raise RecipeError(
+            f"{options['library']}:{options['name']} takes no mask (--mask none trains it): {error}"
+        ) from error
+
+
+def _tell_unseen(model: nn.Module, request: Request) -> None:
+    """Tells of rows and columns of the images that do not reach the logits: patches that do not fill the image."""
+    images = torch.randn(2, request.channels, *request.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        logits = model.eval()(images.requires_grad_())
+        (slope,) = torch.autograd.grad(logits.square().sum(), images)
+    seen = slope.ne(0).any(0).any(0)
+    if not seen.any():  # a classifier that starts at zero
+        return
+    rows, cols = (len(line) - 1 - int(line.nonzero().max()) for line in (seen.any(1), seen.any(0)))
+    if rows or cols:
+        request.tell(f"{request.recipe.model} does not see the last {rows} rows and {cols} columns of such images")
+
+
+def _try_images(model: nn.Module, request: Request, made_for: str) -> None:
+    """Runs the model as in training and as in evaluation on two empty images; its weights and statistics stay."""
+    images = torch.zeros(2, request.channels, *request.image_size)
+    for training in (True, False):
+        model.train(training)
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                logits = torch.func.functional_call(model, buffers, (images,))
+        except Exception as error:
+            height, width = request.image_size
+            raise RecipeError(
+                f"{request.recipe.model} cannot take images of {height} x {width} ({first_line(error)}); {made_for}: "
+                "choose another --image-size, or smaller patches or windows with --model-args"
+            ) from error
+        if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, request.classes):
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            when = "in training" if training else "in evaluation"
+            raise RecipeError(
+                f"{request.recipe.model} is no image classifier of this kind: {when} it returns {got}, "
+                f"and not logits {(2, request.classes)}"
+            )

@@ -1,0 +1,53 @@
+"""What is asked of another library's model, and how its faults are told."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from gmmvit.config import Recipe
+
+_PACKAGES = {"timm": ("timm", "timm"), "hf": ("transformers", "hf")}  # package, extra
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model of another library by `name`, for images (height, width) of so many channels and classes; `tell` is given
+    sentences about what was left out or replaced."""
+
+    recipe: Recipe
+    name: str
+    image_size: tuple[int, int]
+    channels: int
+    classes: int
+    tell: Callable[[str], None]
+
+    @property
+    def size(self) -> int | list[int]:
+        """The image size as libraries like it: one int for a square."""
+        return self.image_size[0] if self.image_size[0] == self.image_size[1] else list(self.image_size)
+
+
+def require(library: str) -> None:
+    """Raises ModuleNotFoundError where a library is missing, one sentence with the command that installs it."""
+    package, extra = _PACKAGES[library]
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        hint = f"models of {library}: need {package}; install it: pip install 'gmmvit[{extra}]'"
+        raise ModuleNotFoundError(hint, name=package) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" with the names nearest to one that does not exist; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), 3)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]).rstrip(".") or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,109 @@
+"""Models of timm for a training."""
+
+import re
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+
+from gmmvit.building.request import Request, first_line, nearest
+from gmmvit.building.weights import read_state, split_masks, transfer
+from gmmvit.config import RecipeError
+
+
+def check_name(name: str) -> None:
+    """Raises RecipeError for a name that timm does not know, with the nearest."""
+    import timm
+
+    if ":" in name or "/" in name:
+        raise RecipeError(f"timm:{name} is no name of timm's own; name the architecture, and weights with --pretrained")
+    if timm.is_model(name):
+        return
+    raise RecipeError(f"timm {timm.__version__} has no model {name!r}{nearest(name, timm.list_models())}")
+
+
+def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
+    """The model for the images of a request, with its given weights, and the arguments that made it."""
+    import timm
+
+    recipe = request.recipe
+    given = dict(recipe.model_args or {})
+    decided = {"num_classes": request.classes, "in_chans": request.channels}
+    if twice := [name for name in given if name in decided or name.startswith("pretrained")]:
+        raise RecipeError(f"model_args cannot hold {twice[0]}: the data or another field of the recipe decides it")
+    optional: dict[str, Any] = {"img_size": request.size, "drop_path_rate": recipe.drop_path}
+    if recipe.dropout:
+        optional["drop_rate"] = recipe.dropout
+    weights = {"pretrained": True} if recipe.pretrained is True else {}
+    if weights:
+        request.tell(f"fetching the weights of {recipe.model}, unless they are in the cache")
+    while True:
+        arguments = optional | given | decided
+        try:
+            model = build(request.name, arguments, **weights)
+            break
+        except TypeError as error:
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if refused is None:
+                raise _unfit(request, arguments, error) from error
+            if refused[1] not in optional or refused[1] in given:
+                raise RecipeError(f"{recipe.model} has no argument {refused[1]!r} (model_args)") from error
+            if optional.pop(refused[1]) and refused[1] != "img_size":
+                request.tell(f"{recipe.model} takes no {refused[1]}: that field of the recipe is left out")
+        except OSError as error:
+            raise RecipeError(
+                f"the weights of {recipe.model} cannot be fetched ({first_line(error)}); without a network, give a "
+                "file: --pretrained FILE"
+            ) from error
+        except Exception as error:
+            raise _unfit(request, arguments, error) from error
+    if weights and timm.get_pretrained_cfg_value(request.name, "num_classes") != request.classes:
+        request.tell(f"the classifier of {recipe.model} is of another width: it starts anew")
+    if isinstance(recipe.pretrained, str):
+        state, _ = split_masks(read_state(recipe.pretrained))
+        transfer(model, _filtered(model, state), grid=_grid(model), tell=request.tell)
+    return arguments, model
+
+
+def build(name: str, arguments: dict[str, Any], **weights: Any) -> nn.Module:
+    """The model of those arguments, with random weights unless `weights` says otherwise."""
+    import timm
+
+    return timm.create_model(name, **{key: _tuples(value) for key, value in arguments.items()}, **weights)
+
+
+def made_for(name: str, model: nn.Module) -> str:
+    """What images it was designed for, in words."""
+    import timm
+
+    _, height, width = timm.get_pretrained_cfg_value(name, "input_size") or (0, 224, 224)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    words = f" in patches of {patch[0]} x {patch[1]}" if isinstance(patch, tuple) else ""
+    return (
+        f"it was designed for {height} x {width}, and sees them{words}"
+        if words
+        else f"it was designed for {height} x {width}"
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _filtered(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as this version of timm names them, at the model's sizes of patches and grid, where it knows how."""
+    own = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        return own(dict(state), model) if own else state
+    except Exception:  # of weights that are another model's: `transfer` tells which tensors do not fit
+        return state
+
+
+def _grid(model: nn.Module) -> tuple[int, int] | None:
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    return tuple(grid) if grid is not None else None
+
+
+def _unfit(request: Request, arguments: dict[str, Any], error: Exception) -> RecipeError:
+    said = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return RecipeError(f"{request.recipe.model} cannot be built with {said}: {first_line(error)}")

@@ -1,0 +1,161 @@
+"""Image classifiers of transformers for a training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gmmvit.building.request import Request, first_line, nearest
+from gmmvit.building.weights import read_state, split_masks, transfer
+from gmmvit.config import RecipeError
+from gmmvit.layers import Grid
+
+_OF_OTHER_WEIGHTS = {"id2label", "label2id", "transformers_version", "_name_or_path", "dtype"}
+_DECIDED = ("num_labels", "num_channels", "model_type", "id2label", "label2id")
+
+
+def _types() -> list[str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    return list(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+
+
+def _is_folder(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).is_dir()
+
+
+def _place(name: str) -> str:
+    return str(Path(name).expanduser()) if _is_folder(name) else name
+
+
+def check_name(name: str) -> None:
+    """Raises RecipeError for a folder without a configuration and for a name that is no image classifier's; one with a
+    slash may lie on the Hub."""
+    if _is_folder(name):
+        if not (Path(name).expanduser() / "config.json").is_file():
+            raise RecipeError(f"hf:{name} is no folder with a config.json of transformers")
+        return
+    types = _types()
+    if name not in types and "/" not in name:
+        hint = nearest(name, types) or f"; known are {', '.join(types)}"
+        raise RecipeError(
+            f"transformers has no image classifier {name!r}{hint}; one of the Hub is named ORGANISATION/NAME, and a "
+            "folder needs a config.json"
+        )
+
+
+def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
+    """The model for the images of a request, with its given weights, and the configuration that made it."""
+    recipe = request.recipe
+    if "/" in request.name and not _is_folder(request.name):
+        request.tell(f"fetching the configuration of {recipe.model}, unless it is in the cache")
+    try:
+        given = _config(request)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{recipe.model} has no configuration that can be read: {first_line(error)}; without a network, use a "
+            "folder with a config.json, or a type as hf:vit"
+        ) from error
+    changes = _changes(request, given)
+    try:
+        config = _config(request, **changes)  # made anew, as some of its values follow from others
+        arguments = {k: v for k, v in json.loads(config.to_json_string()).items() if k not in _OF_OTHER_WEIGHTS}
+        arguments["num_labels"] = request.classes
+        model = build(request.name, arguments)
+    except Exception as error:
+        said = ", ".join(f"{name}={value}" for name, value in changes.items())
+        raise RecipeError(f"{recipe.model} cannot be built with {said}: {first_line(error)}") from error
+    if recipe.pretrained:
+        state = _state(request)
+        transfer(model, state, grid=_grid(model.config), old_grid=_grid(given), tell=request.tell)
+    return arguments, model
+
+
+def build(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model of that configuration, with random weights; returns its logits alone."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    config = AutoConfig.for_model(**arguments)
+    config.architectures = config.architectures or []  # iterated over where a type has several classifiers
+    model = AutoModelForImageClassification.from_config(config)
+    model.register_forward_hook(_logits)  # the class, and with it the names of the weights, stay the library's
+    return model
+
+
+def _logits(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return output.logits
+
+
+def made_for(name: str, model: nn.Module) -> str:
+    """How it sees images, in words."""
+    patch = getattr(_vision(model.config), "patch_size", None)
+    return "it has no patches" if patch is None else f"its patches are of {patch} pixels"
+
+
+def _vision(config: Any) -> Any:
+    """The part of a configuration that is about images: of models of images and text, one of its parts."""
+    return getattr(config, "vision_config", config)
+
+
+def _config(request: Request, **changes: Any) -> Any:
+    """The configuration of that name or folder, with other values for some of its fields."""
+    from transformers import AutoConfig
+
+    name = request.name
+    if not _is_folder(name) and "/" not in name:
+        return AutoConfig.for_model(name, **changes)
+    return AutoConfig.from_pretrained(_place(name), **changes)
+
+
+def _changes(request: Request, config: Any) -> dict[str, Any]:
+    """What the recipe changes of a configuration."""
+    recipe, known = request.recipe, _vision(config).to_dict()
+    given = dict(recipe.model_args or {})
+    for name in given:
+        if name in _DECIDED:
+            raise RecipeError(f"model_args cannot hold {name}: the data or another field of the recipe decides it")
+        if name not in known:
+            raise RecipeError(f"{recipe.model} has no argument {name!r} (model_args){nearest(name, known)}")
+    rates = {"drop_path_rate": recipe.drop_path, "hidden_dropout_prob": recipe.dropout}
+    size = list(request.image_size) if isinstance(known.get("image_size"), list | tuple) else request.size
+    changes: dict[str, Any] = {"num_channels": request.channels, "image_size": size} | rates
+    for name in [name for name in changes if name not in known]:
+        if changes.pop(name) and name in rates:
+            request.tell(f"{recipe.model} takes no {name}: that field of the recipe is left out")
+    changes |= given
+    if _vision(config) is not config:
+        changes = {"vision_config": known | changes}
+    return changes | {"num_labels": request.classes}
+
+
+def _grid(config: Any) -> Grid | None:
+    """(rows, cols) of the patches of a configuration's image size; None where it has no such."""
+    sides = [getattr(_vision(config), name, None) for name in ("image_size", "patch_size")]
+    pairs = [(side, side) if isinstance(side, int) else tuple(side) for side in sides if side is not None]
+    if len(pairs) < 2:
+        return None
+    image, patch = pairs
+    return image[0] // patch[0], image[1] // patch[1]
+
+
+def _state(request: Request) -> dict[str, Any]:
+    """The given weights, of their own classifier and image size. Those beside a config.json are read by the library,
+    which renames what other versions of it wrote."""
+    name = _place(request.name)
+    if isinstance(request.recipe.pretrained, str):
+        path = Path(request.recipe.pretrained)
+        folder = path if path.is_dir() else path.parent
+        if not (folder / "config.json").is_file():
+            return split_masks(read_state(str(path)))[0]
+        name = str(folder)
+    elif not _is_folder(name) and "/" not in name:
+        raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")
+    from transformers import AutoModelForImageClassification
+
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"the weights of hf:{name} cannot be read: {first_line(error)}") from error
+    missing = set(info["missing_keys"])
+    return {key: tensor for key, tensor in model.state_dict().items() if key not in missing}

@@ -1,0 +1,63 @@
+"""The fields of a recipe as flags of the command, and what it makes of them."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
+
+# The help shows the fields of a recipe under these heads, each from the named field on.
+_SECTIONS = {
+    "dataset": "Data",
+    "model": "Model",
+    "crop_padding": "Augmentation",
+    "epochs": "Optimisation",
+    "seed": "Machine",
+}
+
+
+def _recipe_flags() -> Any:
+    """A TypedDict of all fields of a recipe, none required: the command line hands on only what was given."""
+    flags: dict[str, Any] = {}
+    group = None
+    for order, field in enumerate(dataclasses.fields(Recipe)):
+        if field.name in _SECTIONS:
+            group = Group(_SECTIONS[field.name], sort_key=order)
+        kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        # Lists, mappings and what may be text are parsed by the recipe.
+        kind = str if str in kinds or typing.get_origin(kinds[0]) in (tuple, Mapping) else kinds[0]
+        choices = field.metadata["choices"]
+        flags[field.name] = Annotated[
+            typing.Literal[choices] if choices else kind, Parameter(help=field.metadata["help"], group=group)
+        ]
+    return typing.TypedDict("RecipeFlags", flags, total=False)  # type: ignore[operator]
+
+
+RecipeFlags = _recipe_flags()
+
+
+def suitable_recipe(dataset: str) -> str:
+    """The recipe of a data set that none was chosen for."""
+    if dataset == "digits":
+        return "digits"
+    return "small" if dataset.startswith(("folder:", "hf:")) else "quick"
+
+
+def variants_of(recipe: Recipe, seeds: str | None, masks: str | None) -> list[Recipe] | None:
+    """The recipe with each mask and seed of two lists with commas; None where neither is given."""
+    if seeds is None and masks is None:
+        return None
+    lists = {"seed": seeds or str(recipe.seed), "mask": masks or recipe.mask}
+    for name, text in lists.items():
+        values = text.split(",")
+        if len(set(values)) < len(values):
+            raise RecipeError(f"--{name}s must name every {name} once, got {text!r}")
+    return [
+        make_recipe({**as_dict(recipe), "mask": mask, "seed": seed}, "the given values")
+        for mask in lists["mask"].split(",")
+        for seed in lists["seed"].split(",")
+    ]
