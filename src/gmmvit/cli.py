@@ -17,6 +17,7 @@ from gmmvit.flags import RecipeFlags, suitable_recipe, variants_of
 from gmmvit.version import __version__
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+Json = Annotated[bool, Parameter(name="--json", negative="")]  # a flag that has no --no-json
 
 app = App(
     name="gmmvit",
@@ -37,7 +38,7 @@ def train(
     masks: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Json = False,
     fields: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model and write its run folder.
@@ -89,7 +90,7 @@ def resume(
     /,
     *others: Path,
     quiet: bool = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Json = False,
 ) -> None:
     """Continue an interrupted training from its last finished epoch.
 
@@ -123,7 +124,7 @@ def evaluate(
     dataset: str | None = None,
     device: str = "auto",
     metrics: bool = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a trained model on a part of its data.
 
@@ -170,7 +171,7 @@ def predict(
     top: int = 5,
     weights: typing.Literal["best", "last"] = "best",
     device: str = "auto",
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Json = False,
 ) -> int:
     """Predict the class of images.
 
@@ -244,7 +245,7 @@ def models(
     num_classes: int = 10,
     channels: int = 3,
     markdown: bool = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Json = False,
 ) -> None:
     """List families, sizes and masks with parameters and multiply-accumulates for an image size.
 
@@ -332,6 +333,38 @@ def recipes() -> None:
         lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         print(name)
         print("\n".join(f"    {line.removeprefix('#').strip()}" for line in lines if line.startswith("#")))
+
+
+@app.command
+def bench(
+    *,
+    shapes: str | None = None,
+    device: str = "auto",
+    dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    repeats: int = 15,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Time masked attention on this machine against SDPA without a mask, eager torch and FlexAttention.
+
+    Parameters
+    ----------
+    shapes
+        BATCHxHEADSxTOKENSxWIDTH, several with commas, as 256x12x64x16,2x12x4096x64.
+    device
+        auto, cpu, cuda ...
+    dtype
+        Of q, k and v.
+    repeats
+        Turns of each contender.
+    out
+        CSV to write.
+    as_json
+        Print JSON.
+    """
+    from gmmvit.bench import run
+
+    run(shapes, device=device, dtype=dtype, repeats=repeats, out=out, as_json=as_json)
 
 
 def _interrupt(number: int, frame: object) -> None:
