@@ -85,13 +85,7 @@ def train(
 
 
 @app.command
-def resume(
-    run: Path,
-    /,
-    *others: Path,
-    quiet: bool = False,
-    as_json: Json = False,
-) -> None:
+def resume(run: Path, /, *others: Path, quiet: bool = False, as_json: Json = False) -> None:
     """Continue an interrupted training from its last finished epoch.
 
     Parameters
@@ -339,7 +333,6 @@ def recipes() -> None:
 def bench(
     *,
     shapes: str | None = None,
-    device: str = "auto",
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     repeats: int = 15,
     out: Path | None = None,
@@ -351,8 +344,6 @@ def bench(
     ----------
     shapes
         BATCHxHEADSxTOKENSxWIDTH, several with commas, as 256x12x64x16,2x12x4096x64.
-    device
-        auto, cpu, cuda ...
     dtype
         Of q, k and v.
     repeats
@@ -364,7 +355,7 @@ def bench(
     """
     from gmmvit.bench import run
 
-    run(shapes, device=device, dtype=dtype, repeats=repeats, out=out, as_json=as_json)
+    run(shapes, dtype=dtype, repeats=repeats, out=out, as_json=as_json)
 
 
 def _interrupt(number: int, frame: object) -> None:
