@@ -10,9 +10,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 ORDER = [
     "version", "attention", "masks", "layers", "models", "attach", "reference_sizes", "reference_weights",
     "data", "augment", "config", "optim", "building", "progress", "run_folder", "checkpoint", "convert", "session",
-    "evaluate", "training", "report", "cli", "timm_models", "__main__",
+    "evaluate", "training", "report", "export", "flags", "cli", "timm_models", "__main__",
 ]  # fmt: skip
-LEAVES = {"convert": {"cli"}, "report": {"cli"}, "cli": {"__main__"}, "timm_models": set()}
+LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "flags")}
+LEAVES |= {"cli": {"__main__"}, "timm_models": set()}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -1,21 +1,19 @@
 """The command `gmmvit`. Commands load what they need inside their functions, so that `--help` answers at once."""
 
-import dataclasses
 import io
 import json
 import os
 import signal
 import sys
-import types
 import typing
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
-from gmmvit.config import Recipe, RecipeError, load_recipe, recipe_names
+from gmmvit.config import RecipeError, load_recipe, recipe_names
+from gmmvit.flags import RecipeFlags
 from gmmvit.version import __version__
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -29,35 +27,6 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-# The help shows the fields of a recipe under these heads, each from the named field on.
-_SECTIONS = {
-    "dataset": "Data",
-    "model": "Model",
-    "crop_padding": "Augmentation",
-    "epochs": "Optimisation",
-    "seed": "Machine",
-}
-
-
-def _recipe_flags() -> Any:
-    """A TypedDict of all fields of a recipe, none required: the command line hands on only what was given."""
-    flags: dict[str, Any] = {}
-    group = None
-    for order, field in enumerate(dataclasses.fields(Recipe)):
-        if field.name in _SECTIONS:
-            group = Group(_SECTIONS[field.name], sort_key=order)
-        kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-        # Lists, mappings and what may be text are parsed by the recipe.
-        kind = str if str in kinds or typing.get_origin(kinds[0]) in (tuple, Mapping) else kinds[0]
-        choices = field.metadata["choices"]
-        flags[field.name] = Annotated[
-            typing.Literal[choices] if choices else kind, Parameter(help=field.metadata["help"], group=group)
-        ]
-    return typing.TypedDict("RecipeFlags", flags, total=False)  # type: ignore[operator]
-
-
-RecipeFlags = _recipe_flags()
-
 
 @app.command
 def train(
@@ -67,7 +36,7 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    fields: Annotated[RecipeFlags | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+    fields: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model and write its run folder.
 
@@ -255,6 +224,38 @@ def report(*runs: Path, out: Path | None = None, data_dir: str | None = None, de
     from gmmvit.session import choose_device
 
     print(write_report(runs, out, data_dir=data_dir, device=str(choose_device(device))))
+
+
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    format: typing.Literal["onnx", "torch"] = "onnx",
+    out: Path | None = None,
+    weights: typing.Literal["best", "last"] = "best",
+    overwrite: bool = False,
+) -> None:
+    """Write the model of a run as one file, ONNX or torch.export, checked against the model.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    format
+        onnx (with onnx, onnxscript and, for the check, onnxruntime) or torch, a program of torch.export.
+    out
+        The file; model.onnx or model.pt2 in the run's folder by default.
+    weights
+        Best on validation, or of the last epoch.
+    overwrite
+        Replace that file.
+    """
+    from gmmvit.export import export_run
+
+    path, difference = export_run(run, out, format=format, weights=weights, overwrite=overwrite)
+    found = "not checked: onnxruntime is not installed"
+    print(f"{path} ({found if difference is None else f'logits differ from the model by {difference:.1e} at most'})")
 
 
 @app.command

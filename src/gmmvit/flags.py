@@ -1,0 +1,40 @@
+"""The fields of a recipe as flags of the command line."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from gmmvit.config import Recipe
+
+# The help shows the fields of a recipe under these heads, each from the named field on.
+_SECTIONS = {
+    "dataset": "Data",
+    "model": "Model",
+    "crop_padding": "Augmentation",
+    "epochs": "Optimisation",
+    "seed": "Machine",
+}
+
+
+def _recipe_flags() -> Any:
+    """A TypedDict of all fields of a recipe, none required: the command line hands on only what was given."""
+    flags: dict[str, Any] = {}
+    group = None
+    for order, field in enumerate(dataclasses.fields(Recipe)):
+        if field.name in _SECTIONS:
+            group = Group(_SECTIONS[field.name], sort_key=order)
+        kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        # Lists, mappings and what may be text are parsed by the recipe.
+        kind = str if str in kinds or typing.get_origin(kinds[0]) in (tuple, Mapping) else kinds[0]
+        choices = field.metadata["choices"]
+        flags[field.name] = Annotated[
+            typing.Literal[choices] if choices else kind, Parameter(help=field.metadata["help"], group=group)
+        ]
+    return typing.TypedDict("RecipeFlags", flags, total=False)  # type: ignore[operator]
+
+
+RecipeFlags = _recipe_flags()
