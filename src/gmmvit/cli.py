@@ -40,6 +40,8 @@ def train(
 ) -> None:
     """Train a model and write its run folder.
 
+    The defaults below are those of fields that the recipe leaves open; `gmmvit recipes` tells what each recipe is for.
+
     Parameters
     ----------
     recipe
