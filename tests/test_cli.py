@@ -1,5 +1,6 @@
 """The command: exit statuses, one-sentence errors, speed of the help, the way from a folder of images to a report."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from gmmvit.cli import main
+from gmmvit.config import Recipe
 
 TINY = ["--dim", "16", "--depth", "2", "--num-heads", "2", "--passes", "1", "--threads", "1", "--quiet"]
 
@@ -28,8 +30,9 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_help_answers_within_a_second_and_without_torch():
-    code = "import sys; from gmmvit.cli import main; main(['--help']); print('torch' in sys.modules)"
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"]])
+def test_help_answers_within_a_second_and_without_torch(command):
+    code = f"import sys; from gmmvit.cli import main; main({command}); print('torch' in sys.modules)"
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -37,6 +40,19 @@ def test_help_answers_within_a_second_and_without_torch():
         times.append(time.perf_counter() - start)
         assert done.stdout.splitlines()[-1] == "False"
     assert min(times) < 1
+
+
+def test_the_help_of_train_shows_every_field_with_its_default(capsys):
+    status, out, _ = call(capsys, "train", "--help")
+    text = " ".join(out.replace("│", " ").split())
+    assert status == 0
+    assert "those of fields that the recipe leaves open" in text
+    for field in dataclasses.fields(Recipe):
+        assert f"--{field.name.replace('_', '-')} " in text, field.name
+    for shown in ("--lr FLOAT Peak learning rate. [default: 0.001]", "[default: 0.02,0.4]", "[default: digits]"):
+        assert shown in text
+    defaults = [field.default for field in dataclasses.fields(Recipe) if field.default not in (None, ())]
+    assert text.count("[default: ") >= len(defaults)
 
 
 def test_python_m_is_the_command():

@@ -42,6 +42,8 @@ def train(
 ) -> None:
     """Train a model and write its run folder.
 
+    The defaults below are those of fields that the recipe leaves open; `gmmvit recipes` tells what each recipe is for.
+
     Parameters
     ----------
     recipe
@@ -235,6 +237,38 @@ def report(*runs: Path, out: Path | None = None, data_dir: str | None = None, de
     from gmmvit.session import choose_device
 
     print(write_report(runs, out, data_dir=data_dir, device=str(choose_device(device))))
+
+
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    format: typing.Literal["onnx", "torch"] = "onnx",
+    out: Path | None = None,
+    weights: typing.Literal["best", "last"] = "best",
+    overwrite: bool = False,
+) -> None:
+    """Write the model of a run as one file, ONNX or torch.export, checked against the model.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    format
+        onnx (with onnx, onnxscript and, for the check, onnxruntime) or torch, a program of torch.export.
+    out
+        The file; model.onnx or model.pt2 in the run's folder by default.
+    weights
+        Best on validation, or of the last epoch.
+    overwrite
+        Replace that file.
+    """
+    from gmmvit.export import export_run
+
+    path, difference = export_run(run, out, format=format, weights=weights, overwrite=overwrite)
+    found = "not checked: onnxruntime is not installed"
+    print(f"{path} ({found if difference is None else f'logits differ from the model by {difference:.1e} at most'})")
 
 
 @app.command
