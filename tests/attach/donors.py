@@ -93,7 +93,7 @@ DONORS = [
             patch_size=2,
             embed_dim=24,
             depths=[2, 2],
-            num_heads=[2, 3],
+            num_heads=[2, 4],
             window_size=4,
             num_labels=5,
         ),
