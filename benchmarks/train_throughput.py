@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rows import row, write_rows
 
 from gmmvit.config import load_recipe
 from gmmvit.data import Dataset, Split, load_dataset
 from gmmvit.loop import train_epoch
 from gmmvit.progress import Progress
+from gmmvit.rows import row, write_rows
 from gmmvit.session import prepare
 
 WARM_UP = 3  # steps at the start of a turn that are not counted

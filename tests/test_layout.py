@@ -11,10 +11,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 ORDER = [
     "version", "attention", "masks", "layers", "models", "attach", "reference_sizes", "reference_weights",
     "data", "augment", "config", "distributed", "optim", "building", "progress", "run_folder", "checkpoint", "convert",
-    "session", "evaluate", "interleave", "loop", "training", "report", "export", "flags", "cli", "timm_models",
+    "session", "evaluate", "interleave", "loop", "training", "report", "export", "rows", "bench", "cli", "timm_models",
     "__main__",
 ]  # fmt: skip
-LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "flags")}
+LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "bench")}
 LEAVES |= {"cli": {"__main__"}, "timm_models": set()}
 FILES = sorted(SOURCE.rglob("*.py"))
 
