@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import commit, device_name
 
 from gmmvit.config import load_recipe
+from gmmvit.rows import commit, device_name
 from gmmvit.run_folder import CONFIG, read_summary
 from gmmvit.training import resume, train
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from rows import row, write_rows
 
 from gmmvit import GaussianMixtureMask, gmm_attention
+from gmmvit.rows import row, write_rows
 
 SHAPES = [(128, 12, 64, 16), (64, 12, 256, 64), (8, 12, 1024, 64)]  # batch, heads, patches, head width
 

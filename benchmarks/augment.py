@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rows import row, write_rows
 from torch import Tensor
 
 from gmmvit.augment import Augment
 from gmmvit.data import load_dataset
+from gmmvit.rows import row, write_rows
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

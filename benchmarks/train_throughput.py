@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rows import row, write_rows
 
 from gmmvit.config import load_recipe
 from gmmvit.data import Dataset, Split, load_dataset
+from gmmvit.loop import train_epoch
+from gmmvit.progress import Progress
+from gmmvit.rows import row, write_rows
 from gmmvit.session import prepare
-from gmmvit.training import train_epoch
 
 WARM_UP = 3  # steps at the start of a turn that are not counted
 
@@ -60,7 +61,7 @@ def ours(data: Dataset, args: argparse.Namespace, **fields: Any) -> Callable[[],
     """A function that trains `steps` batches of ours and returns images/s."""
     recipe = load_recipe("paper", data_dir=args.data_dir, passes=1, batch_size=args.batch_size, **fields)
     folder = Path(tempfile.mkdtemp())
-    setting, state, _ = prepare(recipe, folder, True)
+    setting, state, _ = prepare(recipe, folder, Progress(quiet=True))
 
     def part(steps: int) -> Dataset:
         count = steps * args.batch_size

@@ -8,6 +8,9 @@ import torch
 
 SHARED = Path(__file__).parents[2] / "shared"
 
+if not torch.cuda.is_available():  # read when triton is first imported: its kernels then run on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with all threads each only wait for one another
     torch.set_num_threads(1)
 

@@ -139,7 +139,6 @@ def test_resampled_elementwise_mask_fits_the_new_grid_and_keeps_rows_apart_from_
         ({"covariance": "round"}, r"covariance of the mask must be one of .* got 'round'"),
         ({"depth": 2}, "depth must lie between 0"),
         ({"depth": "late"}, "depth must be one number, got 'late'"),
-        ({"cutoff": 0}, "cutoff must be above 0, got 0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, words):

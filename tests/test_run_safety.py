@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import gmmvit
-from gmmvit import checkpoint, run_folder, session, training
+from gmmvit import checkpoint, loop, run_folder, session
 from gmmvit.cli import main
 from gmmvit.evaluate import evaluate_run
 from gmmvit.run_folder import RunError
@@ -98,7 +98,7 @@ def test_a_run_is_measured_from_everywhere_after_a_move_and_on_other_data(tmp_pa
 @pytest.mark.parametrize("val_fraction", [0.1, 0.0])
 def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch, val_fraction):
     """The loss of the last step is finite, the step itself is not."""
-    original = training._optimizer_step
+    original = loop._optimizer_step
     steps = []
 
     def step(state, recipe):
@@ -108,7 +108,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch, val_f
             with torch.no_grad():
                 next(state.model.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(training, "_optimizer_step", step)
+    monkeypatch.setattr(loop, "_optimizer_step", step)
     recipe = folder_recipe(images(tmp_path / "images"), val_fraction=val_fraction)
     assert session.step_images(recipe, 19) == 8  # two steps an epoch
     with pytest.raises(TrainingError, match=r"not finite after epoch 2; train again .* checkpoint of epoch 1 is kept"):

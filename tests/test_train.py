@@ -155,8 +155,8 @@ def test_an_infinite_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     original = session.Augment.__call__
     calls = []
 
-    def poisoned(self, images, labels, generator):
-        inputs, targets = original(self, images, labels, generator)
+    def poisoned(self, images, labels, generator, share):
+        inputs, targets = original(self, images, labels, generator, share)
         calls.append(1)
         return (inputs * float("nan") if len(calls) == 30 else inputs), targets
 
@@ -236,6 +236,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         {"image_size": (12, 16), "policy": "rand", "mix_prob": 1.0, "erase_prob": 1.0},
         {"channels": 3, "policy": "trivial"},
         {"loggers": "tensorboard"},
+        {"compile": True},
     ],
     ids=str,
 )

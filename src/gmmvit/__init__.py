@@ -25,6 +25,7 @@ _HOME = {
     "load_recipe": "gmmvit.config",
     "load_run": "gmmvit.checkpoint",
     "train": "gmmvit.training",
+    "train_several": "gmmvit.training",
 }
 __all__ = ["__version__", *_HOME]
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
     from gmmvit.models import create_model
     from gmmvit.reference_weights import load_reference
-    from gmmvit.training import train
+    from gmmvit.training import train, train_several
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
 
 
 # Where a training runs and what it says may change between its parts; nothing that decides its result may.
-_MAY_CHANGE = {"device", "threads", "compile", "loggers", "cache_dir", "data_dir", "dataset", "skip_broken"}
+_MAY_CHANGE = {"device", "threads", "compile", "loggers", "shard", "cache_dir", "data_dir", "dataset", "skip_broken"}
 
 
 def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -102,6 +102,7 @@ class Recipe:
         "Arithmetic of the forward pass; auto is bfloat16 where the device is fast at it.",
         ("auto", "float32", "bfloat16", "float16"),
     )
+    shard: bool = opt(False, "Under torchrun, split model and optimiser over the processes (FSDP2).")
     compile: bool = opt(False, "Compile the model with torch.compile.")
     deterministic: bool = opt(False, "Only deterministic GPU kernels (the CPU's always are).")
     threads: int | None = opt(None, "CPU threads; torch's choice by default.")

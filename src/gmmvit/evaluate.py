@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from gmmvit.augment import normalize
 from gmmvit.checkpoint import LoadedRun, load_run
-from gmmvit.data import Dataset, Split
+from gmmvit.data import Dataset, Split, numbered_classes
+from gmmvit.distributed import Team
 from gmmvit.run_folder import RunError
 from gmmvit.session import choose_device, choose_dtype, fingerprint, load_data
 
@@ -17,14 +18,21 @@ EVAL_BATCH = 512
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: Split, data: Dataset, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Logits [N, classes] of a whole part, float32 on the CPU; the model is left in eval mode."""
+def predict(
+    model: nn.Module, split: Split, data: Dataset, device: torch.device, dtype: torch.dtype, team: Team | None = None
+) -> Tensor:
+    """Logits [N, classes] of a whole part, float32 on the CPU, each process of a team computing its share; the model is
+    left in eval mode."""
     model.eval()
-    parts = []
-    for images in split.images.split(EVAL_BATCH):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            parts.append(model(normalize(images.to(device), data.mean, data.std)).float())
-    return torch.cat(parts).cpu()
+
+    def logits(images: Tensor) -> Tensor:
+        parts = []
+        for batch in images.split(EVAL_BATCH):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                parts.append(model(normalize(batch.to(device), data.mean, data.std)).float())
+        return torch.cat(parts)
+
+    return (team or Team()).spread(split.images, logits).cpu()
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -75,7 +83,7 @@ def load_parts(
         recipe = dataclasses.replace(recipe, data_dir=data_dir)
     recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels)
     data = load_data(recipe, download=download)
-    if data.classes != run.classes:
+    if run.classes != data.classes and list(run.classes) != numbered_classes(len(data.classes)):
         missing = [name for name in run.classes if name not in data.classes]
         more = [name for name in data.classes if name not in run.classes]
         what = f"lacks {missing[:5]}" if missing else f"has {more[:5]} besides" if more else "orders them otherwise"
@@ -145,7 +153,7 @@ def evaluate_run(
     if more:
         result |= _more_metrics(logits, labels)
     per_class = [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
-    return result | {"per_class": dict(zip(run.classes, per_class, strict=True))}
+    return result | {"per_class": dict(zip(data.classes, per_class, strict=True))}
 
 
 def _more_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -71,7 +71,9 @@ class MaskedAttention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """q, k, v of [B, T, dim]: each [B, H, T, D]."""
-        return self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        # Taken apart where the three lie, so that the gradients of q, k and v are put together without another copy.
+        parts = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        return tuple(part.transpose(1, 2) for part in parts)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
         """Each [B, H, T, D] -> [B, H, T, D]."""

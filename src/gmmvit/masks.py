@@ -4,13 +4,15 @@ Letters: N patches (rows * cols), H heads, K Gaussians per head.
 """
 
 import inspect
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
-from gmmvit.attention.checks import above_zero, integer, known_options, one_of, pair, real
+from gmmvit.attention.checks import integer, known_options, one_of, pair, real
+from gmmvit.attention.reference import EVERY_PATCH, Steps
 
 INITS = ("paper", "identity", "local")
 COVARIANCES = ("spherical", "diag", "full")
@@ -20,6 +22,18 @@ _CONSTANT_SIGMA = 1e6  # a Gaussian this wide is 1 within float32 rounding on ev
 
 def _checked_grid(grid: int | tuple[int, int]) -> tuple[int, int]:
     return pair(grid, "grid", "(rows, cols)")
+
+
+def _as_float32_tells(offsets: Tensor) -> Tensor:
+    """Offsets [2, R, C] as long as the float32 number exp(-d2) says that they are.
+
+    Below 2^-126 = exp(-87.3) float32 has nothing but multiples of 2^-149 = exp(-103.3), and 0 is infinitely far.
+    """
+    squared = offsets.square().sum(0)
+    smallest = 149 * math.log(2)
+    multiples = (smallest - squared).clamp_max(16).exp().round()
+    told = torch.where(multiples > 0, smallest - multiples.clamp_min(1).log(), 1e30)
+    return offsets * torch.where(squared > 87.3, (told / squared.clamp_min(1)).sqrt(), 1.0)
 
 
 class GaussianMixtureMask(nn.Module):
@@ -37,8 +51,9 @@ class GaussianMixtureMask(nn.Module):
         learn_center: a learned offset of the peak per head, in grid steps, starting at 0.
         depth: place of the layer in the network, 0 first to 1 last; read by init="local".
         positive: start with M > 0, which mode "log" needs.
-        cutoff: M is 0 between patches further apart than this many grid steps; for weights trained with the original
-            code, whose float32 table underflows there (`load_reference` sets it).
+        float32_table: for weights trained with the original code (`load_reference` sets it): what its table of
+            exp(-d2) in float32 leaves of distances beyond nine patches, and 0 where that underflows, beyond ten.
+        steps: which patches ask and answer, where queries or keys are pooled: the mask is [H, Nq, Nk] then.
 
     Parameters: sigma [H, K] or [H, K, 2] in grid steps, alpha [H, K]; if asked for, correlation [H, K], center [H, 2].
 
@@ -58,7 +73,8 @@ class GaussianMixtureMask(nn.Module):
         learn_center: bool = False,
         depth: float = 0.5,
         positive: bool = False,
-        cutoff: float | None = None,
+        float32_table: bool = False,
+        steps: Steps = EVERY_PATCH,
     ) -> None:
         super().__init__()
         self.grid = _checked_grid(grid)
@@ -67,18 +83,16 @@ class GaussianMixtureMask(nn.Module):
         real("depth", depth)
         if not 0 <= depth <= 1:
             raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
-        if cutoff is not None:
-            above_zero("cutoff", cutoff)
         one_of("init of the mask", init, INITS)
         one_of("covariance of the mask", covariance, COVARIANCES)
         self.init, self.covariance = init, covariance
-        self.depth, self.positive, self.cutoff = depth, positive, cutoff
+        self.depth, self.positive, self.float32_table, self.steps = depth, positive, float32_table, steps
         axes = () if covariance == "spherical" else (2,)
         self.sigma = nn.Parameter(torch.empty(num_heads, num_kernels, *axes))
         self.alpha = nn.Parameter(torch.empty(num_heads, num_kernels))
         self.correlation = nn.Parameter(torch.empty(num_heads, num_kernels)) if covariance == "full" else None
         self.center = nn.Parameter(torch.empty(num_heads, 2)) if learn_center else None
-        self.register_buffer("offsets", patch_offsets(self.grid), persistent=False)
+        self.register_buffer("offsets", patch_offsets(self.grid, shift=steps.shift), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -108,22 +122,22 @@ class GaussianMixtureMask(nn.Module):
     def table(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""
         wanted = self._grid(grid)
-        offsets = self.offsets if wanted == self.grid else patch_offsets(wanted, self.offsets.device)
+        own = wanted == self.grid
+        offsets = self.offsets if own else patch_offsets(wanted, self.offsets.device, self.steps.shift)
+        if self.float32_table:
+            offsets = _as_float32_tells(offsets)
         device = self.sigma.device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # there is no autocast for meta
-            table = gaussian_mixture_table(
+            return gaussian_mixture_table(
                 self.sigma, self.alpha, offsets, correlation=self.correlation, center=self.center
             )
-            if self.cutoff is None:
-                return table
-            return table * (offsets.square().sum(0) <= self.cutoff**2)
 
     def _grid(self, grid: int | tuple[int, int] | None) -> tuple[int, int]:
         return self.grid if grid is None or grid is self.grid else _checked_grid(grid)
 
     def dense(self, grid: int | tuple[int, int] | None = None) -> Tensor:
-        """The mask for every pair of patches: [H, N, N]."""
-        return dense_mask(self(grid))
+        """The mask for every pair of patches: [H, N, N], or [H, Nq, Nk] with `steps`."""
+        return dense_mask(self(grid), self.steps)
 
     def forward(self, grid: int | tuple[int, int] | None = None) -> OffsetTable:
         """What `gmm_attention` takes; another grid than at construction needs no new parameters."""
@@ -135,7 +149,8 @@ class GaussianMixtureMask(nn.Module):
 
 
 class ElementwiseMask(nn.Module):
-    """M itself is the parameter: [N, N] shared by the heads, or [H, N, N] with `per_head`.
+    """M itself is the parameter: [N, N] shared by the heads, or [H, N, N] with `per_head`; [Nq, Nk] with `steps`, as in
+    `GaussianMixtureMask`.
 
     `init` is "identity" (ones) or "paper" (zeros: attention starts uniform). It belongs to one grid; `resample` makes
     it fit another.
@@ -150,14 +165,15 @@ class ElementwiseMask(nn.Module):
         *,
         per_head: bool = False,
         init: str = "identity",
+        steps: Steps = EVERY_PATCH,
     ) -> None:
         super().__init__()
         self.grid = _checked_grid(grid)
         integer("num_heads", num_heads)
         one_of("init of the mask", init, ("paper", "identity"))
-        self.num_heads, self.init = num_heads, init
-        patches = self.grid[0] * self.grid[1]
-        self.weight = nn.Parameter(torch.empty(*([num_heads] if per_head else []), patches, patches))
+        self.num_heads, self.init, self.steps = num_heads, init, steps
+        sides = [math.prod(side) for side in self._sides(self.grid)]
+        self.weight = nn.Parameter(torch.empty(*([num_heads] if per_head else []), *sides))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -165,8 +181,12 @@ class ElementwiseMask(nn.Module):
         """Starts the parameter anew as `init` says."""
         self.weight.fill_(1.0 if self.init == "identity" else 0.0)
 
+    def _sides(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
+        """Rows and columns of the queries and of the keys that stand on `grid`."""
+        return [(-(-grid[0] // step[0]), -(-grid[1] // step[1])) for step in (self.steps.query, self.steps.key)]
+
     def dense(self, grid: int | tuple[int, int] | None = None) -> Tensor:
-        """The mask for every pair of patches: [H, N, N].
+        """The mask for every pair of patches: [H, N, N], or [H, Nq, Nk] with `steps`.
 
         Raises ValueError for another grid than its own.
         """
@@ -187,13 +207,13 @@ class ElementwiseMask(nn.Module):
     @torch.no_grad()
     def resample(self, grid: int | tuple[int, int]) -> "ElementwiseMask":
         """Fits the mask to another grid in place, bilinearly over the queries' and the keys' positions."""
-        (rows, cols), new = self.grid, _checked_grid(grid)
-        weight = self.weight.detach().reshape(-1, rows, cols, rows, cols).float()
-        for _ in range(2):  # the keys' axes, then the queries'
-            flat = nn.functional.interpolate(weight.flatten(1, 2), new, mode="bilinear", align_corners=False)
+        new = _checked_grid(grid)
+        queries, keys = self._sides(self.grid)
+        weight = self.weight.detach().reshape(-1, *queries, *keys).float()
+        for side in reversed(self._sides(new)):  # the keys' axes, then the queries'
+            flat = nn.functional.interpolate(weight.flatten(1, 2), side, mode="bilinear", align_corners=False)
             weight = flat.unflatten(1, weight.shape[1:3]).permute(0, 3, 4, 1, 2)
-        patches = new[0] * new[1]
-        weight = weight.reshape(-1, patches, patches).to(self.weight)
+        weight = weight.flatten(3).flatten(1, 2).to(self.weight)
         self.weight = nn.Parameter(weight if self.weight.dim() == 3 else weight[0])
         self.grid = new
         return self
@@ -202,18 +222,30 @@ class ElementwiseMask(nn.Module):
         return f"grid={self.grid}, num_heads={self.num_heads}, per_head={self.weight.dim() == 3}"
 
 
+def is_mask_parameter(name: str) -> bool:
+    """Whether a parameter, by its name in the model, belongs to a learned mask."""
+    return not {"mask", "gmm_mask"}.isdisjoint(name.split(".")[:-1])  # of our families, and attached ones
+
+
 def check_mask_options(mask: str, options: Iterable[str]) -> None:
     """Raises ValueError unless `mask` is a mask by name, TypeError for an option that it does not have."""
     one_of("mask", mask, MASKS)
     if mask == "none":
         return
     kind = ElementwiseMask if mask == "elm" else GaussianMixtureMask
-    decided = ("grid", "num_heads", "depth", "positive")  # by the layer that the mask sits in
+    decided = ("grid", "num_heads", "depth", "positive", "steps")  # by the layer that the mask sits in
     known_options(f"the {mask} mask", options, [o for o in inspect.signature(kind).parameters if o not in decided])
 
 
 def create_mask(
-    mask: str, grid: tuple[int, int], num_heads: int, *, mode: str = "multiply", depth: float = 0.5, **options: object
+    mask: str,
+    grid: tuple[int, int],
+    num_heads: int,
+    *,
+    mode: str = "multiply",
+    depth: float = 0.5,
+    steps: Steps = EVERY_PATCH,
+    **options: object,
 ) -> nn.Module | None:
     """The mask of one attention layer by name: "none" (None), "elm" or "gmm"; `options` go to its constructor.
 
@@ -223,5 +255,6 @@ def create_mask(
     if mask == "none":
         return None
     if mask == "elm":
-        return ElementwiseMask(grid, num_heads, **options)  # type: ignore[arg-type]
-    return GaussianMixtureMask(grid, num_heads, depth=depth, positive=mode == "log", **options)  # type: ignore[arg-type]
+        return ElementwiseMask(grid, num_heads, steps=steps, **options)  # type: ignore[arg-type]
+    positive = mode == "log"
+    return GaussianMixtureMask(grid, num_heads, depth=depth, positive=positive, steps=steps, **options)  # type: ignore[arg-type]

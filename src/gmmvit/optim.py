@@ -7,34 +7,21 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gmmvit.config import Recipe
-
-_WITHOUT_DECAY = (
-    "pos_embed",
-    "position_embedding",
-    "cls_token",
-    "dist_token",
-    "distillation_token",
-    "register_token",
-    "relative_position",
-)
-
-
-def is_mask_parameter(name: str) -> bool:
-    """Whether a parameter, by its name in the model, belongs to a learned mask."""
-    return not {"mask", "gmm_mask"}.isdisjoint(name.split(".")[:-1])  # of our families, and attached ones
+from gmmvit.masks import is_mask_parameter
+from gmmvit.models.base import undecayed_parameters
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
     """Groups "decay" (matrices), "no_decay" (norms, biases, positions, tokens) and "mask", each with its own
     `weight_decay` and `lr_scale`; empty ones are left out. What a model of timm names in `no_weight_decay` has none."""
-    named = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    undecayed = undecayed_parameters(model) | set(getattr(model, "no_weight_decay", set)())
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "mask": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if is_mask_parameter(name):
             groups["mask"].append(parameter)
-        elif parameter.dim() < 2 or name in named or any(part in name for part in _WITHOUT_DECAY):
+        elif parameter.dim() < 2 or name in undecayed:
             groups["no_decay"].append(parameter)
         else:
             groups["decay"].append(parameter)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 REFRESH_S = 0.5  # of the line on a terminal
+PLAIN_S = 60.0  # between plain lines about steps
 
 
 def clock(seconds: float) -> str:
@@ -22,11 +23,15 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of a training on standard error, in steps; counted from `begin` on."""
+    """Progress of a training on standard error, in steps; counted from `begin` on.
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.live = not quiet and sys.stderr.isatty()
+    `label` goes before every line, of several trainings in one process. Without a terminal, or with a label, the line
+    of steps is a plain one, once a minute.
+    """
+
+    def __init__(self, quiet: bool = False, label: str = "") -> None:
+        self.quiet, self.label = quiet, label
+        self.live = not quiet and not label and sys.stderr.isatty()
         self.begin(1, 0)
 
     def begin(self, total_steps: int, done_steps: int) -> None:
@@ -40,24 +45,29 @@ class Progress:
         return clock((time.monotonic() - self.start) / done * (self.total - self.step)) if done else "?"
 
     def advance(self) -> bool:
-        """Counts a step; True where the line of a terminal is due to be renewed with `show`, twice a second."""
+        """Counts a step; True where a line is due, to be given to `show`."""
         self.step += 1
-        return self.live and time.monotonic() - self.shown > REFRESH_S
+        return not self.quiet and time.monotonic() - self.shown > (REFRESH_S if self.live else PLAIN_S)
 
     def show(self, text: str) -> None:
-        """Renews the line of a terminal."""
+        """Renews the line of a terminal; elsewhere a line that stays."""
         self.shown = time.monotonic()
-        sys.stderr.write(f"\r\x1b[K{text}  left {self.time_left()}")
+        text = f"{text}  left {self.time_left()}"
+        if not self.live:
+            self.line(text)
+            return
+        sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
 
     def line(self, text: str) -> None:
         """A line that stays."""
+        self.shown = time.monotonic()
         if not self.quiet:
             self.notice(text)
 
     def notice(self, text: str) -> None:
         """A line that a quiet training prints too."""
-        sys.stderr.write(("\r\x1b[K" if self.live else "") + text + "\n")
+        sys.stderr.write(("\r\x1b[K" if self.live else self.label) + text + "\n")
         sys.stderr.flush()
 
 
@@ -88,6 +98,8 @@ def _open_logger(name: str, folder: Path, config: dict[str, Any]) -> Callable[[d
             writer.flush()
 
         return log
-    # wandb and trackio share one interface
-    run = importlib.import_module(name).init(project="gmmvit", name=folder.name, config=config)
+    # One interface. Several trainings in a process have a run each, which wandb makes only when it is told so.
+    library = importlib.import_module(name)
+    more = {"reinit": "create_new"} if name == "wandb" else {}
+    run = library.init(project="gmmvit", name=folder.name, config=config, **more)
     return lambda row: run.log(row, step=row["epoch"])

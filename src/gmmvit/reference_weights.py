@@ -17,7 +17,7 @@ from gmmvit.attention.checks import one_of
 from gmmvit.masks import MASKS
 from gmmvit.models import FAMILIES
 from gmmvit.models.base import VisionTransformer
-from gmmvit.reference_sizes import is_distance_table, model_arguments
+from gmmvit.reference_sizes import check_sizes, is_distance_table, model_arguments
 
 _ENDS = {"mlp_head.0.": "norm.", "mlp_head.1.": "head.", "cls_token": "cls_token", "pos_embedding": "pos_embed"}
 
@@ -97,15 +97,6 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "t2t": (r"cls_token", r"pos_embed", r"tokens_to_token\.norm\.(weight|bias)"),
 }
 
-SIZE_NAMES: dict[str, tuple[str, ...]] = {
-    "vit": ("depth", "heads", "head_dim", "mlp_ratio"),
-    "cait": ("depth", "cls_depth", "heads", "head_dim", "mlp_dim"),
-    "pit": ("depths", "heads", "head_dim", "mlp_ratio"),
-    "swin": ("depths", "heads", "window_size", "mlp_ratio"),
-    "t2t": ("depth", "heads", "mlp_ratio", "token_dim"),
-}
-
-
 # How files of torch.save begin: a zip archive; before torch 1.6 the pickle of a magic number.
 _FILE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
 
@@ -126,8 +117,10 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is not a checkpoint of torch.save")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
         reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__  # more is advice to read unsafely
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it also holds {code[1]}, which would be run" if code else reason
         raise ValueError(f"{file} is not a checkpoint of tensors that can be read safely: {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected a mapping of names to tensors")
@@ -136,10 +129,12 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors by name, out of a `model_state_dict` wrapper and without the `module.` of data parallel training."""
-    inner = state_dict.get("model_state_dict", state_dict)
-    tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    inner = state_dict.get("model_state_dict", state_dict) if isinstance(state_dict, Mapping) else state_dict
+    if not isinstance(inner, Mapping):
+        raise TypeError(f"the state_dict must be a mapping of names to tensors, got {type(inner).__name__}")
+    tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor) and isinstance(name, str)}
     if not tensors:
-        raise ValueError(f"the checkpoint has no tensors, its entries are {list(inner)[:5]}")
+        raise ValueError(f"the checkpoint must hold tensors or a 'model_state_dict' of them, it has {list(inner)[:5]}")
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
@@ -177,11 +172,22 @@ def convert_tensors(state_dict: Mapping[str, Any], family: str) -> dict[str, Ten
     """The original's tensors (weights, or gradients of them) under our names and in our shapes; incomplete sets too."""
     converted = {}
     for name, tensor in _weights(state_dict, family).items():
-        converted[our_name(name, family)] = _reshaped(name, tensor)
+        ours = our_name(name, family)
+        if tensor.is_meta or tensor.layout is not torch.strided or not tensor.is_floating_point():
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+            raise ValueError(f"tensor {name!r} must hold floating-point numbers, got {kind}")
+        try:
+            converted[ours] = _reshaped(name, tensor)
+        except (RuntimeError, IndexError):
+            raise ValueError(
+                f"tensor {name!r} has a shape that the original never has: {tuple(tensor.shape)}"
+            ) from None
     for name in [name for name in converted if re.fullmatch(r"blocks\.\d+\.attn\.q\.weight", name)]:
         q, kv = converted.pop(name), converted.pop(name.replace(".q.", ".kv."), None)
         if kv is None:
             raise ValueError(f"tensor to_kv.weight that belongs to {name!r} is missing")
+        if not q.dim() == kv.dim() == 2:
+            raise ValueError(f"tensor {name!r} (our name) and that of to_kv must be matrices")
         converted[name.replace(".q.", ".qkv.")] = torch.cat([q, kv])
     return converted
 
@@ -209,7 +215,7 @@ def load_reference(
             prefixes, distance tables and parameters that no forward pass uses are left out.
         family, mask: of the model.
         sizes: img_size, patch_size, num_classes, dim, num_kernels, and of the family what `SIZE_NAMES` has for it. What
-            is not given is read off the tensors.
+            is not given, or None, is read off the tensors.
 
     Returns:
         The model in float32 and evaluation mode.
@@ -217,14 +223,12 @@ def load_reference(
     Raises:
         ValueError: for a tensor that is missing, not expected or of another shape, by its name; for sizes that the
             tensors do not tell; for weights that have our names already.
-        TypeError: for an unknown size.
+        TypeError: for an unknown size or one that is no number; for a state_dict that is no mapping.
     """
     one_of("family", family, FAMILIES)
     one_of("mask", mask, MASKS)
-    allowed = ("img_size", "patch_size", "num_classes", "dim", "num_kernels", *SIZE_NAMES[family])
-    for name in sizes:
-        if name not in allowed:
-            raise TypeError(f"{family} has no size {name!r}; allowed are {list(allowed)}")
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    check_sizes(family, sizes)
     if _is_ours(_unwrapped(state_dict)):
         raise ValueError(
             "these weights have our names already, not the original's: make the model with create_model(...) and call "
@@ -235,8 +239,9 @@ def load_reference(
     if not any(name.endswith(own) for name in tensors):
         raise ValueError(f"tensor '*.attn{own}' (our name) is missing from the checkpoint: is mask={mask!r} right?")
     arguments = model_arguments(tensors, _unwrapped(state_dict), family, mask, sizes)
+    with torch.device("meta"):  # wrong sizes may be too large for any memory
+        _check_complete(tensors, FAMILIES[family](mask=mask, **arguments))
     model = FAMILIES[family](mask=mask, **arguments)
-    _check_complete(tensors, model)
     model.load_state_dict(tensors)
     return model.eval()
 

@@ -15,8 +15,17 @@ from torch.optim.swa_utils import AveragedModel
 from gmmvit.augment import Augment
 from gmmvit.building import check_model, start_model
 from gmmvit.checkpoint import empty_model
-from gmmvit.config import Recipe, library_of
+from gmmvit.config import Recipe, RecipeError, library_of
 from gmmvit.data import Dataset, Split, load_dataset
+from gmmvit.distributed import (
+    Team,
+    full_weights,
+    load_optimizer_state,
+    load_weights,
+    local_device,
+    optimizer_state,
+    wrap,
+)
 from gmmvit.optim import make_average, make_optimizer
 from gmmvit.progress import Progress, require_loggers
 from gmmvit.run_folder import load_config
@@ -48,15 +57,15 @@ class State:
         average = None if self.average is None else self.average.state_dict()
         plain = {name: getattr(self, name) for name in ("epoch", "images_seen", "train_s", "wall_s", "best")}
         return plain | {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": full_weights(self.model),
+            "optimizer": optimizer_state(self.model, self.optimizer),
             "average": average,
             "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        load_weights(self.model, saved["model"])
+        load_optimizer_state(self.model, self.optimizer, saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
@@ -73,10 +82,11 @@ class Setting:
     data: Dataset
     device: torch.device
     dtype: torch.dtype
-    forward: Callable[[Tensor], Tensor]  # the model, compiled on request
+    forward: Callable[[Tensor], Tensor]  # the model, of a team and compiled on request
     augment: Augment
     steps_per_epoch: int
     progress: Progress
+    team: Team
 
 
 def step_images(recipe: Recipe, train_images: int) -> int:
@@ -84,16 +94,18 @@ def step_images(recipe: Recipe, train_images: int) -> int:
     return min(recipe.batch_size * recipe.accumulate, train_images * recipe.passes)
 
 
-def seed_everything(seed: int, epoch: int) -> torch.Generator:
+def seed_everything(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
     """Seeds torch and returns a generator, both from (seed, epoch): an epoch draws the same whether or not the training
-    was interrupted before it."""
+    was interrupted before it. The generator is the same in all processes of a team, torch's own is of each."""
     mixed = int(torch.randint(2**62, (epoch + 1,), generator=torch.Generator().manual_seed(seed))[-1])
-    torch.manual_seed(mixed)
+    torch.manual_seed(mixed + 2 * rank)
     return torch.Generator().manual_seed(mixed + 1)
 
 
 def choose_device(name: str) -> torch.device:
     """ "auto" is a GPU where there is one; raises TrainingError for a device that is not there."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", local_device())
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
@@ -209,15 +221,38 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
+def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The model as fused kernels, on a GPU replayed as CUDA graphs: a small model waits for launches otherwise."""
+    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+def _check_team(recipe: Recipe, team: Team) -> None:
+    """What several processes, or shards of a model, cannot do."""
+    if recipe.batch_size < team.size:
+        raise RecipeError(
+            f"batch_size is that of all processes together: at least {team.size} for {team.size} processes, got "
+            f"{recipe.batch_size}"
+        )
+    if recipe.shard and recipe.ema is not None:
+        raise RecipeError("shard and ema do not go together: an average of the weights would need a second model")
+
+
 def prepare(
-    recipe: Recipe, folder: Path, quiet: bool, *, resumed: bool = False
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+    team: Team | None = None,
+    *,
+    data: Dataset | None = None,
+    resumed: bool = False,
 ) -> tuple[Setting, State, dict[str, dict[str, Any]]]:
-    """Loads the data and builds the model and everything round it; writes nothing.
+    """Loads the data, unless it is there already, and builds the model and everything round it; writes nothing.
 
     A `resumed` run has a checkpoint: its model is that of its config.yaml, with random weights.
     Also returns what config.yaml records: "model", from which `build_model` makes it again, and "data".
     """
-    progress = Progress(quiet)
+    team = team or Team()
+    _check_team(recipe, team)
     if not resumed:
         check_model(recipe)
     require_loggers(recipe.loggers)
@@ -226,7 +261,9 @@ def prepare(
     torch.use_deterministic_algorithms(recipe.deterministic)
     device = choose_device(recipe.device)
     dtype = choose_dtype(recipe.dtype, device)
-    data = load_data(recipe, progress.notice)
+    if data is None:
+        report = progress.notice if team.leads else None
+        data = _on_device(team.leader_first(lambda: load_data(recipe, report)), device)
     described = describe_data(data, recipe.fit)
     seed_everything(recipe.seed, 0)
     if resumed:
@@ -234,6 +271,7 @@ def prepare(
     else:
         options, model = start_model(recipe, described, progress.line)
     model = model.to(device)
+    wrapped = wrap(model, team, recipe.shard)
     state = State(
         model=model,
         optimizer=make_optimizer(model, recipe),
@@ -243,13 +281,14 @@ def prepare(
     setting = Setting(
         recipe=recipe,
         folder=folder,
-        data=_on_device(data, device),
+        data=data,
         device=device,
         dtype=dtype,
-        forward=torch.compile(model) if recipe.compile else model,
+        forward=_compiled(wrapped, device) if recipe.compile else wrapped,
         augment=make_augment(recipe, data),
         steps_per_epoch=max(1, len(data.train) * recipe.passes // step_images(recipe, len(data.train))),
         progress=progress,
+        team=team,
     )
     height, width = described["image_size"]
     parameters = sum(p.numel() for p in model.parameters())

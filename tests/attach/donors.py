@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from donor import Donor, Named, from_class, from_config, from_timm
+from donor import Donor, Named, from_class, from_config, from_timm, mvit
 
 _WIDE = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 _GRID = [(4, 6)] * 2
@@ -16,6 +16,7 @@ _HF = {
     "num_labels": 5,
 }
 _SQUARE = [(4, 4)] * 2
+_NAFLEX = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "reg_tokens": 1, "pos_embed_grid_size": (4, 6)}
 
 
 def _vit(name: str, prefix: int, **sizes: Any) -> Donor:
@@ -92,7 +93,7 @@ DONORS = [
             patch_size=2,
             embed_dim=24,
             depths=[2, 2],
-            num_heads=[2, 3],
+            num_heads=[2, 4],
             window_size=4,
             num_labels=5,
         ),
@@ -320,11 +321,50 @@ DONORS = [
         _SQUARE,
         [0, 1],
     ),
-]
-
-# What issue and table name and `attach` refuses: library, model, reason.
-NOT_YET = [
-    ("timm", "naflexvit", "one batch holds images of several grids"),
-    ("timm", "hiera", "its tokens lie in the order of its mask units"),
-    ("timm", "mvitv2", "queries and keys are pooled to different grids"),
+    Donor("naflexvit", "timm", from_timm("naflexvit_base_patch16_gap", **_NAFLEX), _GRID, 1, (32, 48)),
+    Donor(
+        "naflexvit, several grids",
+        "timm",
+        from_timm("naflexvit_base_patch16_gap", **_NAFLEX),
+        _GRID,
+        1,
+        patches=[(2, 5), (4, 6), (3, 3)],
+    ),
+    Donor(
+        "naflexvit, rotary, several grids",
+        "timm",
+        from_timm("naflexvit_base_patch16_gap", rope_type="axial", pos_embed="none", **_NAFLEX),
+        _GRID,
+        1,
+        patches=[(4, 2), (3, 5)],
+    ),
+    Donor(
+        "hiera_tiny_224",
+        "timm",
+        from_timm(
+            "hiera_tiny_224",
+            img_size=(64, 96),
+            embed_dim=24,
+            num_heads=1,
+            stages=(1, 2, 1, 1),
+            mask_unit_size=(8, 8),
+        ),
+        [(8, 8), (8, 8), (4, 4), (4, 4), (4, 6)],
+        image=(64, 96),
+    ),
+    Donor(
+        "mvitv2_tiny",
+        "timm",
+        mvit(32),
+        [(8, 8), (8, 8), (4, 4)],
+        image=(32, 32),
+    ),
+    Donor(
+        "mvitv2_small_cls",
+        "timm",
+        mvit((32, 48), use_cls_token=True, rel_pos_type="none"),
+        [(8, 12), (8, 12), (4, 6)],
+        1,
+        (32, 48),
+    ),
 ]

@@ -4,7 +4,6 @@ The mask is written out by four nested loops; it is multiplied in where the dono
 multiplies queries with keys, before any bias.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 from donor import logits
+from places import places
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -21,17 +21,15 @@ from gmmvit.attach.surgery import MaskedDonor
 _PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.einsum)
 
 
-def mixture(sigma, alpha, grid, prefix):
-    """[H, T, T] by loops over rows and columns of queries and keys; ones for the prefix."""
-    rows, cols = grid
+def mixture(sigma, alpha, queries, keys, prefix):
+    """[H, Tq, Tk] by loops over the places (row, column) of queries and keys; ones for the prefix."""
     heads = [list(zip(s, a, strict=True)) for s, a in zip(sigma.tolist(), alpha.tolist(), strict=True)]
-    mask = torch.ones(len(heads), prefix + rows * cols, prefix + rows * cols, dtype=torch.float64)
+    mask = torch.ones(len(heads), prefix + len(queries), prefix + len(keys), dtype=torch.float64)
     for h, gaussians in enumerate(heads):
-        for r1, c1 in itertools.product(range(rows), range(cols)):
-            for r2, c2 in itertools.product(range(rows), range(cols)):
+        for i, (r1, c1) in enumerate(queries):
+            for j, (r2, c2) in enumerate(keys):
                 d2 = (r1 - r2) ** 2 + (c1 - c2) ** 2
-                value = sum(a * math.exp(-d2 / (2 * (s * s + 1e-5))) for s, a in gaussians)
-                mask[h, prefix + r1 * cols + c1, prefix + r2 * cols + c2] = value
+                mask[h, prefix + i, prefix + j] = sum(a * math.exp(-d2 / (2 * (s * s + 1e-5))) for s, a in gaussians)
     return mask
 
 
@@ -47,14 +45,14 @@ class _ScoreMode(TorchFunctionMode):
         factors = [x for x in args if isinstance(x, torch.Tensor) and x.dim() >= 4]
         if func in _PRODUCTS and self.masks and len(factors) == 2 and factors[0].shape[-1] != out.shape[-1]:
             size = self.masks[0].shape
-            if out.shape[-2:] == size[-2:] and size[0] in out.shape[:-2]:
+            if out.shape[-2:] == size[-2:] and size[-3] in out.shape[:-2]:
                 return out * _beside_heads(self.masks.pop(0), out)
         return out
 
 
 def _beside_heads(mask, scores):
-    """[H, T, T] shaped to multiply [..., H, ..., T, T] (one axis of groups may stand behind the heads)."""
-    return mask if scores.shape[-3] == mask.shape[0] else mask.unsqueeze(1)
+    """[H, T, T] shaped to multiply [..., H, ..., T, T] (groups may stand behind the heads), or [B, H, T, T]."""
+    return mask if mask.dim() == 4 or scores.shape[-3] == mask.shape[0] else mask.unsqueeze(1)
 
 
 @contextmanager
@@ -78,25 +76,18 @@ def masks_in(masks: list[torch.Tensor]) -> Iterator[None]:
     assert not left, f"the donor's attention never came to {len(left)} masks"
 
 
-def asking(layer):
-    """The patches that ask: every second row and column between the stages of LeViT, else all."""
-    rows, cols = layer.gmm_mask.grid
-    if type(layer).__name__ != "MaskedAttentionDownsample":
-        return slice(None)
-    return [r * cols + c for r in range(rows) for c in range(cols) if r % 2 == 0 and c % 2 == 0]
-
-
 def masked_logits(donor):
     """Logits of the attached donor with random masks, and of the donor itself with the same masks put in; float64."""
     model = donor.make(dtype=torch.float64)
     torch.manual_seed(2)
     attach(model, init="paper", num_kernels=3)
+    images = donor.images(dtype=torch.float64)
     layers = [m for m in model.modules() if isinstance(m, MaskedDonor)]
     masks = []
     for layer, prefix in zip(layers, donor.prefixes, strict=True):
-        mask = mixture(layer.gmm_mask.sigma, layer.gmm_mask.alpha, layer.gmm_mask.grid, prefix)
-        masks.append(mask[:, asking(layer)])
-    images = donor.images(dtype=torch.float64)
+        parameters = (layer.gmm_mask.sigma, layer.gmm_mask.alpha)
+        samples = [mixture(*parameters, queries, keys, prefix) for queries, keys in places(model, layer, images)]
+        masks.append(samples[0] if len(samples) == 1 else torch.stack(samples))
     got = logits(model, images)
     with masks_in(masks):
         return got, logits(donor.make(dtype=torch.float64), images)

@@ -204,3 +204,14 @@ def test_importing_and_a_plain_augment_load_no_torchvision() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("options", [{"mix_prob": 0.0}, {"cutmix_alpha": 0.0}, {"mixup_alpha": 0.0}], ids=str)
+def test_shares_of_a_batch_make_the_whole(options: dict[str, float]) -> None:
+    augment = make(policy="cifar10", **{"mix_prob": 1.0, **options})
+    images, labels = batch(23, height=16, width=12)
+    whole = augment(images, labels, seeded())
+    shares = slice(0, 9), slice(9, 23), slice(23, 23)
+    parts = zip(*(augment(images, labels, seeded(), share) for share in shares), strict=True)
+    for one, together in zip(whole, parts, strict=True):
+        assert torch.equal(one, torch.cat(together))

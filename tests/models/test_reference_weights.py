@@ -1,6 +1,7 @@
 """The families equal the original implementation: logits and gradients of the stored reference vectors."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,20 @@ def test_a_checkpoint_of_the_original_training_loads(name: str, tmp_path: Path) 
         torch.testing.assert_close(logits, tensors["logits"], rtol=0, atol=1e-6)
 
 
-def test_masks_end_where_the_table_they_were_trained_with_underflows() -> None:
+def test_masks_are_those_of_the_table_they_were_trained_with() -> None:
     model = load_reference(as_trained("pit-gmm"), family="pit", mask="gmm")
-    mask = model.stages[0].blocks[0].attn.mask
+    mask = model.stages[0].blocks[0].attn.mask.double()
+    with torch.no_grad():
+        mask.sigma.normal_(10, 10)
     table = distance_table(16)[0, 0]
     assert (table == 0).any()
+    rounded = ((table > 0) & (table < 2**-63)).sum()  # roots of what float32 cannot hold to its usual precision
+    assert rounded > 0
     expected = sum(
-        mask.alpha[:, k, None, None] * table.pow(1 / (mask.sigma[:, k, None, None] ** 2 + 1e-5)) for k in range(3)
+        mask.alpha[:, k, None, None] * table.double().pow(1 / (mask.sigma[:, k, None, None] ** 2 + 1e-5))
+        for k in range(3)
     )
-    torch.testing.assert_close(mask.dense(), expected, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(mask.dense(), expected, rtol=0, atol=1e-6)
     assert mask.dense()[0, 0, -1] == 0
 
 
@@ -137,6 +143,20 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named() -> None:
         load_reference(as_trained("cait-gmm"), family="cait", mask="gmm", num_classes=9)
 
 
+@pytest.mark.parametrize("name", ["vit-gmm", "cait-none", "pit-elm", "swin-gmm", "t2t-none"])
+def test_a_tensor_that_cannot_be_the_originals_is_refused_in_words(name: str) -> None:
+    metadata, sizes, tensors = read(name)
+    state = part(tensors, "state/")
+    used = [key for key in state if metadata["family"] != "t2t" or not re.search(r"^cls_token|token.norm", key)]
+    words = r"tensor '.+'|give \w+=|must be|must leave|is not a multiple"
+    for key in used:
+        more_rows = torch.cat([state[key].flatten(), torch.ones(1)])
+        for changed in (torch.tensor(1.0), state[key][:0], state[key].long(), more_rows):
+            for given in ({}, sizes):
+                with pytest.raises(ValueError, match=words):
+                    load_reference({**state, key: changed}, family=metadata["family"], mask=metadata["mask"], **given)
+
+
 def test_sizes_that_tensors_cannot_tell_are_asked_for() -> None:
     with pytest.raises(ValueError, match=r"do not tell the size 'heads' of this model: give heads="):
         load_reference(as_trained("vit-none"), family="vit", mask="none")
@@ -144,17 +164,45 @@ def test_sizes_that_tensors_cannot_tell_are_asked_for() -> None:
         load_reference(as_trained("vit-none"), family="vit", mask="none", window_size=4)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [
+        ("vit-gmm", {"img_size": 0}, "img_size must lie between 1 and 65536, got 0"),
+        ("vit-gmm", {"img_size": "32"}, "img_size must be one int, got '32'"),
+        ("vit-gmm", {"img_size": 60_000}, r"'pos_embed' .* is \(1, 64, \d+\) in the checkpoint"),
+        ("vit-gmm", {"depth": 60_000}, r"depth must be 2, as the checkpoint has tensors 'blocks.0.\*'"),
+        ("pit-gmm", {"depths": [1, 2, 3]}, "depths must be 2 numbers, one per stage of the checkpoint"),
+        ("pit-none", {"heads": 7}, "attn.qkv.weight' .* in a model of these sizes"),
+        ("cait-gmm", {"mlp_dim": 2.5}, "mlp_dim must be one int, got 2.5"),
+    ],
+)
+def test_wrong_sizes_are_named(name: str, sizes: dict[str, Any], words: str) -> None:
+    family, mask = name.split("-")
+    with pytest.raises((TypeError, ValueError), match=words):
+        load_reference(as_trained(name), family=family, mask=mask, **sizes)
+
+
+def test_a_state_that_is_no_mapping_is_refused() -> None:
+    for state in (5, [torch.ones(1)], {"model_state_dict": 3}):
+        with pytest.raises(TypeError, match="state_dict must be a mapping of names to tensors, got"):
+            load_reference(state, family="vit")  # type: ignore[arg-type]
+
+
 def test_only_tensors_are_read(tmp_path: Path) -> None:
     torch.save({"model_state_dict": Path("a")}, tmp_path / "unsafe.pth")
-    with pytest.raises(ValueError, match=r"unsafe.pth is not a checkpoint of tensors that can be read safely: [^.]*$"):
+    with pytest.raises(ValueError, match=r"unsafe.pth is not a checkpoint of tensors that can be read safely: "):
+        read_reference_checkpoint(tmp_path / "unsafe.pth")
+    with pytest.raises(ValueError, match=r"it also holds pathlib\S*, which would be run$"):
         read_reference_checkpoint(tmp_path / "unsafe.pth")
     torch.save({"a": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert read_reference_checkpoint(tmp_path / "old.pth")["a"].tolist() == [1, 1]
     for name in ("new.pth", "old.pth"):
         torch.save({"a": torch.ones(2)}, tmp_path / name, _use_new_zipfile_serialization=name == "new.pth")
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
-        with pytest.raises(ValueError, match=f"{name} is not a checkpoint of tensors that can be read safely"):
-            read_reference_checkpoint(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        for length in (60, len(whole) // 2):
+            (tmp_path / name).write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=f"{name} is not a checkpoint of tensors that can be read safely"):
+                read_reference_checkpoint(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         read_reference_checkpoint(tmp_path / "none.pth")
 

@@ -5,7 +5,7 @@ interpreter met first.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,8 @@ from gmmvit.attach.saved import read_masks
 from gmmvit.attach.surgery import Grid, GridBox, GridRecorder, MaskedDonor, Site, restore, swap
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
-from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
+from gmmvit.attention.checks import integer, one_of, pair
+from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, check_mask_options, create_mask
 
 __all__ = ["Layer", "Layers", "attach", "describe", "detach", "load_masks", "mask_parameters"]
 
@@ -79,7 +80,7 @@ def attach(
         num_kernels: Gaussians per head; read by "gmm" alone.
         layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
         grid: (rows, cols) in patches where the model does not tell; it then holds for every image.
-        prefix_tokens: class and register tokens before the patches; with `grid` 0 by default, else the model's own.
+        prefix_tokens: class and register tokens before the patches; the model's own by default, 0 if it is not known.
         options: further arguments of the mask's class (`covariance`, `learn_center`, `per_head`).
 
     Returns:
@@ -93,9 +94,11 @@ def attach(
     Source: arXiv 2309.05375, section 3; the identity start is this project's.
     """
     refuse_unfit(model)
-    for name, value, allowed in (("mask", mask, ("gmm", "elm")), ("mode", mode, MODES)):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
+    one_of("mask", mask, ("gmm", "elm"))
+    one_of("mode", mode, MODES)
+    grid = None if grid is None else pair(grid, "grid", "(rows, cols)")
+    if prefix_tokens is not None:
+        integer("prefix_tokens", prefix_tokens, 0)
     if there := masked(model):
         raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
     found = survey(model, located=grid is not None)
@@ -105,24 +108,30 @@ def attach(
         raise ValueError(f"{type(model).__name__} has no attention that can carry a mask: {what}")
     if mask == "gmm":
         options["num_kernels"] = num_kernels
+    check_mask_options(mask, options)
     free, places = places, _chosen(places, layers)
     sites = _sites(places, mode, grid, prefix_tokens)
     # All masks are built before the first module is touched: an error leaves the model as it was.
     modules = []
-    for i, (item, site) in enumerate(zip(places, sites, strict=True)):
-        place = i / max(1, len(places) - 1)
-        modules.append(_mask_of(item, site, mask, free.index(item), init=init, depth=place, **options))
+    with torch.inference_mode(False):  # parameters made inside of it could never be trained
+        for i, (item, site) in enumerate(zip(places, sites, strict=True)):
+            place = i / max(1, len(places) - 1)
+            modules.append(_mask_of(item, site, mask, free.index(item), init=init, depth=place, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
-        swap(item.module, item.adapter, gmm_site=site, gmm_mask=module)  # type: ignore[arg-type]
+        swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
         if item.tower is not None and grid is None and not isinstance(item.tower.source, GridRecorder):
-            swap(item.tower.source, GridRecorder, gmm_box=site.box)
+            swap(item.tower.source, item.tower.recorder, gmm_box=site.box)
     return model
 
 
 def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
     if layers is None:
         return places
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be some whole numbers, as range(6) or [0, -1], got {layers!r}")
     indices = list(layers)
+    for index in indices:
+        integer("each of layers", index, -sys.maxsize)
     wrong = [i for i in indices if not -len(places) <= i < len(places)]
     if wrong or not indices:
         raise ValueError(f"layers must name some of the {len(places)} attentions from 0, got {wrong or indices}")
@@ -136,7 +145,7 @@ def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int
     sites = []
     for item in places:
         if item.window is not None:
-            sites.append(Site(GridBox(item.window), 0, mode))
+            sites.append(Site(GridBox(item.window), _prefix(item), mode))
             continue
         tower = item.tower
         own = GridBox(grid if tower is None or grid is not None else tower.grid)
@@ -148,14 +157,14 @@ def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int
 
 
 def _prefix(item: Found) -> int:
-    own = None if item.adapter is None else item.adapter.gmm_prefix
+    own = None if item.adapter is None else item.adapter.gmm_prefix(item.module)
     return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
 
 def _mask_of(item: Found, site: Site, mask: str, index: int, **options: Any) -> nn.Module:
     """The mask for one attention, the `index`-th that could carry one: on its device, in float32 or wider."""
     heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
-    module = create_mask(mask, site.box.grid, heads, mode=site.mode, **options)  # type: ignore[arg-type]
+    module = create_mask(mask, site.box.grid, heads, mode=site.mode, steps=item.steps, **options)  # type: ignore[arg-type]
     # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
     module.register_buffer("site", torch.tensor([MODES.index(site.mode), index]))  # type: ignore[union-attr]
     weight = next(item.module.parameters())
@@ -176,25 +185,41 @@ def detach(model: Model) -> Model:
     return model
 
 
-def load_masks(model: Model, path: str | Path) -> Model:
-    """Attaches the masks that were saved with a model: what `save_pretrained` of transformers, `save_for_hf` of timm or
-    `safetensors` wrote. The donor's own weights are loaded by its library, or not, as before.
+def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> Model:
+    """Attaches the masks that were saved with a model: what `save_pretrained` of transformers, `save_for_hf` of timm,
+    `safetensors` or `torch.save` of a state_dict wrote. The donor's own weights are loaded by its library, or not, as
+    before.
 
     Args:
         model: the donor without masks, of the same sizes.
-        path: a safetensors file, or a folder with some.
+        path: a file of safetensors or of `torch.save`, a folder with safetensors, or a state_dict.
 
     Returns:
         The same model, with masks of the kinds, sizes and modes that the file has.
 
     Raises:
-        FileNotFoundError: no safetensors file there. ValueError: no masks in it, or they do not fit the model.
+        FileNotFoundError: no file there. ValueError: no masks in it, or they do not fit the model, which is then left
+            as it was.
     """
-    saved = read_masks(Path(path))
+    saved = read_masks(path if isinstance(path, Mapping) else Path(path))
     attach(model, layers=saved.layers, **saved.options)
-    for (_, module), index in zip(masked(model), sorted(saved.layers), strict=True):
-        module.gmm_mask.load_state_dict(saved.layers[index])
+    try:
+        for (name, module), index in zip(masked(model), sorted(saved.layers), strict=True):
+            _load(name, module.gmm_mask, saved.layers[index])
+    except ValueError:
+        detach(model)
+        raise
     return model
+
+
+def _load(name: str, mask: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError where a saved mask has other sizes than the layer's."""
+    for key, own in mask.state_dict().items():
+        saved = tensors.get(key)
+        if saved is None or saved.shape != own.shape:
+            sizes = "missing" if saved is None else f"of {tuple(saved.shape)}"
+            raise ValueError(f"the saved mask does not fit {name!r}: {key} must be of {tuple(own.shape)}, is {sizes}")
+    mask.load_state_dict(tensors)
 
 
 def mask_parameters(model: nn.Module) -> list[nn.Parameter]:

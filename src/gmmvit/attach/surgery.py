@@ -10,34 +10,44 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention import MODES, OffsetTable, dense_mask, gmm_attention, with_prefix
-from gmmvit.attention.reference import modulate
+from gmmvit.attention import MODES, OffsetTable, gmm_attention, with_prefix
+from gmmvit.attention.eager import eager_attention
+from gmmvit.attention.reference import EVERY_PATCH, Steps, mask_at, modulate
+from gmmvit.masks import ElementwiseMask
 
 Grid = tuple[int, int]  # (rows, cols) in patches
 
 
-@dataclass(frozen=True)
-class Tower:
-    """The part of a model that cuts images into patches: `source` is the convolution that does it, `grid` what it makes
-    of the model's own image size (None if it has none), `prefix_tokens` what is put before the patches."""
-
-    source: nn.Module
-    grid: Grid | None
-    prefix_tokens: int
-
-
 class GridBox:
-    """The grid of the images that are in the model now: written by its patch embedding, read by its attentions."""
+    """The grid of the images that are in the model now: written by its patch embedding, read by its attentions.
+
+    Where each image of a batch has a grid of its own, `positions` [B, N, 2] are row and column of every patch and
+    `grid` is the smallest that all fit in.
+    """
 
     def __init__(self, grid: Grid | None) -> None:
         self.grid = grid
+        self.positions: Tensor | None = None
+        self._seen: dict[int, Grid] = {}
+
+    def note(self, grid: Grid, positions: Tensor | None = None) -> None:
+        self.grid, self.positions = grid, positions
+        if not torch.compiler.is_compiling():
+            self._seen[grid[0] * grid[1]] = grid
+
+    def recomputed(self, patches: int) -> Grid | None:
+        """The grid of so many patches while gradient checkpointing repeats a forward pass in the backward pass: images
+        of another size may have been in the model since."""
+        return self._seen.get(patches) if torch._C._current_graph_task_id() != -1 else None
 
 
 class Site:
-    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is the mask's."""
+    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is the mask's; `ran`
+    says whether the mask was used in the last forward pass, where that is not certain."""
 
     def __init__(self, box: GridBox, prefix_tokens: int, mode: str) -> None:
         self.box, self.prefix_tokens, self.mode = box, prefix_tokens, mode
+        self.ran = False
 
     def grid(self, tokens: int) -> Grid:
         """The grid behind a sequence of that many tokens.
@@ -45,10 +55,20 @@ class Site:
         Raises ValueError where the two do not fit, as when patches are dropped in training.
         """
         rows, cols = self.box.grid  # type: ignore[misc]
-        if rows * cols + self.prefix_tokens != tokens:
+        positions = self.box.positions
+        if positions is not None and positions.shape[1] + self.prefix_tokens != tokens:
+            raise ValueError(
+                f"the attention got {tokens} tokens, the patch embedding {positions.shape[1]} patches with "
+                f"{self.prefix_tokens} tokens before them: no patches may be dropped"
+            )
+        if positions is None and rows * cols + self.prefix_tokens != tokens:
+            before = self.box.recomputed(tokens - self.prefix_tokens)
+            if before is not None:
+                return before
             raise ValueError(
                 f"the attention got {tokens} tokens; a {rows} x {cols} grid with {self.prefix_tokens} before it has "
-                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=)"
+                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=), "
+                "and attach anew after a change of the patch size"
             )
         return rows, cols
 
@@ -84,10 +104,26 @@ class GridRecorder(Swapped):
 
     gmm_box: GridBox
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
-        self.gmm_box.grid = (out.shape[-2], out.shape[-1])
+        self.gmm_note(out, *args, **kwargs)
         return out
+
+    def gmm_note(self, out: Any, *args: Any, **kwargs: Any) -> None:
+        """Writes the grid of `out`, which the embedding made of its arguments, into the box."""
+        self.gmm_box.note((out.shape[-2], out.shape[-1]))
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The part of a model that cuts images into patches: `source` is the module that does it, `recorder` knows its
+    outputs, `grid` is what it makes of the model's own image size (None if it has none), `prefix_tokens` what is put
+    before the patches."""
+
+    source: nn.Module
+    grid: Grid | None
+    prefix_tokens: int
+    recorder: type[GridRecorder] = GridRecorder
 
 
 class MaskedDonor(Swapped):
@@ -98,8 +134,7 @@ class MaskedDonor(Swapped):
     """
 
     gmm_parts: ClassVar[frozenset[str]] = frozenset()
-    gmm_prefix: ClassVar[int | None] = None  # where it is not the model's own number
-    gmm_mask: nn.Module
+    gmm_mask: Any
     gmm_site: Site
 
     @classmethod
@@ -115,6 +150,21 @@ class MaskedDonor(Swapped):
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
         """The same before the first image, from the module or those round it."""
         return cls.gmm_window(module)
+
+    @classmethod
+    def gmm_prefix(cls, module: Any) -> int | None:
+        """The tokens before its patches; None for those of the model, or none inside a window."""
+        return None
+
+    @classmethod
+    def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
+        """Where its queries and keys stand on the grid."""
+        return EVERY_PATCH
+
+    @classmethod
+    def gmm_state(cls, module: Any, ancestors: list[nn.Module]) -> dict[str, Any]:
+        """What else its forward needs to know from the modules round it, as attributes that start with `gmm_`."""
+        return {}
 
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
@@ -144,26 +194,60 @@ class MaskedDonor(Swapped):
         scale: float | None = None,
         dropout_p: float | None = None,
         grid: Grid | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Masked attention of q, k, v [B, H, T, D]; `bias` as in `gmm_attention`, or boolean (True takes part)."""
+        """Masked attention of q, k, v [B, H, T, D]; `bias` as in `gmm_attention`, or boolean (True takes part); `mask`
+        where it is not that of the grid row by row."""
         grid = self.gmm_grid(q.shape[2]) if grid is None else grid
+        site, bias = self.gmm_site, additive(bias)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        dropout_p = self.gmm_dropout() if dropout_p is None else dropout_p
+        if site.box.positions is not None:
+            each = self.gmm_mask_at(site.box.positions, grid)
+            return self.gmm_attend_by(each, q, k, v, bias, scale=scale, dropout_p=dropout_p)
         return gmm_attention(
-            q.to(v.dtype),
-            k.to(v.dtype),
+            q,
+            k,
             v,
-            self.gmm_mask(grid),
+            self.gmm_mask(grid) if mask is None else mask,
             scale=scale,
-            bias=additive(bias),
-            prefix_tokens=self.gmm_site.prefix_tokens,
-            mode=self.gmm_site.mode,
-            dropout_p=self.gmm_dropout() if dropout_p is None else dropout_p,
+            bias=bias,
+            prefix_tokens=site.prefix_tokens,
+            mode=site.mode,
+            dropout_p=dropout_p,
         )
 
-    def gmm_dense(self, grid: Grid, like: Tensor) -> Tensor:
-        """The mask as [H, T, T] or [T, T] in the dtype of `like`."""
+    def gmm_attend_by(
+        self,
+        mask: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: float | None = None,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """Masked attention of q [B, H, Tq, D] and k, v [B, H, Tk, D] by a mask [B or 1, H or 1, Tq, Tk] or less."""
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        mode = self.gmm_site.mode
+        return eager_attention(q, k, v, mask, scale=scale, bias=bias, mode=mode, dropout_p=dropout_p)
+
+    def gmm_mask_at(self, positions: Tensor, grid: Grid) -> Tensor:
+        """The mask of patches that each sample has elsewhere, with its prefix: [B, H, T, T]."""
+        own = self.gmm_mask.grid
+        if isinstance(self.gmm_mask, ElementwiseMask) and grid[0] <= own[0] and grid[1] <= own[1]:
+            grid = own  # the images that are smaller than its grid take a part of it
         mask = self.gmm_mask(grid)
-        dense = dense_mask(mask) if isinstance(mask, OffsetTable) else mask
-        return with_prefix(dense, self.gmm_site.prefix_tokens).to(like.dtype)
+        if isinstance(mask, OffsetTable):
+            return with_prefix(mask_at(mask, positions), self.gmm_site.prefix_tokens)
+        cells = positions[..., 0] * grid[1] + positions[..., 1]
+        pairs = self.gmm_mask.dense(grid)[:, cells.unsqueeze(2), cells.unsqueeze(1)]  # [H, B, N, N]
+        return with_prefix(pairs.transpose(0, 1), self.gmm_site.prefix_tokens)
+
+    def gmm_dense(self, grid: Grid, like: Tensor) -> Tensor:
+        """The mask as [H, Tq, Tk] in the dtype of `like`."""
+        return with_prefix(self.gmm_mask.dense(grid), self.gmm_site.prefix_tokens).to(like.dtype)
 
     def gmm_softmax(self, scores: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attention weights from scaled scores [B, H, Tq, Tk] and a mask of the same last sizes."""

@@ -1,14 +1,16 @@
 """Which attentions a model has, which of them can carry a mask, and why the others cannot. Changes nothing."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
-from gmmvit.attach import timm, timm_windows, torchvision, transformers
+from gmmvit.attach import timm, timm_pooled, timm_windows, torchvision, transformers
 from gmmvit.attach.surgery import Grid, GridRecorder, MaskedDonor, Swapped, Tower
+from gmmvit.attention.reference import EVERY_PATCH, Steps
 
-LIBRARIES = (timm, timm_windows, torchvision, transformers)
+LIBRARIES = (timm, timm_windows, timm_pooled, torchvision, transformers)
 TOWERS = (timm.tower, torchvision.tower, transformers.tower)
 ATTENTIONS = {name: adapter for library in LIBRARIES for name, adapter in library.ATTENTIONS.items()}
 LEFT_ALONE = {name: reason for library in LIBRARIES for name, reason in library.LEFT_ALONE.items()}
@@ -24,6 +26,8 @@ class Found:
     adapter: type[MaskedDonor] | None
     tower: Tower | None = None
     window: Grid | None = None
+    steps: Steps = EVERY_PATCH
+    state: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
     @property
@@ -63,13 +67,16 @@ def _found(name: str, modules: dict[str, nn.Module], located: bool) -> Found:
     unknown = sorted(key for key in set(module._modules) - adapter.gmm_parts if not key.startswith("gmm_"))
     if unknown and not reason:
         reason = f"has parts that this version of gmmvit does not know: {', '.join(unknown)}"
+    if reason:
+        return Found(name, module, None, reason=reason)
     window = adapter.gmm_window_at(module, ancestors)
     tower = None
-    if window is None and not located and not reason:
+    if window is None:
         tower = next((t for find in TOWERS if (t := find(ancestors)) is not None), None)
-        if tower is None:
-            reason = "the patch grid was not found; say it with grid=(rows, cols)"
-    return Found(name, module, None if reason else adapter, tower, window, reason)
+        if tower is None and not located:
+            return Found(name, module, None, reason="the patch grid was not found; say it with grid=(rows, cols)")
+    steps, state = adapter.gmm_steps(module, ancestors), adapter.gmm_state(module, ancestors)
+    return Found(name, module, adapter, tower, window, steps, state)
 
 
 def masked(model: nn.Module) -> list[tuple[str, MaskedDonor]]:

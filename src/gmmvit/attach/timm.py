@@ -1,6 +1,7 @@
-"""Attentions of timm (1.0.24 and later) with the mask: plain ViTs, rotary, relative position, BEiT, CaiT, PiT.
+"""Attentions of timm (1.0.24 and later) with the mask: plain ViTs, NaFlex, rotary, relative position, BEiT, CaiT, PiT.
 
-Each class repeats what its donor does round the softmax; those of window models are in `timm_windows.py`.
+Each class repeats what its donor does round the softmax; those of window models are in `timm_windows.py`, those that
+pool queries and keys in `timm_pooled.py`.
 Letters: B batch, T tokens (prefix first), N patches, C channels, H heads, D head width.
 """
 
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attach.surgery import MaskedDonor, Tower
+from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Tower
 from gmmvit.attention.reference import modulate
 
 _PROJECTIONS = frozenset({"qkv", "q_proj", "k_proj", "v_proj", "attn_drop", "proj", "proj_drop"})
@@ -110,7 +111,10 @@ class TalkingHeads(MaskedDonor):
     """cait: the mask multiplies the logits of each head before the heads are mixed."""
 
     gmm_parts = frozenset({"qkv", "attn_drop", "proj", "proj_l", "proj_w", "proj_drop"})
-    gmm_prefix = 0  # the class token comes behind these blocks
+
+    @classmethod
+    def gmm_prefix(cls, module: Any) -> int:
+        return 0  # the class token comes behind these blocks
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = split_qkv(self, x)
@@ -125,6 +129,19 @@ class TalkingHeads(MaskedDonor):
     def gmm_mix(x: Tensor, mixer: nn.Module) -> Tensor:
         """A linear map over the heads of [B, H, T, T]."""
         return mixer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class NaFlexRecorder(GridRecorder):
+    """naflexvit's embedding: one grid for a batch of images; rows and columns of every patch for a batch of patches."""
+
+    def gmm_note(
+        self, out: Any, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
+    ) -> None:
+        if patch_coord is None:
+            _, grid = out
+        else:  # the donor reads the grids of its samples on the host in the same place
+            grid = (patch_coord.amax((0, 1)) + 1).tolist()
+        self.gmm_box.note((grid[0], grid[1]), patch_coord)
 
 
 _VIT = "timm.models.vision_transformer"
@@ -161,10 +178,13 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
             continue
         if type(model).__name__ == "PoolingVisionTransformer":
             return _pit_tower(model, ancestors)
+        if type(model).__name__ == "NaFlexVit":
+            return _naflex_tower(model)
         patch_embed = getattr(model, "patch_embed", None)
         source = getattr(patch_embed, "proj", None)
         if isinstance(source, nn.Conv2d):
-            prefix = getattr(model, "num_prefix_tokens", 0)
+            # ConViT of timm 1.0.24 has a class token and no number.
+            prefix = getattr(model, "num_prefix_tokens", int(getattr(model, "cls_token", None) is not None))
             grid = getattr(patch_embed, "grid_size", None)
             return Tower(source, None if grid is None else (grid[0], grid[1]), prefix)
     return None
@@ -179,3 +199,12 @@ def _pit_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
         if any(stage is module for module in ancestors):
             break
     return Tower(source, (rows, cols), model.num_tokens)
+
+
+def _naflex_tower(model: Any) -> Tower:
+    """Its own grid is that of its position embedding or, where it has none, of the images it was trained on."""
+    grid = model.embeds.pos_embed_grid_size
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if grid is None and size is not None:
+        grid = model.embeds.dynamic_feat_size(size[-2:])
+    return Tower(model.embeds, None if grid is None else (grid[0], grid[1]), model.num_prefix_tokens, NaFlexRecorder)

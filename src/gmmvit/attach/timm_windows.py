@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gmmvit.attach.surgery import Grid, MaskedDonor
 from gmmvit.attach.timm import TimmAttention, split_qkv
+from gmmvit.attention.reference import Steps
 
 _LOG_100 = math.log(100)  # cosine attention scales its logits by at most this, exponentiated
 
@@ -141,10 +142,16 @@ class BlockAttention(TimmAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, G, T, C] -> the same."""
-        side = math.isqrt(x.shape[2])
-        out = self.gmm_attend(*split_qkv(self, x.flatten(0, 1)), grid=(side, side))
-        out = out.permute(0, 2, 3, 1).flatten(2)  # the donor's channels run over the heads first
-        return self.proj_drop(self.proj(out.unflatten(0, x.shape[:2])))
+        side, drop = math.isqrt(x.shape[2]), self.gmm_dropout()
+        q, k, v = (y.unflatten(0, x.shape[:2]) for y in split_qkv(self, x.flatten(0, 1)))  # [B, G, H, T, D] each
+        if drop:  # drawn for [B, H, G, T, T], as the donor does
+            mask = self.gmm_mask.dense((side, side)).unsqueeze(1)
+            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+            out = self.gmm_attend_by(mask, q, k, v, dropout_p=drop).transpose(1, 2)
+        else:
+            out = self.gmm_attend(*(y.flatten(0, 1) for y in (q, k, v)), grid=(side, side)).unflatten(0, x.shape[:2])
+        out = out.permute(0, 1, 3, 4, 2).flatten(3)  # the donor's channels run over the heads first
+        return self.proj_drop(self.proj(out))
 
 
 class MapAttention(TimmAttention):
@@ -185,13 +192,18 @@ class BiasedAttention(MaskedDonor):
         sizes = [self.key_dim, self.key_dim, self.val_dim]
         q, k, v = qkv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).split(sizes, dim=3)
         out = (self.gmm_weights(q, k, self.gmm_dense(self.gmm_window(self), q)) @ v).transpose(1, 2).flatten(2)
-        return self.proj(out.transpose(1, 2).unflatten(2, x.shape[2:]) if conv else out)
+        # Channels first in memory, as in the donor: a dropout behind it draws in that order.
+        return self.proj(out.transpose(1, 2).contiguous().unflatten(2, x.shape[2:]) if conv else out)
 
 
 class StridedAttention(BiasedAttention):
-    """levit between stages: every second row and column asks, so those rows of the mask are taken."""
+    """levit between stages: every second row and column asks."""
 
     gmm_parts = frozenset({"kv", "q", "proj"})
+
+    @classmethod
+    def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
+        return Steps(query=(module.stride, module.stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, Tq, C'], or maps [B, C, rows, cols] in the convolutional form."""
@@ -201,17 +213,18 @@ class StridedAttention(BiasedAttention):
             kv, q = kv.flatten(2).transpose(1, 2), q.flatten(2).transpose(1, 2)
         k, v = kv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).split([self.key_dim, self.val_dim], dim=3)
         q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        grid = self.gmm_window(self)
-        mask = self.gmm_dense(grid, q).unflatten(-2, grid)[..., :: self.stride, :: self.stride, :].flatten(-3, -2)
-        out = (self.gmm_weights(q, k, mask) @ v).transpose(1, 2).flatten(2)
-        return self.proj(out.transpose(1, 2).unflatten(2, size) if conv else out)
+        out = (self.gmm_weights(q, k, self.gmm_dense(self.gmm_window(self), q)) @ v).transpose(1, 2).flatten(2)
+        return self.proj(out.transpose(1, 2).contiguous().unflatten(2, size) if conv else out)
 
 
 class GatedPositional(MaskedDonor):
     """convit's first blocks: the mask multiplies the content logits; the positional half of the weights stays."""
 
     gmm_parts = frozenset({"qk", "v", "attn_drop", "proj", "pos_proj", "proj_drop"})
-    gmm_prefix = 0  # the class token comes behind these blocks
+
+    @classmethod
+    def gmm_prefix(cls, module: Any) -> int:
+        return 0  # the class token comes behind these blocks
 
     def get_attention(self, x: Tensor) -> Tensor:
         """[B, T, C] -> weights [B, H, T, T]; the donor's forward calls it."""

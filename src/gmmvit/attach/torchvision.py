@@ -57,8 +57,9 @@ class MultiheadAttention(MaskedDonor):
                 attn_mask = ~attn_mask  # here True means left out
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
-        out = self.out_proj(self.gmm_attend(q, k, v, attn_mask).transpose(1, 2).flatten(2))
-        return (out if self.batch_first else out.transpose(0, 1)), None
+        # Tokens first in memory, as in the donor: a dropout behind it draws in that order.
+        out = self.out_proj(self.gmm_attend(q, k, v, attn_mask).permute(2, 0, 1, 3).flatten(2))
+        return (out.transpose(0, 1) if self.batch_first else out), None
 
 
 class ShiftedWindowAttention(MaskedDonor):

@@ -30,6 +30,12 @@ def interface(
     """The attention function of an attached module: [B, H, T, D] each -> [B, T, H, D] and no weights."""
     if kwargs.get("is_causal"):
         raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
+    if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4):
+        raise ValueError(
+            "an attached attention needs its attention_mask as a tensor [batch, 1, tokens, tokens]: load the model "
+            "with attn_implementation='sdpa' or 'eager'"
+        )
+    module.gmm_site.ran = True
     bias = additive(attention_mask)
     if position_bias is not None:
         bias = position_bias if bias is None else position_bias + bias
@@ -68,6 +74,16 @@ class InterfaceAttention(MaskedDonor):
     def gmm_undo(cls, module: Any) -> None:
         module.config = module.gmm_config
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.gmm_site.ran = False
+        out = super().forward(*args, **kwargs)
+        if not self.gmm_site.ran:
+            raise RuntimeError(
+                f"{self.gmm_donor.__qualname__} computed without the attention interface of transformers, so the mask "
+                "had no effect: detach(model); this version of the model cannot carry a mask"
+            )
+        return out
+
 
 class SwinAttention(InterfaceAttention):
     """swin: square windows; one that is larger than the feature map is cut to it by the donor."""
@@ -84,6 +100,77 @@ class SwinAttention(InterfaceAttention):
         return side, side
 
 
+class QueryAttention(InterfaceAttention):
+    """vit, deit and dinov2 (with and without registers) of the first releases of transformers 5."""
+
+    gmm_parts = frozenset({"query", "key", "value"})
+
+
+class _ExplicitAttention(MaskedDonor):
+    """Attentions of the first releases of transformers 5 that do not ask the interface: they compute by themselves."""
+
+    gmm_parts = frozenset({"query", "key", "value", "dropout", "relative_position_bias"})
+
+    @classmethod
+    def gmm_heads(cls, module: Any) -> int:
+        return module.num_attention_heads
+
+    def gmm_dropout(self) -> float:
+        return self.dropout.p if self.training else 0.0
+
+    def gmm_output(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, None]:
+        """[B, T, C] -> [B, T, C] and no weights."""
+        heads = (self.num_attention_heads, self.attention_head_size)
+        q, k, v = (project(x).unflatten(-1, heads).transpose(1, 2) for project in (self.query, self.key, self.value))
+        return self.gmm_attend(q, k, v, bias).transpose(1, 2).flatten(2), None
+
+
+class BeitSelfAttention(_ExplicitAttention):
+    """beit: the biases of the layer and of the model add up."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        output_attentions: bool = False,
+        relative_position_bias: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        resolution: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, None]:
+        bias = relative_position_bias
+        if self.has_relative_position_bias:
+            window = tuple(side // self.config.patch_size for side in resolution)  # type: ignore[union-attr]
+            tokens = hidden_states.shape[1]
+            own = self.relative_position_bias(window, interpolate_pos_encoding, dim_size=tokens)
+            bias = own if bias is None else own + bias
+        return self.gmm_output(hidden_states, bias)
+
+
+class BeitSdpaSelfAttention(BeitSelfAttention):
+    """The same where the donor calls `scaled_dot_product_attention`."""
+
+    def gmm_dropout(self) -> float:
+        return self.config.attention_probs_dropout_prob if self.training else 0.0
+
+
+class SwinSelfAttention(_ExplicitAttention):
+    """swin: relative position bias and the mask of shifted windows come behind the mask."""
+
+    @classmethod
+    def gmm_window(cls, module: Any) -> Grid:
+        return module.window_size[0], module.window_size[1]
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
+    ) -> tuple[Tensor, None]:
+        """[B*G, T, C], mask [G, T, T] -> [B*G, T, C] and no weights."""
+        tokens = hidden_states.shape[1]
+        table = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        bias = table.view(1, tokens, tokens, -1).permute(0, 3, 1, 2)
+        if attention_mask is not None:
+            bias = bias + attention_mask.unsqueeze(1)
+        return self.gmm_output(hidden_states, bias)
+
+
 def _name(model: str, cls: str) -> str:
     return f"transformers.models.{model}.modeling_{model}.{cls}"
 
@@ -98,6 +185,14 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     _name("clip", "CLIPAttention"): InterfaceAttention,
     _name("siglip", "SiglipAttention"): InterfaceAttention,
     _name("swin", "SwinAttention"): SwinAttention,
+    # The first releases of transformers 5.
+    _name("vit", "ViTSelfAttention"): QueryAttention,
+    _name("deit", "DeiTSelfAttention"): QueryAttention,
+    _name("dinov2", "Dinov2SelfAttention"): QueryAttention,
+    _name("dinov2_with_registers", "Dinov2WithRegistersSelfAttention"): QueryAttention,
+    _name("beit", "BeitSelfAttention"): BeitSelfAttention,
+    _name("beit", "BeitSdpaSelfAttention"): BeitSdpaSelfAttention,
+    _name("swin", "SwinSelfAttention"): SwinSelfAttention,
 }
 LEFT_ALONE: dict[str, str] = {}
 # Class, distillation and register tokens before the patches, by the `model_type` of the configuration.

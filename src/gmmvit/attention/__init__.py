@@ -4,6 +4,7 @@ Letters: B batch, T tokens (prefix first, then patches), N patches, H heads, D h
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from gmmvit.attention.checks import fraction, integer, one_of, real
 from gmmvit.attention.chunked import chunked_attention
 from gmmvit.attention.eager import eager_attention
+from gmmvit.attention.op import triton_attention, triton_refusal
 from gmmvit.attention.reference import (
     MODES,
     OffsetTable,
@@ -34,21 +36,36 @@ __all__ = [
     "with_prefix",
 ]
 
-# In order of preference on the devices they take; `_refusal` says in words why one cannot take a call.
+# In order of preference on the devices they take; `_refusal` says in words why one cannot take a call. All but
+# "triton", which reads offset tables, take the mask dense.
 BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "triton": triton_attention,
     "chunked": chunked_attention,
     "eager": eager_attention,
     "reference": reference_attention,
 }
 
 
-def _refusal(backend: str, q: Tensor, masked: bool, mode: str, dropout_p: float) -> str | None:
-    """Why `backend` cannot compute this call, or None where it can."""
+class _Request(NamedTuple):
+    """What the choice of a backend depends on."""
+
+    q: Tensor
+    mask: Tensor | OffsetTable | None
+    bias: Tensor | None
+    mode: str
+    dropout_p: float
+
+
+def _refusal(backend: str, request: _Request, named: bool) -> str | None:
+    """Why `backend` cannot compute this call, or None where it can; `named` says that it was asked for by name."""
+    q, mask, bias, mode, dropout_p = request
+    if backend == "triton":
+        return triton_refusal(q, mask, bias, mode, named)
     if backend != "chunked":
         return None
     if q.device.type != "cpu":
         return f"it computes on the CPU only, q is on {q.device}"
-    if mode == "post" and masked:
+    if mode == "post" and mask is not None:
         return "it has no mode 'post'"
     if dropout_p > 0:
         return "it has no attention dropout"
@@ -61,29 +78,29 @@ def explain(
     q: Tensor,
     mask: Tensor | OffsetTable | None = None,
     *,
+    bias: Tensor | None = None,
     mode: str = "multiply",
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> str:
     """Which backend `gmm_attention` takes for these arguments, and why the others are not taken: a line each."""
-    call = (q, mask is not None, mode, dropout_p)
-    chosen = _choose(backend, *call)
+    request = _Request(q, mask, bias, mode, dropout_p)
+    chosen = _choose(backend, request)
     lines = [f"{chosen}: taken, {'the fastest that can' if backend == 'auto' else 'asked for by name'}"]
     for name in BACKENDS:
         if name != chosen:
-            refusal = _refusal(name, *call)
+            refusal = _refusal(name, request, named=False)
             lines.append(
                 f"{name}: not taken, {refusal or ('slower' if backend == 'auto' else 'another was asked for')}"
             )
     return "\n".join(lines)
 
 
-def _choose(backend: str, q: Tensor, masked: bool, mode: str, dropout_p: float) -> str:
-    call = (q, masked, mode, dropout_p)
+def _choose(backend: str, request: _Request) -> str:
     if backend == "auto":
-        return next(name for name in BACKENDS if _refusal(name, *call) is None)
+        return next(name for name in BACKENDS if _refusal(name, request, named=False) is None)
     one_of("backend", backend, ("auto", *BACKENDS))
-    reason = _refusal(backend, *call)
+    reason = _refusal(backend, request, named=True)
     if reason:
         raise ValueError(f"backend={backend!r} cannot take this call: {reason}")
     return backend
@@ -123,14 +140,18 @@ def gmm_attention(
     Source: arXiv 2309.05375, section 3.
     """
     _check_tokens(q, k, v, mode, dropout_p, prefix_tokens)
-    dense = _dense(mask, q, prefix_tokens)
+    _check_mask(mask, q, prefix_tokens)
     _check_bias(bias, q)
     if scale is None:
         scale = q.shape[-1] ** -0.5
     else:
         real("scale", scale)
-    compute = BACKENDS[_choose(backend, q, dense is not None, mode, dropout_p)]
-    return compute(q, k, v, dense, scale=scale, bias=bias, mode=mode, dropout_p=dropout_p)
+    chosen = _choose(backend, _Request(q, mask, bias, mode, dropout_p))
+    rest: dict[str, Any] = {"scale": scale, "bias": bias, "mode": mode, "dropout_p": dropout_p}
+    if chosen == "triton":
+        return triton_attention(q, k, v, mask, prefix_tokens=prefix_tokens, **rest)
+    dense = dense_mask(mask) if isinstance(mask, OffsetTable) else mask
+    return BACKENDS[chosen](q, k, v, None if dense is None else with_prefix(dense, prefix_tokens), **rest)
 
 
 def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mode: str, dropout_p: float, prefix_tokens: int) -> None:
@@ -151,10 +172,9 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mode: str, dropout_p: float, 
     integer("prefix_tokens", prefix_tokens, 0, q.shape[2])
 
 
-def _dense(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> Tensor | None:
-    """The mask as [H, T, T] or [T, T], checked against q."""
+def _check_mask(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> None:
     if mask is None:
-        return None
+        return
     heads, patches = q.shape[1], q.shape[2] - prefix_tokens
     if isinstance(mask, OffsetTable):
         _check_place("mask", mask.values, q)
@@ -166,7 +186,7 @@ def _dense(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> 
             )
         if rows * cols != patches:
             raise ValueError(f"mask: its grid {rows} x {cols} has {rows * cols} patches, q has {patches}")
-        return with_prefix(dense_mask(mask), prefix_tokens)
+        return
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, an OffsetTable or None, got {type(mask).__name__}")
     _check_place("mask", mask, q)
@@ -175,7 +195,6 @@ def _dense(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int) -> 
             f"mask must be {(heads, patches, patches)} or {(patches, patches)} for {heads} heads and {patches} patches "
             f"({prefix_tokens} prefix tokens), got {tuple(mask.shape)}"
         )
-    return with_prefix(mask, prefix_tokens)
 
 
 def _check_place(name: str, x: Tensor, q: Tensor) -> None:

@@ -26,6 +26,8 @@ def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> N
         raise ValueError(f"{name} must lie between {least} and {most}, got {value}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not isinstance(value, torch.SymInt) and value >= 2**31:  # torch says it in the words of C++
+        raise ValueError(f"{name} must be below 2^31, got {value}")
 
 
 def is_real(value: object) -> bool:

@@ -31,11 +31,31 @@ class OffsetTable(NamedTuple):
     grid: tuple[int, int]
 
 
-def patch_offsets(grid: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
-    """Row and column offsets of every cell of an offset table, in grid steps: float32 [2, 2*rows-1, 2*cols-1]."""
+class Steps(NamedTuple):
+    """Queries and keys that do not stand on every patch of the grid, as where they are pooled.
+
+    Query (r, c) stands at row `query[0] * r + shift[0]` and column `query[1] * c + shift[1]` of the grid, key (r, c) at
+    row `key[0] * r` and column `key[1] * c`.
+    """
+
+    query: tuple[int, int] = (1, 1)
+    key: tuple[int, int] = (1, 1)
+    shift: tuple[float, float] = (0.0, 0.0)
+
+
+EVERY_PATCH = Steps()
+
+
+def patch_offsets(
+    grid: tuple[int, int], device: torch.device | str | None = None, shift: tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
+    """Row and column offsets of every cell of an offset table, in grid steps: float32 [2, 2*rows-1, 2*cols-1].
+
+    `shift` is how far the queries stand below and right of their patches, as in `Steps`.
+    """
     rows, cols = grid
-    dr = torch.arange(1 - rows, rows, device=device, dtype=torch.float32)
-    dc = torch.arange(1 - cols, cols, device=device, dtype=torch.float32)
+    dr = torch.arange(1 - rows, rows, device=device, dtype=torch.float32) - shift[0]
+    dc = torch.arange(1 - cols, cols, device=device, dtype=torch.float32) - shift[1]
     return torch.stack(torch.meshgrid(dr, dc, indexing="ij"))
 
 
@@ -71,12 +91,26 @@ def gaussian_mixture_table(
     return torch.einsum("hk,hkrc->hrc", alpha, exponent.exp())
 
 
-def dense_mask(table: OffsetTable) -> Tensor:
-    """The offset table written out for every pair of patches: [H, R, C] -> [H, N, N]."""
+def dense_mask(table: OffsetTable, steps: Steps = EVERY_PATCH) -> Tensor:
+    """The offset table written out for every pair of patches: [H, R, C] -> [H, N, N]; for the queries and keys alone
+    that `steps` leaves of the grid -> [H, Nq, Nk]."""
     values, (rows, cols) = table
+    (q_row, q_col), (k_row, k_col) = steps.query, steps.key
     # The window of query (r, c) starts at (rows-1-r, cols-1-c): windows in reverse order, then a plain reshape.
-    windows = values.unfold(1, rows, 1).unfold(2, cols, 1).flip(1, 2)  # [H, rows, cols, rows, cols]
-    return windows.reshape(values.shape[0], rows * cols, rows * cols)
+    windows = values.unfold(1, rows, 1).unfold(2, cols, 1)  # [H, rows, cols, rows, cols]
+    windows = windows[:, (rows - 1) % q_row :: q_row, (cols - 1) % q_col :: q_col, ::k_row, ::k_col].flip(1, 2)
+    return windows.flatten(3).flatten(1, 2)
+
+
+def mask_at(table: OffsetTable, positions: Tensor) -> Tensor:
+    """The offset table written out for patches that each sample has elsewhere: [H, R, C] -> [B, H, N, N].
+
+    positions [B, N, 2], whole numbers: row and column of each patch, inside the table's grid.
+    """
+    values, (rows, cols) = table
+    offsets = positions.unsqueeze(1) - positions.unsqueeze(2)  # [B, query, key, 2]
+    cells = (offsets[..., 0] + rows - 1) * (2 * cols - 1) + offsets[..., 1] + cols - 1
+    return values.flatten(1).index_select(1, cells.flatten()).unflatten(1, cells.shape).transpose(0, 1)
 
 
 def with_prefix(mask: Tensor, prefix_tokens: int) -> Tensor:

@@ -4,10 +4,10 @@ Mixup: Zhang et al., arXiv 1710.09412. Cutmix: Yun et al., arXiv 1905.04899. One
 per batch. B samples, C channels, H x W pixels, K classes.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-
-from gmmvit.augment.device import to_device
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -33,25 +33,41 @@ class Mix:
         self._mixup_alpha, self._cutmix_alpha = mixup_alpha, cutmix_alpha
         self._prob = prob if mixup_alpha or cutmix_alpha else 0.0
 
-    def __call__(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """float32 [B, C, H, W], float32 [B, K] -> the same shapes; the images may be overwritten."""
-        if self._prob == 0 or len(images) == 0:
-            return images, targets
+    def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> "Mixing | None":
+        """What becomes of a batch of `count` images; None where it is not mixed."""
+        if self._prob == 0 or count == 0:
+            return None
         gate, coin, row, column = torch.rand(4, generator=generator, device=generator.device).tolist()
         if gate >= self._prob:
-            return images, targets
+            return None
         cut = self._cutmix_alpha > 0 and (self._mixup_alpha == 0 or coin < 0.5)
         ratio = _beta(self._cutmix_alpha if cut else self._mixup_alpha, generator)
-        partner = torch.randperm(len(images), generator=generator, device=generator.device)
-        partner = to_device(partner, images.device)
-        if cut:
-            height, width = images.shape[-2:]
-            top, bottom, left, right = cut_box(ratio, row, column, height, width)
-            images[..., top:bottom, left:right] = images[..., top:bottom, left:right].index_select(0, partner)
-            ratio = 1 - (bottom - top) * (right - left) / (height * width)
+        partner = torch.randperm(count, generator=generator, device=generator.device)
+        if not cut:
+            return Mixing(partner, ratio, None)
+        top, bottom, left, right = box = cut_box(ratio, row, column, height, width)
+        return Mixing(partner, 1 - (bottom - top) * (right - left) / (height * width), box)
+
+
+class Mixing(NamedTuple):
+    """How one batch is mixed: sample i with `partner[i]`, of which a part 1 - `ratio` comes; in `box` alone (cutmix,
+    top, bottom, left, right) or, where that is None, all over (mixup)."""
+
+    partner: Tensor
+    ratio: float
+    box: tuple[int, int, int, int] | None
+
+    def apply(self, images: Tensor, targets: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples in the rows `own` of float32 images [R, C, H, W] and targets [R, K], each mixed with that in the
+        row of `others`; both int64 [S]."""
+        images, other_images = images.index_select(0, own), images.index_select(0, others)
+        targets, other_targets = targets.index_select(0, own), targets.index_select(0, others)
+        if self.box is None:
+            images = other_images.lerp_(images, self.ratio)
         else:
-            images = images.index_select(0, partner).lerp_(images, ratio)
-        return images, targets.index_select(0, partner).lerp_(targets, ratio)
+            top, bottom, left, right = self.box
+            images[..., top:bottom, left:right] = other_images[..., top:bottom, left:right]
+        return images, other_targets.lerp_(targets, self.ratio)
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:

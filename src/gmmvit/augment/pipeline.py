@@ -106,27 +106,50 @@ class Augment:
         self._erase = RandomErasing(erase_prob, area, aspect) if erase_prob else None
         self._mix = Mix(mix_prob, mixup_alpha, cutmix_alpha)
 
-    def __call__(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augment a batch.
+    def __call__(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator, share: slice | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Augment a batch, or compute a share of it.
 
         Args:
             images: uint8 [B, C, H, W]; not changed. B may be 0.
             labels: int64 [B], 0..num_classes-1 (checked on the CPU; on a GPU a look would wait for the device).
             generator: on any device. One on the CPU never makes the host wait for a GPU.
+            share: the samples to compute, all by default. The draws are those of the whole batch, so that several
+                processes which each compute a share make the batch that one alone would.
 
         Returns:
-            float32 [B, C, H, W], normalised, and float32 [B, num_classes], whose rows sum to 1; both where the images
+            float32 [S, C, H, W], normalised, and float32 [S, num_classes], whose rows sum to 1; both where the images
             are. Sample i depends on image i and its draws alone, mixing aside.
         """
         self._check_batch(images, labels, generator)
         with one_thread():
-            return self._augment(images, labels, generator)
+            return self._augment(images, labels, generator, share or slice(None))
 
-    def _augment(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _augment(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator, share: slice
+    ) -> tuple[Tensor, Tensor]:
+        count, (height, width) = len(images), images.shape[-2:]
+        draws = self._draw(count, generator)
+        mixing = self._mix.draw(count, height, width, generator)
+        mine = torch.arange(count)[share]
+        partners = mine if mixing is None else mixing.partner.cpu()[share]
+        needed = torch.cat([mine, partners]).unique()
+        if len(needed) < count:
+            images, labels = (x.index_select(0, to_device(needed, x.device)) for x in (images, labels))
+            draws = [part[needed.numpy()] for part in draws]
+        floats = self._one_by_one(images, draws)
         targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing)
+        if mixing is None:
+            return floats, targets
+        places = (to_device(torch.searchsorted(needed, rows), images.device) for rows in (mine, partners))
+        return mixing.apply(floats, targets, *places)
+
+    def _one_by_one(self, images: Tensor, draws: list[NDArray[np.float64]]) -> Tensor:
+        """Everything but mixing: uint8 [R, C, H, W] and the draws of these samples -> float32 [R, C, H, W]."""
         if len(images) == 0:
-            return normalize(images, self._mean, self._std), targets
-        place, policy, erase = self._draw(len(images), generator)
+            return normalize(images, self._mean, self._std)
+        place, policy, erase = draws
         height, width = images.shape[-2:]
         pixels = images
         if self._flip or self._crop_padding:
@@ -136,9 +159,7 @@ class Augment:
         if self._policy:
             pixels = apply_stages(pixels, self._policy.plan(policy, height, width))
         floats = normalize(pixels, self._mean, self._std)
-        if self._erase:
-            floats = self._erase.apply(floats, erase)
-        return self._mix(floats, targets, generator)
+        return self._erase.apply(floats, erase) if self._erase else floats
 
     def _draw(self, count: int, generator: torch.Generator) -> list[NDArray[np.float64]]:
         """Uniform numbers for flip and crop, the policy, and erasing, [B, k] each.

@@ -7,7 +7,16 @@ torch.Size([1293, 1, 8, 8])
 
 from gmmvit.data.decode import decode_image
 from gmmvit.data.load import dataset_names, load_dataset
-from gmmvit.data.named import class_names
+from gmmvit.data.named import class_names, numbered_classes
 from gmmvit.data.records import DataError, Dataset, Split
 
-__all__ = ["DataError", "Dataset", "Split", "class_names", "dataset_names", "decode_image", "load_dataset"]
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Split",
+    "class_names",
+    "dataset_names",
+    "decode_image",
+    "load_dataset",
+    "numbered_classes",
+]

@@ -61,7 +61,7 @@ def _flower_classes() -> Sequence[str]:
 NAMED = {
     "cifar10": NamedSet(32, "cifar10", True, classes=_CIFAR10.split),
     "cifar100": NamedSet(32, "cifar10", True, classes=_CIFAR100.split),
-    "svhn": NamedSet(32, "svhn", False),
+    "svhn": NamedSet(32, "svhn", False, classes=lambda: "0123456789"),
     "tiny-imagenet": NamedSet(64, "imagenet", True, test_part="val"),
     "flowers102": NamedSet(64, "imagenet", True, parts=("train", "val", "test"), classes=_flower_classes),
 }
@@ -72,6 +72,11 @@ def class_names(name: str) -> list[str] | None:
     known = NAMED[name].classes
     with packages_for(name):
         return list(known()) if known else None
+
+
+def numbered_classes(count: int) -> list[str]:
+    """What stands for the names of classes that only the files of a data set tell, until these are seen."""
+    return [f"class {index}" for index in range(count)]
 
 
 def named_source(name: str, data_dir: Path, *, download: bool, report: Report) -> Source:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gmmvit.attention.checks import integer, known_options, one_of, pair
-from gmmvit.masks import MASKS
+from gmmvit.masks import MASKS, is_mask_parameter
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.cait import CaiT
 from gmmvit.models.pit import PiT
@@ -123,7 +123,7 @@ def _cost(family: str, size: str, mask: str, shape: tuple[int, int, int], num_cl
         return {"parameters": None, "mask_parameters": None, "macs": None, "note": note}
     return {
         "parameters": sum(trainable.values()),
-        "mask_parameters": sum(count for name, count in trainable.items() if ".mask." in name),
+        "mask_parameters": sum(count for name, count in trainable.items() if is_mask_parameter(name)),
         "macs": macs,
         "note": NOTES.get(family, ""),
     }
@@ -150,6 +150,17 @@ def _macs(model: VisionTransformer, images: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         model.forward_head(x)
     return (total + counter.get_total_flops()) // 2
+
+
+def text_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `list_models` in columns, with notes."""
+    lines = [f"{'family':<7} {'size':<9} {'mask':<5} {'parameters':>12} {'of the mask':>12} {'MACs':>9}  note"]
+    for row in rows:
+        counts = f"{'-':>12} {'-':>12} {'-':>9}"
+        if row["parameters"] is not None:
+            counts = f"{row['parameters']:>12,} {row['mask_parameters']:>12,} {row['macs'] / 1e6:>8,.0f}M"
+        lines.append(f"{row['family']:<7} {row['size']:<9} {row['mask']:<5} {counts}  {row['note']}".rstrip())
+    return "\n".join(lines)
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ Letters: B batch, T tokens (prefix first), N patches, C channels.
 """
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,10 +15,29 @@ from torch.utils.checkpoint import checkpoint
 
 from gmmvit.attention.checks import above_zero, fraction, integer, is_integer, one_of
 from gmmvit.layers import Block, Grid, init_weights, resample_position
+from gmmvit.masks import is_mask_parameter
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _COUNTS = ("channels", "dim", "token_dim", "class_depth", "window_size")
-_NO_DECAY = ("pos_embed", "cls_token", "relative_position", ".mask.")
+# Positions and tokens, as our families and the models of timm and transformers call them.
+_WITHOUT_DECAY = (
+    "pos_embed",
+    "position_embedding",
+    "cls_token",
+    "dist_token",
+    "distillation_token",
+    "register_token",
+    "relative_position",
+)
+
+
+def undecayed_parameters(model: nn.Module) -> set[str]:
+    """Names of the position embeddings, tokens and mask parameters of a model: weight decay is not for them."""
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if is_mask_parameter(name) or any(part in name for part in _WITHOUT_DECAY)
+    }
 
 
 class Stage(nn.Module):
@@ -207,7 +227,7 @@ class VisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of position embeddings, class tokens and mask parameters (1-d parameters are not listed)."""
-        return {name for name, _ in self.named_parameters() if any(part in name for part in _NO_DECAY)}
+        return undecayed_parameters(self)
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
@@ -239,6 +259,28 @@ class VisionTransformer(nn.Module):
         (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
         save_file(state, path / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, commit_message: str = "Upload model"
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face Hub, for `from_pretrained(repo_id)`.
+
+        Args:
+            repo_id: NAME or ORGANISATION/NAME; created where it does not exist yet, then `private` on request.
+            token: of an account that may write there; by default the one that `hf auth login` stored.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit. The Hub's refusals are raised as huggingface_hub raises them.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            repository = api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message=commit_message)
+        return commit.commit_url
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:

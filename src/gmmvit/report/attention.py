@@ -108,7 +108,7 @@ def _recording_donor(layer: MaskedDonor, name: str, images: int, maps: list[Atte
     def recording(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
         if layer.gmm_window(layer) is None and q.shape[0] == images:
             grid = options.get("grid") or layer.gmm_grid(q.shape[2])
-            mask = with_prefix(layer.gmm_mask.dense(grid), site.prefix_tokens)  # type: ignore[operator]
+            mask = with_prefix(layer.gmm_mask.dense(grid), site.prefix_tokens)
             weights = _weights(q, k, mask, options.get("scale"), additive(bias), site.mode)
             maps.append(AttentionMap(name, weights.cpu(), grid, site.prefix_tokens))
         return attend(q, k, v, bias, **options)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from gmmvit.config import Recipe, as_dict
-from gmmvit.optim import is_mask_parameter
+from gmmvit.masks import is_mask_parameter
 from gmmvit.progress import clock
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, row, table

@@ -5,16 +5,17 @@ import datetime
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 
-def device_name() -> str:
-    """The GPU's name, or the processor's with its core count."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def device_name(device: torch.device | None = None) -> str:
+    """The GPU's name, or the processor's with its core count; by default of the GPU where there is one."""
+    if torch.cuda.is_available() if device is None else device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
@@ -26,8 +27,8 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def row(what: str, unit: str, values: Sequence[float]) -> dict[str, str]:
-    """Median and quartiles of repeated measurements, with everything they depend on."""
+def row(what: str, unit: str, values: Sequence[float], device: torch.device | None = None) -> dict[str, str]:
+    """Median and quartiles of repeated measurements, with everything they depend on; `device` as in `device_name`."""
     q1, median, q3 = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return {
         "what": what,
@@ -36,21 +37,25 @@ def row(what: str, unit: str, values: Sequence[float]) -> dict[str, str]:
         "q1": f"{q1:.4g}",
         "q3": f"{q3:.4g}",
         "repeats": str(len(values)),
-        "device": device_name(),
+        "device": device_name(device),
         "torch": str(torch.__version__),
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
     }
 
 
-def write_rows(path: str | Path, rows: Sequence[dict[str, str]]) -> None:
-    """Prints the rows and, with a path, writes them as CSV."""
-    for r in rows:
-        print(f"{r['what']:<58} {r['median']:>9} {r['unit']:<9} (quartiles {r['q1']} to {r['q3']})")
+def write_rows(path: str | Path | None, rows: Sequence[dict[str, str]], *, quiet: bool = False) -> None:
+    """Prints the rows, unless `quiet`, and with a path writes them as CSV."""
+    if not quiet:
+        for r in rows:
+            memory, floor = r.get("peak_memory_mb"), r.get("floor_ms")
+            more = f"  floor {floor} ms" if floor else ""
+            more += f"  peak {memory} MB" if memory else ""
+            print(f"{r['what']:<58} {r['median']:>9} {r['unit']:<9} (quartiles {r['q1']} to {r['q3']}){more}")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        print(f"written to {path}")
+        print(f"written to {path}", file=sys.stderr)

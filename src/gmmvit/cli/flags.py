@@ -1,4 +1,4 @@
-"""The fields of a recipe as flags of the command line."""
+"""The fields of a recipe as flags of the command, and what it makes of them."""
 
 import dataclasses
 import types
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from gmmvit.config import Recipe
+from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
 
 # The help shows the fields of a recipe under these heads, each from the named field on.
 _SECTIONS = {
@@ -45,3 +45,26 @@ def _default(value: Any) -> str:
 
 
 RecipeFlags = _recipe_flags()
+
+
+def suitable_recipe(dataset: str) -> str:
+    """The recipe of a data set that none was chosen for."""
+    if dataset == "digits":
+        return "digits"
+    return "small" if dataset.startswith(("folder:", "hf:")) else "quick"
+
+
+def variants_of(recipe: Recipe, seeds: str | None, masks: str | None) -> list[Recipe] | None:
+    """The recipe with each mask and seed of two lists with commas; None where neither is given."""
+    if seeds is None and masks is None:
+        return None
+    lists = {"seed": seeds or str(recipe.seed), "mask": masks or recipe.mask}
+    for name, text in lists.items():
+        values = text.split(",")
+        if len(set(values)) < len(values):
+            raise RecipeError(f"--{name}s must name every {name} once, got {text!r}")
+    return [
+        make_recipe({**as_dict(recipe), "mask": mask, "seed": seed}, "the given values")
+        for mask in lists["mask"].split(",")
+        for seed in lists["seed"].split(",")
+    ]

@@ -1,0 +1,231 @@
+"""Triton kernels of masked attention: what all share, and the pair for up to 64 tokens. `launch.py` launches them.
+
+A program of the short pair takes one head and several samples of the batch. Its mask tile is loaded once and stays in
+registers, the softmax sees whole rows, and the gradients of the mask and of the bias are summed in registers over the
+samples and written once: no atomics, the same sum in every run.
+
+Letters: B batch, T tokens, H heads, D head width, i queries, j keys; BT, BD the powers of two that T and D fit in.
+Strides are named by tensor and axis: `q_t` steps one token in q. Gradients and the output lie as [B, T, H, D].
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_rows(base, t, d, stride_t, stride_d, T, D: tl.constexpr, EVEN: tl.constexpr):
+    """Rows t of one head's q, k or v: [len(t), len(d)], 0 outside of T and D; EVEN says that nothing is outside."""
+    at = base + t[:, None] * stride_t + d[None, :] * stride_d
+    if EVEN:
+        return tl.load(at)
+    return tl.load(at, mask=(t[:, None] < T) & (d[None, :] < D), other=0.0)
+
+
+@triton.jit
+def store_rows(base, t, d, stride_t, value, T, D: tl.constexpr, EVEN: tl.constexpr):
+    at = base + t[:, None] * stride_t + d[None, :]
+    if EVEN:
+        tl.store(at, value.to(base.dtype.element_ty))
+    else:
+        tl.store(at, value.to(base.dtype.element_ty), mask=(t[:, None] < T) & (d[None, :] < D))
+
+
+@triton.jit
+def place(t, cols, PREFIX: tl.constexpr):
+    """Place of token t on the grid, counted in cells of an offset table, whose rows are 2 * cols - 1 long: the cell of
+    a pair is the table's centre + place(key) - place(query)."""
+    patch = t - PREFIX
+    return patch + (patch // cols) * (cols - 1)
+
+
+@triton.jit
+def mask_at(
+    mask, i, j, mask_i, mask_j, T, cols, centre, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """The mask of queries i and keys j, which broadcast against each other; neutral for tokens off the grid."""
+    if MASK == "none":
+        return 0.0
+    else:
+        if MASK == "table":
+            at = mask + (centre + place(j, cols, PREFIX) - place(i, cols, PREFIX))
+        else:
+            at = mask + (i - PREFIX) * mask_i + (j - PREFIX) * mask_j
+        if EVEN and PREFIX == 0:
+            m = tl.load(at)
+        else:
+            on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
+            m = tl.load(at, mask=on_grid, other=0.0 if LOG else 1.0)
+        return m.to(tl.float32)
+
+
+@triton.jit
+def bias_at(bias, i, j, bias_i, bias_j, T, BIAS: tl.constexpr):
+    if not BIAS:
+        return 0.0
+    else:  # Triton leaves out the branch not taken, but not what follows a return
+        return tl.load(bias + i * bias_i + j * bias_j, mask=(i < T) & (j < T), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def logits_of(
+    scores, m, a, j, T, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """What goes into the softmax, from the scaled scores, the mask m and the bias a; keys beyond T get -inf."""
+    if MASK != "none":
+        scores = scores + m if LOG else scores * m
+    if BIAS:
+        scores = scores + a
+    if not EVEN:
+        scores = tl.where(j < T, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def dropout_factor(seed, head, i, j, T, dropout_p):
+    """1 / (1 - p) for weights that stay, 0 for those dropped: a function of seed, head of the batch and pair alone, so
+    that the backward pass finds it again."""
+    stream = tl.load(seed) + (head.to(tl.int64) << 32)
+    return tl.where(tl.rand(stream, i * T + j) >= dropout_p, 1.0 / (1.0 - dropout_p), 0.0)
+
+
+@triton.jit
+def add_diagonals(
+    table, g, first_i, first_j, rows, cols, PREFIX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+    ALIGNED: tl.constexpr, ATOMIC: tl.constexpr,
+):  # fmt: skip
+    """Sums a tile g [BI, BJ <= BI] of mask gradients over the pairs of equal offset, into the table's gradient.
+
+    Column j is rolled so that row c holds the pairs with key - query = c, or c - BI beyond the tile's edge; each of
+    these differences means two offsets on the grid, apart by whether the key wraps into the next grid row. ALIGNED:
+    tiles are single grid rows, so both edges are one. One tile names a cell at most once: without other writers (not
+    ATOMIC) a plain store does.
+    """
+    c = tl.arange(0, BI)
+    j = tl.arange(0, BJ)
+    rolled = tl.gather(g, (j[None, :] - c[:, None]) & (BI - 1), axis=0)
+    beyond = j[None, :] < c[:, None]
+    key_col = (first_j + j - PREFIX) % cols
+    for edge in tl.static_range(2):
+        difference = first_j - first_i + c - edge * BI + rows * cols  # made positive: a whole number of grid rows more
+        across = difference % cols
+        down = difference // cols - rows
+        x = tl.where(beyond if edge else ~beyond, rolled, 0.0)
+        wraps = key_col[None, :] < across[:, None]
+        for wrap in tl.static_range(2):
+            if not ALIGNED or wrap == edge:
+                part = x if ALIGNED else tl.where(wraps if wrap else ~wraps, x, 0.0)
+                row = rows - 1 + down + wrap
+                col = cols - 1 + across - wrap * cols
+                at = table + row * (2 * cols - 1) + col
+                known = (row >= 0) & (row < 2 * rows - 1) & (col >= 0)
+                if ATOMIC:
+                    tl.atomic_add(at, tl.sum(part, 1), mask=known, sem="relaxed")
+                else:
+                    tl.store(at, tl.sum(part, 1), mask=known)
+
+
+@triton.jit
+def short_forward(
+    q, k, v, out, lse, mask, bias, seed,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d,
+    mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
+    B, H, T, rows, cols, groups, slices, scale, dropout_p,
+    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """A program: head h of samples s, s + slices, ...; slices is a multiple of groups, so that they share a bias."""
+    h = tl.program_id(0) % H
+    s = tl.program_id(0) // H
+    t = tl.arange(0, BT)
+    d = tl.arange(0, BD)
+    i, j = t[:, None], t[None, :]
+    centre = (rows - 1) * (2 * cols - 1) + cols - 1
+    own_mask = mask + h * mask_h if MASK != "none" else mask
+    own_bias = bias + (s % groups).to(tl.int64) * bias_g + h * bias_h if BIAS else bias
+    m = mask_at(own_mask, i, j, mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+    a = bias_at(own_bias, i, j, bias_i, bias_j, T, BIAS)
+    for sample in range(s, B, slices):
+        b = tl.cast(sample, tl.int64)
+        queries = load_rows(q + b * q_b + h * q_h, t, d, q_t, q_d, T, D, EVEN)
+        keys = load_rows(k + b * k_b + h * k_h, t, d, k_t, k_d, T, D, EVEN)
+        values = load_rows(v + b * v_b + h * v_h, t, d, v_t, v_d, T, D, EVEN)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+        logits = logits_of(scores, m, a, j, T, MASK, LOG, BIAS, EVEN)
+        top = tl.max(logits, 1)
+        weights = tl.exp(logits - top[:, None])
+        total = tl.sum(weights, 1)
+        if DROPOUT:
+            weights *= dropout_factor(seed, b * H + h, i, j, T, dropout_p)
+        result = tl.dot(weights.to(values.dtype), values, input_precision=PRECISION) / total[:, None]
+        store_rows(out + b * T * H * D + h * D, t, d, H * D, result, T, D, EVEN)
+        tl.store(lse + (b * H + h) * T + t, top + tl.log(total), mask=t < T)
+
+
+@triton.jit
+def short_backward(
+    q, k, v, grad_out, lse, mask, bias, seed, grad_q, grad_k, grad_v, grad_mask, grad_bias,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
+    mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
+    B, H, T, rows, cols, groups, slices, scale, dropout_p,
+    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    GRAD_MASK: tl.constexpr, GRAD_BIAS: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """All gradients in one pass over q, k, v and grad_out. grad_mask [slices, H, ...] and grad_bias [slices, H, T, T]
+    hold a summand for each program."""
+    h = tl.program_id(0) % H
+    s = tl.program_id(0) // H
+    t = tl.arange(0, BT)
+    d = tl.arange(0, BD)
+    i, j = t[:, None], t[None, :]
+    centre = (rows - 1) * (2 * cols - 1) + cols - 1
+    own_mask = mask + h * mask_h if MASK != "none" else mask
+    own_bias = bias + (s % groups).to(tl.int64) * bias_g + h * bias_h if BIAS else bias
+    m = mask_at(own_mask, i, j, mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+    a = bias_at(own_bias, i, j, bias_i, bias_j, T, BIAS)
+    sum_mask = tl.zeros([BT, BT], tl.float32)
+    sum_bias = tl.zeros([BT, BT], tl.float32)
+    for sample in range(s, B, slices):
+        b = tl.cast(sample, tl.int64)
+        queries = load_rows(q + b * q_b + h * q_h, t, d, q_t, q_d, T, D, EVEN)
+        keys = load_rows(k + b * k_b + h * k_h, t, d, k_t, k_d, T, D, EVEN)
+        values = load_rows(v + b * v_b + h * v_h, t, d, v_t, v_d, T, D, EVEN)
+        grads = load_rows(grad_out + b * go_b + h * go_h, t, d, go_t, go_d, T, D, EVEN)
+        log_total = tl.load(lse + (b * H + h) * T + t, mask=t < T, other=0.0)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+        weights = tl.exp(logits_of(scores, m, a, j, T, MASK, LOG, BIAS, EVEN) - log_total[:, None])
+        grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        dropped = weights
+        if DROPOUT:
+            factor = dropout_factor(seed, b * H + h, i, j, T, dropout_p)
+            grad_w *= factor
+            dropped = weights * factor
+        out = b * T * H * D + h * D
+        gv = tl.dot(tl.trans(dropped.to(grads.dtype)), grads, input_precision=PRECISION)
+        store_rows(grad_v + out, t, d, H * D, gv, T, D, EVEN)
+        grad_l = weights * (grad_w - tl.sum(weights * grad_w, 1)[:, None])
+        if GRAD_BIAS:
+            sum_bias += grad_l
+        if GRAD_MASK:
+            sum_mask += grad_l if LOG else grad_l * scores
+        if MASK != "none" and not LOG:
+            grad_l = grad_l * m
+        grad_s = grad_l.to(queries.dtype)
+        gq = tl.dot(grad_s, keys, input_precision=PRECISION) * scale
+        store_rows(grad_q + out, t, d, H * D, gq, T, D, EVEN)
+        gk = tl.dot(tl.trans(grad_s), queries, input_precision=PRECISION) * scale
+        store_rows(grad_k + out, t, d, H * D, gk, T, D, EVEN)
+    program = (s * H + h).to(tl.int64)
+    if GRAD_BIAS:
+        tl.store(grad_bias + program * T * T + i * T + j, sum_bias, mask=(i < T) & (j < T))
+    if GRAD_MASK:
+        patches = T - PREFIX
+        on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
+        if MASK == "table":
+            own = grad_mask + program * (2 * rows - 1) * (2 * cols - 1)
+            sum_mask = tl.where(on_grid, sum_mask, 0.0)
+            add_diagonals(own, sum_mask, 0, 0, rows, cols, PREFIX, BT, BT, False, False)
+        else:
+            at = grad_mask + program * patches * patches + (i - PREFIX) * patches + (j - PREFIX)
+            tl.store(at, sum_mask, mask=on_grid)

@@ -1,0 +1,232 @@
+"""Launches of the kernels: which of them, tiles, grids, and the memory that they write to.
+
+Triton is imported at the first launch. Tiles are a plain function of shape and dtype: nothing is tuned at run time.
+
+Letters: B batch, T tokens, N patches, H heads, D head width, G groups of a bias that repeats along the batch.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Tokens that one tile holds; beyond, the kernels go over the keys in blocks. Products of float32 need more registers.
+SHORT = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 32}
+WIDEST = 128  # head width
+
+
+class Tiles(NamedTuple):
+    """Sizes of a launch: queries and keys of a tile, warps of a program, stages of its pipeline."""
+
+    BM: int
+    BN: int
+    num_warps: int
+    num_stages: int
+
+
+def short_tiles(tokens: int, width: int, dtype: torch.dtype) -> Tiles:
+    """One tile that holds all tokens; width is D rounded up."""
+    side = max(16, 1 << (tokens - 1).bit_length())
+    warps = {16: 1, 32: 2, 64: 4}[side]
+    return Tiles(side, side, warps * 2 if width > 64 or dtype == torch.float32 else warps, 2)
+
+
+def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiles:
+    """For more tokens than SHORT: kernel is "forward", "q", "kv" or "dense"; width is D rounded up."""
+    warps = 8 if width > 64 else 4
+    if dtype == torch.float32:
+        return Tiles(64, 32, 8, 1) if kernel == "dense" else Tiles(32, 32, warps, 1)
+    if kernel == "forward" and (width > 64 or tokens > 512):
+        return Tiles(128, 64, 8, 2)
+    return Tiles(64, 64, warps, 2)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def slices_of(batch: int, groups: int, programs: int, device: torch.device) -> int:
+    """Into how many parts the batch is cut, each a program's for every one of the `programs` it takes anyway: enough
+    for four programs a processor, of equal length, and a multiple of the groups, so that a part shares its bias."""
+    wanted = max(1, 4 * _processors(device) // programs)
+    samples = batch // groups
+    parts = max(1, min(samples, wanted // groups))
+    return groups * -(-samples // -(-samples // parts))
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Of products of float32 on tensor cores: three of TF32 keep its digits, one does where
+    `torch.set_float32_matmul_precision` allows less than the highest."""
+    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "tf32x3" if exact else "tf32"
+
+
+def like_tokens(q: Tensor) -> Tensor:
+    """An empty [B, H, T, D] laid out as [B, T, H, D]: a view away from what the next layer takes."""
+    batch, heads, tokens, width = q.shape
+    return q.new_empty(batch, tokens, heads, width).transpose(1, 2)
+
+
+class Inputs(NamedTuple):
+    """What forward and backward read: q, k, v [B, H, T, D]; the mask, a contiguous offset table or dense with cols = 0;
+    the bias in four dimensions; the seed of dropout."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    bias: Tensor | None
+    seed: Tensor | None
+    cols: int
+    prefix: int
+    scale: float
+    log: bool
+    dropout_p: float
+
+    @property
+    def width(self) -> int:
+        """D rounded up to what a matrix product takes."""
+        return max(16, 1 << (self.q.shape[3] - 1).bit_length())
+
+    @property
+    def short(self) -> bool:
+        return self.q.shape[2] <= SHORT[self.q.dtype]
+
+    @property
+    def groups(self) -> int:
+        return 1 if self.bias is None else self.bias.shape[0]
+
+    def tiles(self, kernel: str) -> Tiles:
+        if self.short:
+            return short_tiles(self.q.shape[2], self.width, self.q.dtype)
+        return long_tiles(kernel, self.q.shape[2], self.width, self.q.dtype)
+
+    def strides(self, *more: Tensor) -> tuple[int, ...]:
+        """Of q, k, v, the tensors `more`, mask and bias, in the kernels' order; 0 along what repeats."""
+        mask, bias = self.mask, self.bias
+        mask_strides = (0, 0, 0) if mask is None else ((0,) * (3 - mask.dim()) + tuple(mask.stride()))
+        bias_strides: tuple[int, ...] = (0, 0, 0, 0)
+        if bias is not None:
+            bias_strides = tuple(0 if n == 1 else step for n, step in zip(bias.shape, bias.stride(), strict=True))
+        tokens = (self.q, self.k, self.v, *more)
+        return (*(step for x in tokens for step in x.stride()), *mask_strides, *bias_strides)
+
+    def sizes(self) -> tuple[int, ...]:
+        """B, H, T, rows, cols, G."""
+        batch, heads, tokens, _ = self.q.shape
+        rows, cols = 1, 1
+        if self.cols and self.mask is not None:
+            rows, cols = (self.mask.shape[1] + 1) // 2, self.cols
+        return batch, heads, tokens, rows, cols, self.groups
+
+    def constants(self, tiles: Tiles) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        tokens, width = self.q.shape[2:]
+        even = tokens % tiles.BM == 0 and tokens % tiles.BN == 0 and width == self.width
+        sides = {"BT": tiles.BM} if self.short else {"BM": tiles.BM, "BN": tiles.BN}
+        return sides | {
+            "PREFIX": self.prefix,
+            "MASK": "none" if self.mask is None else "table" if self.cols else "dense",
+            "LOG": self.log,
+            "BIAS": self.bias is not None,
+            "DROPOUT": self.seed is not None,
+            "EVEN": even,
+            "PRECISION": _precision(self.q.dtype),
+            "D": width,
+            "BD": self.width,
+            "num_warps": tiles.num_warps,
+            "num_stages": tiles.num_stages,
+        }
+
+
+def forward(x: Inputs) -> tuple[Tensor, Tensor]:
+    """Out [B, H, T, D] and the logarithms of the softmax's sums [B, H, T]."""
+    batch, heads, tokens, _ = x.q.shape
+    out, lse = like_tokens(x.q), x.q.new_empty(batch, heads, tokens, dtype=torch.float32)
+    if out.numel() == 0:
+        return out, lse
+    tiles = x.tiles("forward")
+    arguments = (x.q, x.k, x.v, out, lse, x.mask, x.bias, x.seed, *x.strides(), *x.sizes())
+    if x.short:
+        from gmmvit.attention.kernels import short_forward
+
+        slices = slices_of(batch, x.groups, heads, x.q.device)
+        short_forward[(heads * slices,)](*arguments, slices, x.scale, x.dropout_p, **x.constants(tiles))
+    else:
+        from gmmvit.attention.long_kernels import long_forward
+
+        programs = -(-tokens // tiles.BM) * batch * heads
+        long_forward[(programs,)](*arguments, x.scale, x.dropout_p, **x.constants(tiles))
+    return out, lse
+
+
+Sums = tuple[Tensor | None, Tensor | None]  # float32 summands of the gradients of mask and bias: [slices, H, ...]
+
+
+def short_backward(
+    x: Inputs, lse: Tensor, grad_out: Tensor, grads: tuple[Tensor, ...], mask_wanted: bool, bias_wanted: bool
+) -> Sums:
+    """Fills `grads` of q, k and v."""
+    from gmmvit.attention.kernels import short_backward as kernel
+
+    batch, heads = x.q.shape[:2]
+    slices = slices_of(batch, x.groups, heads, x.q.device)
+    grad_mask, grad_bias = _summands(x, slices, mask_wanted, bias_wanted)
+    kernel[(heads * slices,)](
+        x.q, x.k, x.v, grad_out, lse, x.mask, x.bias, x.seed, *grads, grad_mask, grad_bias,
+        *x.strides(grad_out), *x.sizes(), slices, x.scale, x.dropout_p,
+        GRAD_MASK=mask_wanted, GRAD_BIAS=bias_wanted, **x.constants(x.tiles("backward")),
+    )  # fmt: skip
+    return grad_mask, grad_bias
+
+
+def long_backward(
+    x: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grads: tuple[Tensor, ...],
+    mask_wanted: bool,
+    bias_wanted: bool,
+) -> Sums:
+    """Fills `grads` of q, k and v: two launches, and a third for the gradient of a dense mask or a bias."""
+    from gmmvit.attention.long_kernels import long_backward_dense, long_backward_kv, long_backward_q
+
+    batch, heads, tokens, _ = x.q.shape
+    reads = (x.q, x.k, x.v, grad_out, lse, torch.empty_like(lse), x.mask, x.bias, x.seed)  # the sixth: row sums
+    sizes = (*x.strides(grad_out), *x.sizes())
+    factors = (x.scale, x.dropout_p)
+    grad_table = None
+    if x.mask is not None and x.cols and mask_wanted:
+        grad_table = torch.zeros_like(x.mask, dtype=torch.float32).unsqueeze(0)
+
+    tiles = x.tiles("q")
+    long_backward_q[(-(-tokens // tiles.BM) * batch * heads,)](
+        *reads, out, grads[0], grad_table, *sizes, *factors, GRAD_TABLE=grad_table is not None,
+        ALIGNED=x.prefix == 0 and tiles.BM == tiles.BN == x.cols, **x.constants(tiles),
+    )  # fmt: skip
+    tiles = x.tiles("kv")
+    long_backward_kv[(-(-tokens // tiles.BN) * batch * heads,)](
+        *reads, *grads[1:], *sizes, *factors, **x.constants(tiles)
+    )
+    dense_wanted = mask_wanted and grad_table is None
+    if not dense_wanted and not bias_wanted:
+        return grad_table, None
+    tiles = x.tiles("dense")
+    pairs = -(-tokens // tiles.BM) * -(-tokens // tiles.BN)
+    slices = slices_of(batch, x.groups, pairs * heads, x.q.device)
+    grad_mask, grad_bias = _summands(x, slices, dense_wanted, bias_wanted)
+    long_backward_dense[(pairs * heads * slices,)](
+        *reads, grad_mask, grad_bias, *sizes, slices, *factors, GRAD_MASK=dense_wanted, GRAD_BIAS=bias_wanted,
+        **x.constants(tiles),
+    )  # fmt: skip
+    return grad_mask if dense_wanted else grad_table, grad_bias
+
+
+def _summands(x: Inputs, slices: int, mask_wanted: bool, bias_wanted: bool) -> Sums:
+    _, heads, tokens, _ = x.q.shape
+    wide = functools.partial(torch.empty, dtype=torch.float32, device=x.q.device)
+    grad_mask = wide(slices, heads, *x.mask.shape[-2:]) if x.mask is not None and mask_wanted else None
+    return grad_mask, wide(slices, heads, tokens, tokens) if bias_wanted else None

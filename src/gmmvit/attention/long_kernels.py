@@ -1,0 +1,232 @@
+"""Triton kernels of masked attention for more than 64 tokens: tiles of BM queries and BN keys, online softmax.
+
+Forward; the gradient of q with that of the offset table; the gradients of k and v; the gradients of what is dense, an
+element-wise mask and a bias. Offset tables are read cell by cell (they stay in the first-level cache), and their
+gradient is summed along the diagonals of each tile before it leaves the chip: 2 or 4 atomic additions per tile column
+instead of one per pair. These additions are the only atomics: the order of their sum differs from run to run.
+
+Letters and strides as in `kernels.py`; n = blocks of BM or BN tokens.
+"""
+
+import triton
+import triton.language as tl
+
+from gmmvit.attention.kernels import (
+    add_diagonals,
+    bias_at,
+    dropout_factor,
+    load_rows,
+    logits_of,
+    mask_at,
+    store_rows,
+)
+
+
+@triton.jit
+def long_forward(
+    q, k, v, out, lse, mask, bias, seed,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d,
+    mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
+    B, H, T, rows, cols, groups, scale, dropout_p,
+    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """A program: a block of BM queries of one head; it goes over the keys once."""
+    n = tl.cdiv(T, BM)
+    head = (tl.program_id(0) // n).to(tl.int64)
+    b, h = head // H, head % H
+    d = tl.arange(0, BD)
+    i = (tl.program_id(0) % n) * BM + tl.arange(0, BM)
+    centre = (rows - 1) * (2 * cols - 1) + cols - 1
+    own_mask = mask + h * mask_h if MASK != "none" else mask
+    own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
+    queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
+    top = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    result = tl.zeros([BM, BD], tl.float32)
+    for first in range(0, T, BN):
+        j = first + tl.arange(0, BN)
+        keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+        m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+        a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
+        logits = logits_of(scores, m, a, j[None, :], T, MASK, LOG, BIAS, EVEN)
+        new_top = tl.maximum(top, tl.max(logits, 1))
+        shift = new_top
+        if BIAS:  # a row whose keys were all at -inf so far
+            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp(logits - shift[:, None])
+        fade = tl.exp(top - shift)
+        total = total * fade + tl.sum(weights, 1)
+        if DROPOUT:
+            weights *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
+        values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
+        result = result * fade[:, None]
+        result = tl.dot(weights.to(values.dtype), values, result, input_precision=PRECISION)
+        top = new_top
+    store_rows(out + b * T * H * D + h * D, i, d, H * D, result / total[:, None], T, D, EVEN)
+    tl.store(lse + head * T + i, top + tl.log(total), mask=i < T)
+
+
+@triton.jit
+def long_backward_q(
+    q, k, v, grad_out, lse, delta, mask, bias, seed, out, grad_q, grad_mask,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
+    mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
+    B, H, T, rows, cols, groups, scale, dropout_p,
+    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    GRAD_TABLE: tl.constexpr, ALIGNED: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """A program: a block of BM queries of one head. Writes delta = <grad_out, out> for `long_backward_kv`, grad_q, and
+    adds to the gradient of the offset table [H, 2*rows-1, 2*cols-1]."""
+    n = tl.cdiv(T, BM)
+    head = (tl.program_id(0) // n).to(tl.int64)
+    b, h = head // H, head % H
+    d = tl.arange(0, BD)
+    first_i = (tl.program_id(0) % n) * BM
+    i = first_i + tl.arange(0, BM)
+    centre = (rows - 1) * (2 * cols - 1) + cols - 1
+    own_mask = mask + h * mask_h if MASK != "none" else mask
+    own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
+    own_out = b * T * H * D + h * D
+    queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
+    grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
+    outs = load_rows(out + own_out, i, d, H * D, 1, T, D, EVEN)
+    row_sum = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+    tl.store(delta + head * T + i, row_sum, mask=i < T)
+    log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
+    result = tl.zeros([BM, BD], tl.float32)
+    for first in range(0, T, BN):
+        j = first + tl.arange(0, BN)
+        keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
+        values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+        m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+        a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
+        logits = logits_of(scores, m, a, j[None, :], T, MASK, LOG, BIAS, EVEN)
+        weights = tl.exp(logits - log_total[:, None])
+        grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        if DROPOUT:
+            grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
+        grad_l = weights * (grad_w - row_sum[:, None])
+        if GRAD_TABLE:
+            grad_m = grad_l if LOG else grad_l * scores
+            if PREFIX > 0:
+                grad_m = tl.where((i[:, None] >= PREFIX) & (j[None, :] >= PREFIX), grad_m, 0.0)
+            table = grad_mask + h * (2 * rows - 1) * (2 * cols - 1)
+            add_diagonals(table, grad_m, first_i, first, rows, cols, PREFIX, BM, BN, ALIGNED, True)
+        if MASK != "none" and not LOG:
+            grad_l = grad_l * m
+        result = tl.dot(grad_l.to(keys.dtype), keys, result, input_precision=PRECISION)
+    store_rows(grad_q + own_out, i, d, H * D, result * scale, T, D, EVEN)
+
+
+@triton.jit
+def long_backward_kv(
+    q, k, v, grad_out, lse, delta, mask, bias, seed, grad_k, grad_v,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
+    mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
+    B, H, T, rows, cols, groups, scale, dropout_p,
+    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """A program: a block of BN keys of one head. Its tiles are transposed, [BN, BM], so that both of its products take
+    them as they are."""
+    n = tl.cdiv(T, BN)
+    head = (tl.program_id(0) // n).to(tl.int64)
+    b, h = head // H, head % H
+    d = tl.arange(0, BD)
+    j = (tl.program_id(0) % n) * BN + tl.arange(0, BN)
+    centre = (rows - 1) * (2 * cols - 1) + cols - 1
+    own_mask = mask + h * mask_h if MASK != "none" else mask
+    own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
+    own_out = b * T * H * D + h * D
+    keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
+    values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
+    sum_k = tl.zeros([BN, BD], tl.float32)
+    sum_v = tl.zeros([BN, BD], tl.float32)
+    for first in range(0, T, BM):
+        i = first + tl.arange(0, BM)
+        queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
+        grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
+        log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
+        row_sum = tl.load(delta + head * T + i, mask=i < T, other=0.0)
+        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * scale
+        m = mask_at(own_mask, i[None, :], j[:, None], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+        a = bias_at(own_bias, i[None, :], j[:, None], bias_i, bias_j, T, BIAS)
+        logits = logits_of(scores, m, a, j[:, None], T, MASK, LOG, BIAS, EVEN)
+        weights = tl.exp(logits - log_total[None, :])
+        grad_w = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+        dropped = weights
+        if DROPOUT:
+            factor = dropout_factor(seed, head, i[None, :], j[:, None], T, dropout_p)
+            grad_w *= factor
+            dropped = weights * factor
+        sum_v = tl.dot(dropped.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
+        grad_l = weights * (grad_w - row_sum[None, :])
+        if MASK != "none" and not LOG:
+            grad_l = grad_l * m
+        sum_k = tl.dot(grad_l.to(queries.dtype), queries, sum_k, input_precision=PRECISION)
+    store_rows(grad_k + own_out, j, d, H * D, sum_k * scale, T, D, EVEN)
+    store_rows(grad_v + own_out, j, d, H * D, sum_v, T, D, EVEN)
+
+
+@triton.jit
+def long_backward_dense(
+    q, k, v, grad_out, lse, delta, mask, bias, seed, grad_mask, grad_bias,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
+    mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
+    B, H, T, rows, cols, groups, slices, scale, dropout_p,
+    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    GRAD_MASK: tl.constexpr, GRAD_BIAS: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """A program: one tile of pairs of head h, summed over samples s, s + slices, ... and written once: grad_mask
+    [slices, H, N, N] of a dense mask and grad_bias [slices, H, T, T]."""
+    across = tl.cdiv(T, BN)
+    tiles = tl.cdiv(T, BM) * across
+    tile = tl.program_id(0) % tiles
+    program = (tl.program_id(0) // tiles).to(tl.int64)
+    h, s = program % H, program // H
+    d = tl.arange(0, BD)
+    i = (tile // across) * BM + tl.arange(0, BM)
+    j = (tile % across) * BN + tl.arange(0, BN)
+    centre = (rows - 1) * (2 * cols - 1) + cols - 1
+    own_mask = mask + h * mask_h if MASK != "none" else mask
+    own_bias = bias + (s % groups) * bias_g + h * bias_h if BIAS else bias
+    m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+    a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
+    sum_mask = tl.zeros([BM, BN], tl.float32)
+    sum_bias = tl.zeros([BM, BN], tl.float32)
+    for sample in range(s, B, slices):
+        b = tl.cast(sample, tl.int64)
+        head = b * H + h
+        queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
+        keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
+        values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
+        grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
+        log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
+        row_sum = tl.load(delta + head * T + i, mask=i < T, other=0.0)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+        logits = logits_of(scores, m, a, j[None, :], T, MASK, LOG, BIAS, EVEN)
+        weights = tl.exp(logits - log_total[:, None])
+        grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        if DROPOUT:
+            grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
+        grad_l = weights * (grad_w - row_sum[:, None])
+        if GRAD_BIAS:
+            sum_bias += grad_l
+        if GRAD_MASK:
+            sum_mask += grad_l if LOG else grad_l * scores
+    i, j = i[:, None], j[None, :]
+    if GRAD_BIAS:
+        tl.store(grad_bias + program * T * T + i * T + j, sum_bias, mask=(i < T) & (j < T))
+    if GRAD_MASK:
+        patches = T - PREFIX
+        at = grad_mask + program * patches * patches + (i - PREFIX) * patches + (j - PREFIX)
+        tl.store(at, sum_mask, mask=(i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T))

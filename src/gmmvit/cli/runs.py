@@ -1,0 +1,256 @@
+"""Commands about runs: train, resume, eval, predict, report, export."""
+
+import json
+import sys
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from gmmvit.cli.app import EXIT_FAILED, Json, app, one_line
+from gmmvit.cli.flags import RecipeFlags, suitable_recipe, variants_of
+from gmmvit.config import RecipeError, load_recipe, recipe_names
+
+
+@app.command
+def train(
+    *,
+    recipe: str | None = None,
+    out: Path | None = None,
+    seeds: str | None = None,
+    masks: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    as_json: Json = False,
+    fields: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
+) -> None:
+    """Train a model and write its run folder.
+
+    The defaults below are those of fields that the recipe leaves open; `gmmvit recipes` tells what each recipe is for.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe (see `gmmvit recipes`) or a YAML file; by default digits for the digits, quick for the other
+        named data sets, small for images of your own.
+    out
+        Folder of the run, runs/DATASET-MODEL-MASK-sSEED by default; one that holds files is refused.
+    seeds
+        Several seeds, as 0,1,2: a training each, all in this process; out then holds their run folders.
+    masks
+        Several masks, as gmm,none: the same.
+    overwrite
+        Replace an old run in that folder.
+    quiet
+        Show no progress.
+    as_json
+        Print the summary as JSON, a list where there are several.
+    fields
+        Any field of the recipe.
+    """
+    given: dict[str, Any] = dict(fields or {})
+    name = recipe or suitable_recipe(given.get("dataset", "digits"))
+    loaded = load_recipe(name, **given)
+    variants = variants_of(loaded, seeds, masks)
+    from gmmvit import training
+    from gmmvit.distributed import leads
+
+    if recipe is None and not quiet and leads():
+        print(f"recipe {name} (choose with --recipe: {', '.join(recipe_names())})", file=sys.stderr)
+    if variants is None:
+        result: Any = training.train(loaded, out, overwrite=overwrite, quiet=quiet)
+    else:
+        result = training.train_several(variants, out, overwrite=overwrite, quiet=quiet)
+    if not leads():
+        return
+    if as_json:
+        print(json.dumps(result))
+    elif variants is not None:
+        print(training.comparison(result))
+
+
+@app.command
+def resume(
+    run: Path,
+    /,
+    *others: Path,
+    quiet: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Continue an interrupted training from its last finished epoch.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    others
+        More runs that were trained in one process with it.
+    quiet
+        Show no progress.
+    as_json
+        Print the summary as JSON.
+    """
+    from gmmvit import training
+    from gmmvit.distributed import leads
+
+    result: Any = training.resume_several([run, *others], quiet=quiet) if others else training.resume(run, quiet=quiet)
+    if as_json and leads():
+        print(json.dumps(result))
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Path,
+    /,
+    *,
+    part: typing.Literal["test", "val", "train"] = "test",
+    weights: typing.Literal["best", "last"] = "best",
+    data_dir: str | None = None,
+    dataset: str | None = None,
+    device: str = "auto",
+    metrics: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a trained model on a part of its data.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    part
+        Part of the data set.
+    weights
+        Best on validation, or of the last epoch.
+    data_dir
+        Where the data lies now, if it moved; of a folder of images, the folder itself.
+    dataset
+        Measure on another data set of the same classes, as folder:PATH.
+    device
+        auto, cpu, cuda ...
+    metrics
+        Also macro F1, AUROC and calibration error, with torchmetrics.
+    as_json
+        Print JSON.
+    """
+    from gmmvit.evaluate import evaluate_run
+
+    result = evaluate_run(
+        run, part=part, weights=weights, data_dir=data_dir, dataset=dataset, device=device, more=metrics
+    )
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        if name != "per_class":
+            print(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
+    width = max(len(name) for name in result["per_class"])
+    for name, value in result["per_class"].items():
+        print(f"{name:>{max(16, width)}}  " + ("no images" if value is None else f"{value:.4f}"))
+
+
+@app.command
+def predict(
+    run: Path,
+    /,
+    *images: Path,
+    top: int = 5,
+    weights: typing.Literal["best", "last"] = "best",
+    device: str = "auto",
+    as_json: Json = False,
+) -> int:
+    """Predict the class of images.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    images
+        Image files.
+    top
+        How many classes to name for each.
+    weights
+        Best on validation, or of the last epoch.
+    device
+        auto, cpu, cuda ...
+    as_json
+        Print a JSON list.
+    """
+    if not images:
+        raise RecipeError("predict needs at least one image: gmmvit predict RUN IMAGE...")
+    if top < 1:
+        raise RecipeError(f"--top must be at least 1, got {top}")
+    from gmmvit.checkpoint import load_run
+    from gmmvit.data import DataError
+    from gmmvit.session import choose_device
+
+    model = load_run(run, weights=weights, device=choose_device(device))
+    rows, failed = [], False
+    for image in images:
+        try:
+            classes = model.predict(image, top)
+        except (DataError, OSError) as error:
+            failed = True
+            print(f"gmmvit: {one_line(error)}", file=sys.stderr)
+            continue
+        rows.append({"image": str(image), "classes": [{"class": name, "probability": p} for name, p in classes]})
+        if not as_json:
+            print(f"{image}: " + ", ".join(f"{name} {p:.1%}" for name, p in classes))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    return EXIT_FAILED if failed else 0
+
+
+@app.command
+def report(*runs: Path, out: Path | None = None, data_dir: str | None = None, device: str = "auto") -> None:
+    """Write one offline HTML page about a run, with a table when several are given.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs; the details are those of the first.
+    out
+        Where the page goes; report.html in the first run by default.
+    data_dir
+        Where the data lies now, if it moved.
+    device
+        auto, cpu, cuda ...
+    """
+    if not runs:
+        raise RecipeError("report needs at least one run folder: gmmvit report RUN...")
+    from gmmvit.report import write_report
+    from gmmvit.session import choose_device
+
+    print(write_report(runs, out, data_dir=data_dir, device=str(choose_device(device))))
+
+
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    format: typing.Literal["onnx", "torch"] = "onnx",
+    out: Path | None = None,
+    weights: typing.Literal["best", "last"] = "best",
+    overwrite: bool = False,
+) -> None:
+    """Write the model of a run as one file, ONNX or torch.export, checked against the model.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    format
+        onnx (with onnx, onnxscript and, for the check, onnxruntime) or torch, a program of torch.export.
+    out
+        The file; model.onnx or model.pt2 in the run's folder by default.
+    weights
+        Best on validation, or of the last epoch.
+    overwrite
+        Replace that file.
+    """
+    from gmmvit.export import export_run
+
+    path, difference = export_run(run, out, format=format, weights=weights, overwrite=overwrite)
+    found = "not checked: onnxruntime is not installed"
+    print(f"{path} ({found if difference is None else f'logits differ from the model by {difference:.1e} at most'})")

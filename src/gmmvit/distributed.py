@@ -1,0 +1,182 @@
+"""Several processes that train one model, as torchrun starts them. Alone, everything here does nothing.
+
+Every process draws the same batches and computes its share of each; gradients are averaged over the processes. So the
+training is that of one process with the same batch size, whatever their number is, and a checkpoint of one number of
+processes resumes with another. Dropout and drop path alone are drawn by each process for itself.
+"""
+
+import atexit
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as full
+
+Result = TypeVar("Result")
+_FULL = full.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a training: `rank` is this one's number of `size`. Rank 0 leads: it alone writes and speaks."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` things in a row: shares differ by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def spread(self, rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """`compute(rows)`, each process doing a part: [N, ...] -> [N, K], whole on every process.
+
+        All parts have one length, for models that are sharded must be called equally often everywhere.
+        """
+        if self.size == 1 or not len(rows):
+            return compute(rows)
+        length = -(-len(rows) // self.size)
+        mine = torch.arange(self.rank * length, (self.rank + 1) * length) % len(rows)
+        part = compute(rows[mine.to(rows.device)]).contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part)
+        return torch.cat(parts)[: len(rows)]
+
+    def from_leader(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns in the leading process; the others wait. Where it raises, they end without a word."""
+        if self.size == 1:
+            return work()
+        told: list[Any] = [False, None]
+        try:
+            if self.leads:
+                told = [True, work()]
+        finally:
+            dist.broadcast_object_list(told, src=0)
+        if not told[0]:
+            raise SystemExit(1)
+        return told[1]
+
+    def leader_first(self, work: Callable[[], Result]) -> Result:
+        """`work` in every process, in the others after the leader has done it: what it caches is there for them."""
+        done: list[Result] = []
+        self.from_leader(lambda: done.append(work()))
+        return done[0] if done else work()
+
+
+def leads() -> bool:
+    """Whether this process may speak: always, unless torchrun started it as another than the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def join() -> Team:
+    """The team that torchrun (or another launcher that sets RANK and WORLD_SIZE) started this process in.
+
+    Backends are NCCL for CUDA and gloo for the CPU; a process group that exists already is used as it is.
+    """
+    if not dist.is_available():
+        return Team()
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Team()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_device())
+        dist.init_process_group()
+        atexit.register(_leave)
+    return Team(dist.get_rank(), dist.get_world_size())
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def local_device() -> int:
+    """The number of the GPU that belongs to this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+
+
+def wrap(model: nn.Module, team: Team, shard: bool) -> nn.Module:
+    """The model whose forward and backward pass average gradients over the team.
+
+    With `shard` its parameters, gradients and optimiser states are split over the processes (FSDP2), block by
+    block; the optimiser is made afterwards. Otherwise every process holds all of them (DDP).
+    """
+    if team.size == 1:
+        return model
+    if not shard:
+        device = next(model.parameters()).device
+        return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    from torch.distributed.fsdp import fully_shard
+
+    blocks: Any = getattr(model, "steps", list)  # of our families; another model is one shard
+    for step in blocks():
+        fully_shard(step)
+    fully_shard(model)  # in place
+    return model
+
+
+def full_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state_dict on the CPU; of a sharded model, whole in the leading process and empty elsewhere."""
+    state: dict[str, Any] = (
+        dict(full.get_model_state_dict(model, options=_FULL)) if _sharded(model) else model.state_dict()
+    )
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """The inverse of `full_weights`, in all processes at once."""
+    if _sharded(model):
+        options = full.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        full.set_model_state_dict(model, dict(weights), options=options)
+    else:
+        model.load_state_dict(weights)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state_dict as one process without shards would have it; of shards, whole in the leading one."""
+    if not _sharded(model):
+        return optimizer.state_dict()
+    state: dict[str, Any] = full.get_optimizer_state_dict(model, optimizer, options=_FULL)
+    if not state:
+        return {}
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    number = {name: index for index, name in enumerate(names)}
+    groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {number[name]: value for name, value in state["state"].items()}, "param_groups": groups}
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of `optimizer_state`; every process has read the same state."""
+    if not _sharded(model):
+        optimizer.load_state_dict(state)
+        return
+    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
+    named: dict[str, Any] = {"state": {names[i]: value for i, value in state["state"].items()}, "param_groups": groups}
+    full.set_optimizer_state_dict(model, optimizer, named, options=full.StateDictOptions(full_state_dict=True))
+
+
+def _sharded(model: nn.Module) -> bool:
+    """Whether the model is split over the processes; if so, one that a forward pass left whole is split again."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
+    return isinstance(model, FSDPModule)

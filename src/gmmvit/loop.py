@@ -1,0 +1,239 @@
+"""Training: the step and the epoch on one screen, then what they need.
+
+Letters: B batch, C channels.
+"""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gmmvit import checkpoint, run_folder
+from gmmvit.augment import to_device
+from gmmvit.config import Recipe, as_dict
+from gmmvit.data import Split
+from gmmvit.distributed import full_weights, load_weights
+from gmmvit.evaluate import predict, scores
+from gmmvit.interleave import finish
+from gmmvit.masks import is_mask_parameter
+from gmmvit.optim import learning_rate, set_learning_rate
+from gmmvit.progress import open_loggers
+from gmmvit.session import Setting, State, TrainingError, seed_everything, step_images
+
+WARM_UP = 10  # steps of an epoch in which a GPU may still compile and record its graphs
+
+
+def train_epoch(setting: Setting, state: State) -> dict[str, float]:
+    """One epoch of a training that is alone: `epoch_steps` to its end."""
+    return finish(epoch_steps(setting, state))
+
+
+def epoch_steps(setting: Setting, state: State) -> Generator[None, None, dict[str, float]]:
+    """One epoch: augment, forward, loss, backward, step; yields after every step, so that others may take turns.
+
+    Returns the mean loss and the accuracy on augmented images.
+    """
+    recipe, device, team = setting.recipe, setting.device, setting.team
+    generator = seed_everything(recipe.seed, state.epoch, team.rank)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, images
+    watch = Watch(sums)
+    state.model.train()
+    first = state.epoch * setting.steps_per_epoch
+    for step, (images, labels) in enumerate(batches(setting.data.train, setting, generator)):
+        with no_host_wait(device, step >= WARM_UP):
+            set_learning_rate(state.optimizer, learning_rate(first + step, setting.steps_per_epoch, recipe))
+            for part, part_labels in zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True):
+                inputs, targets = setting.augment(part, part_labels, generator, team.share(len(part)))
+                if recipe.compile:
+                    torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is done with
+                with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
+                    logits = setting.forward(inputs)
+                    loss = nn.functional.cross_entropy(logits.float(), targets)
+                # The team takes the mean of its gradients; the gradient of the batch is the sum of all shares.
+                state.scaler.scale(loss * (len(inputs) * team.size / len(images))).backward()
+                hits = (logits.detach().argmax(1) == targets.argmax(1)).sum()
+                count = loss.new_full((), len(inputs), dtype=torch.float64)
+                sums += torch.stack([loss.detach().double() * count, hits.double(), count])
+            _optimizer_step(state, recipe)
+        so_far = watch.look()
+        if so_far is not None:
+            _check_finite(so_far[0], state.epoch, step, recipe)
+        if setting.progress.advance() and so_far is not None:
+            loss_so_far, top1_so_far = (so_far[:2] / so_far[2]).tolist()
+            setting.progress.show(
+                f"epoch {state.epoch + 1}/{recipe.epochs} step {step + 1}/{setting.steps_per_epoch}"
+                f"  loss {loss_so_far:.3f}  train {top1_so_far:.1%}"
+            )
+        yield
+    loss_sum, hits_sum, seen = team.total(sums).tolist()
+    _check_finite(loss_sum, state.epoch, setting.steps_per_epoch, recipe)
+    state.images_seen += int(seen)
+    return {"train_loss": loss_sum / seen, "train_top1": hits_sum / seen}
+
+
+def _optimizer_step(state: State, recipe: Recipe) -> None:
+    if recipe.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+
+
+@contextmanager
+def no_host_wait(device: torch.device, warm: bool) -> Iterator[None]:
+    """On a GPU that is `warm`, an operation inside that would make the host wait for the device is an error."""
+    if device.type != "cuda" or not warm:
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+class Watch:
+    """Sums on the device as the host may know them: those of now on the CPU, on a GPU those of some steps ago, since a
+    look at the present ones would make the host wait for all that it has asked for."""
+
+    def __init__(self, sums: Tensor) -> None:
+        self.sums = sums
+        self.copy = torch.zeros(sums.shape, dtype=sums.dtype, pin_memory=True) if sums.is_cuda else sums
+        self.copied = torch.cuda.Event() if sums.is_cuda else None
+        self.pending = False
+
+    def look(self) -> Tensor | None:
+        """The newest sums that are known, None where nothing new is."""
+        if self.copied is None:
+            return self.sums
+        known = self.copy.clone() if self.pending and self.copied.query() else None
+        if known is not None or not self.pending:
+            self.copy.copy_(self.sums, non_blocking=True)
+            self.copied.record()
+            self.pending = True
+        return known
+
+
+def fit(setting: Setting, state: State) -> Generator[None, None, dict[str, Any]]:
+    """All epochs that are left, each validated, logged and checkpointed; then the test. Yields after every step and
+    returns the summary."""
+    recipe, team, data = setting.recipe, setting.team, setting.data
+    loggers = open_loggers(recipe.loggers, setting.folder, as_dict(recipe)) if team.leads else []
+    for _ in range(state.epoch, recipe.epochs):
+        start, seen = time.perf_counter(), state.images_seen
+        row: dict[str, Any] = {"epoch": state.epoch + 1, **(yield from epoch_steps(setting, state))}
+        seconds = time.perf_counter() - start
+        state.epoch += 1
+        state.train_s += seconds
+        if data.val is not None:
+            logits = predict(state.evaluated(), data.val, data, setting.device, setting.dtype, team)
+            row |= {f"val_{name}": value for name, value in scores(logits, data.val.labels).items()}
+        row |= {"lr": state.optimizer.param_groups[0]["lr"], "images_per_s": (state.images_seen - seen) / seconds}
+        state.wall_s += time.perf_counter() - start
+        row["wall_s"] = state.wall_s
+        weights = full_weights(state.evaluated())
+        team.from_leader(lambda: _check_good(row, weights, recipe))  # noqa: B023 (called at once)
+        if row.get("val_top1", float("inf")) > state.best["val_top1"]:  # without a validation part: the last epoch
+            state.best = {"epoch": state.epoch, "val_top1": row.get("val_top1", -1.0), "weights": weights}
+        saved = state.persistent() | {"recipe": as_dict(recipe)}
+        team.from_leader(lambda: _keep(setting, row, saved, weights))  # noqa: B023 (called at once)
+        setting.progress.line(_epoch_line(row, recipe, setting.progress.time_left()))
+        for log in loggers:
+            log(row)
+    summary = _summary(setting, state)
+    team.from_leader(lambda: run_folder.write_json(setting.folder / run_folder.SUMMARY, summary))
+    return summary
+
+
+def _epoch_line(row: dict[str, Any], recipe: Recipe, left: str) -> str:
+    val = f"  val {row['val_top1']:.2%}" if "val_top1" in row else ""
+    return (
+        f"epoch {row['epoch']:>3}/{recipe.epochs}  loss {row['train_loss']:.3f}  train {row['train_top1']:.2%}{val}"
+        f"  {row['images_per_s']:,.0f} images/s  left {left}"
+    )
+
+
+def _keep(setting: Setting, row: dict[str, Any], saved: dict[str, Any], last: dict[str, Tensor]) -> None:
+    """Writes what an epoch leaves; the checkpoint holds all of it, so that it alone decides what a run is."""
+    run_folder.append_row(setting.folder, row)
+    checkpoint.save_checkpoint(setting.folder, saved)
+    save_weights(setting, saved["best"]["weights"], last)
+
+
+def save_weights(setting: Setting, best: dict[str, Tensor], last: dict[str, Tensor]) -> None:
+    """Writes the best and the last weights."""
+    metadata = {"family": setting.recipe.model, "mask": setting.recipe.mask}
+    for which, weights in (("best", best), ("last", last)):
+        checkpoint.save_weights(setting.folder / run_folder.WEIGHTS[which], weights, metadata)
+
+
+def _check_finite(loss: Tensor | float, epoch: int, step: int, recipe: Recipe) -> None:
+    if not float("-inf") < float(loss) < float("inf"):
+        raise _diverged(f"the loss became {float(loss)} in epoch {epoch + 1} by step {step + 1}", epoch, recipe)
+
+
+def _check_good(row: dict[str, Any], weights: dict[str, Tensor], recipe: Recipe) -> None:
+    """Raises TrainingError where an epoch ended in NaN, before anything of it is kept."""
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    if not finite or not run_folder.all_finite(row):
+        what = "the validation loss is" if finite else "some weights are"
+        raise _diverged(f"{what} not finite after epoch {row['epoch']}", row["epoch"] - 1, recipe)
+
+
+def _diverged(what: str, kept: int, recipe: Recipe) -> TrainingError:
+    return TrainingError(
+        f"{what}; train again with a lower --lr (it was {recipe.lr:g}), --clip-norm 1 or --dtype float32. "
+        + (f"The checkpoint of epoch {kept} is kept" if kept else "No epoch was finished")
+    )
+
+
+def batches(split: Split, setting: Setting, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch on the device: `passes` shuffled sweeps one after another, the remainder left out."""
+    recipe, count = setting.recipe, len(split)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(recipe.passes)])
+    size = step_images(recipe, count)
+    for chosen in order[: setting.steps_per_epoch * size].split(size):
+        rows = to_device(chosen, split.images.device)
+        yield to_device(split.images[rows], setting.device), to_device(split.labels[rows], setting.device)
+
+
+def _summary(setting: Setting, state: State) -> dict[str, Any]:
+    recipe, data = setting.recipe, setting.data
+    parameters = {name: p.numel() for name, p in state.model.named_parameters() if p.requires_grad}
+    test: dict[str, float | None] = {"best": None, "last": None}
+    if data.test is not None:
+        last = full_weights(state.evaluated())
+        for which, weights in (("last", last), ("best", state.best["weights"])):
+            load_weights(state.evaluated(), weights)
+            logits = predict(state.evaluated(), data.test, data, setting.device, setting.dtype, setting.team)
+            test[which] = scores(logits, data.test.labels)["top1"]
+        load_weights(state.evaluated(), last)
+    return {
+        "model": recipe.model,
+        "mask": recipe.mask,
+        "dataset": recipe.dataset,
+        "num_parameters": sum(parameters.values()),
+        "mask_parameters": sum(count for name, count in parameters.items() if is_mask_parameter(name)),
+        "epochs": recipe.epochs,
+        "passes": recipe.passes,
+        "images_seen": state.images_seen,
+        "train_images": len(data.train),
+        "train_images_per_s": round(state.images_seen / max(state.train_s, 1e-9), 1),
+        "wall_s": round(state.wall_s, 1),
+        "device": torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else setting.device.type,
+        "processes": setting.team.size,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "seed": recipe.seed,
+        "best_epoch": state.best["epoch"],
+        "val_top1": None if data.val is None else state.best["val_top1"],
+        "test_top1_best": test["best"],
+        "test_top1_last": test["last"],
+        "versions": run_folder.versions(),
+    }

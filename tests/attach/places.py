@@ -1,0 +1,55 @@
+"""Where the queries and keys of each donor's attentions stand, found in the donor itself and not in our code.
+
+A place is (row, column) in steps of the keys' grid, in the order of the donor's tokens.
+"""
+
+import itertools
+
+import torch
+
+
+def places(model, layer, images):
+    """Pairs (queries, keys) of lists of places: one for the whole batch, or one for each sample."""
+    kind = type(layer).__name__.removeprefix("Masked")
+    if isinstance(images, dict):  # patches of several grids
+        return [(sample, sample) for sample in images["patch_coord"].tolist()]
+    if kind == "MultiScaleAttention":
+        return [tuple(_centres(layer.gmm_mask.grid, pool) for pool in (layer.pool_q, layer.pool_k))]
+    if kind == "MaskUnitAttention":
+        return [_in_units(model, layer)]
+    keys = _rows_and_columns(*layer.gmm_mask.grid)
+    if kind == "AttentionDownsample":  # between the stages of LeViT
+        return [([(r, c) for r, c in keys if r % 2 == 0 and c % 2 == 0], keys)]
+    return [(keys, keys)]
+
+
+def _rows_and_columns(rows, cols):
+    return list(itertools.product(range(rows), range(cols)))
+
+
+def _centres(grid, pool):
+    """The centres of a convolution's windows, of those that it has on a map of that size."""
+    if pool is None:
+        return _rows_and_columns(*grid)
+    (rows, cols) = pool(torch.zeros(1, pool.in_channels, *grid, dtype=pool.weight.dtype)).shape[-2:]
+    (kernel, _), (stride, _), (padding, _) = pool.kernel_size, pool.stride, pool.padding
+    centre = (kernel - 1) / 2 - padding
+    return [(stride * r + centre, stride * c + centre) for r, c in _rows_and_columns(rows, cols)]
+
+
+def _in_units(model, layer):
+    """The donor's own reordering, applied to rows and columns; then it pools them as it pools queries, by the mean."""
+    tokens = torch.tensor(_rows_and_columns(*model.unroll.size), dtype=torch.float64)
+    tokens = model.unroll(tokens[None])[0]
+    for block in model.blocks:
+        step, attention = block.attn.q_stride, block.attn
+        windows = len(tokens) // (step * attention.window_size) if attention.use_mask_unit_attn else 1
+        pooled = tokens.view(step, -1, 2).mean(0)
+        if attention is layer:
+            keys, queries = tokens.view(-1, windows, 2), pooled.view(-1, windows, 2)
+            spacing = (tokens[:, 0].unique()[1] - tokens[:, 0].unique()[0]).item()
+            offsets = (keys[None] - queries[:, None]).unbind(2)
+            assert all(torch.equal(o, offsets[0]) for o in offsets)  # every window is the first one, moved
+            return (queries[:, 0] / spacing).tolist(), (keys[:, 0] / spacing).tolist()
+        tokens = pooled
+    raise AssertionError("the layer is none of the model's")

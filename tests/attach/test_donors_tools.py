@@ -1,0 +1,88 @@
+"""Every model of the table under torch.compile and torch.export, and at other image sizes."""
+
+import pytest
+import torch
+from donor import logits
+from donors import DONORS
+
+from gmmvit.attach import attach, describe
+
+TABLE = {f"{d.library}-{d.name}": d for d in DONORS}
+every_donor = pytest.mark.parametrize("donor", DONORS, ids=list(TABLE))
+
+
+@pytest.fixture(autouse=True)
+def installed(donor):
+    if donor.missing():
+        pytest.skip(donor.missing())
+
+
+def compiled_logits(model, images):
+    torch.compiler.reset()
+    return logits(torch.compile(model, backend="eager", fullgraph=True), images)
+
+
+@every_donor
+def test_it_compiles_into_one_graph_where_the_donor_does(donor):
+    torch.manual_seed(2)
+    model, images = attach(donor.make(), init="paper"), donor.images()
+    if donor.patches is not None:
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            compiled_logits(donor.make(), images)
+        pytest.skip("the donor reads the grids of its samples outside of the graph")
+    torch.testing.assert_close(compiled_logits(model, images), logits(model, images), atol=1e-5, rtol=1e-5)
+
+
+@every_donor
+def test_it_exports_where_the_donor_does(donor):
+    torch.manual_seed(2)
+    model, images = attach(donor.make(), init="paper"), donor.images()
+    if donor.patches is not None:
+        with pytest.raises(Exception, match="data-dependent"):
+            torch.export.export(donor.make(), (images,))
+        pytest.skip("the donor's graph depends on the grids of its samples")
+    program = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(logits(program, images), logits(model, images), atol=1e-5, rtol=1e-5)
+
+
+# How the donors that can take other images are told so, and the side that their images then have.
+SIZES = {
+    **dict.fromkeys(
+        [
+            f"timm-{d.name}"
+            for d in DONORS
+            if d.library == "timm" and d.name.startswith(("vit_", "deit", "beit", "eva"))
+        ],
+        ({"img_size": (48, 32)}, (48, 32)),
+    ),
+    "timm-swin_tiny_patch4_window7_224": ({"img_size": (48, 64), "window_size": (6, 4)}, (48, 64)),
+    "timm-swinv2_tiny_window8_256": ({"img_size": (24, 48), "window_size": (3, 6)}, (24, 48)),
+    "timm-swinv2_cr_tiny_224": ({"img_size": (24, 48), "window_size": (3, 6)}, (24, 48)),
+    "timm-naflexvit": (None, (40, 24)),
+    "torchvision-swin_t": (None, (44, 26)),
+    "torchvision-swin_v2_t": (None, (44, 26)),
+    "transformers-dinov3_vit": (None, (48, 64)),
+    "transformers-swin": (None, (40, 48)),
+    **dict.fromkeys(
+        [
+            f"transformers-{name}"
+            for name in ("vit", "deit", "dinov2", "dinov2_with_registers", "beit", "clip", "siglip")
+        ],
+        ({"interpolate_pos_encoding": True}, (48, 64)),
+    ),
+}
+
+
+@pytest.mark.parametrize("donor", [TABLE[name] for name in SIZES], ids=list(SIZES))
+def test_the_image_size_changes_where_the_donor_can(donor):
+    how, size = SIZES[f"{donor.library}-{donor.name}"]
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    results = []
+    for model in (donor.make(), attach(donor.make())):
+        options = how if donor.library == "transformers" and how else {}
+        if donor.library == "timm" and how:
+            model.set_input_size(**how)
+        results.append(logits(lambda x, model=model, options=options: model(x, **options), images))
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+    if how and "window_size" in how:
+        assert describe(model)[0].grid == how["window_size"]

@@ -1,0 +1,74 @@
+"""Every model of the table in training: dropout and drop path, autocast, half precision, gradient checkpointing."""
+
+import pytest
+import torch
+from donor import logits, with_dropout
+from donors import DONORS
+
+from gmmvit.attach import attach, mask_parameters
+
+pytestmark = pytest.mark.parametrize("donor", DONORS, ids=lambda d: f"{d.library}-{d.name}")
+
+
+@pytest.fixture(autouse=True)
+def installed(donor):
+    if donor.missing():
+        pytest.skip(donor.missing())
+
+
+def test_dropout_and_drop_path_draw_as_in_the_donor(donor):
+    results = []
+    for change in (lambda m: m, attach):
+        model = change(with_dropout(donor.make())).train()
+        torch.manual_seed(5)
+        results.append(logits(model, donor.images()))
+    assert not torch.equal(results[0], logits(donor.make(), donor.images()))  # something was dropped
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+
+
+def test_it_trains_under_autocast_near_the_donor(donor):
+    results = []
+    for model in (donor.make(), attach(donor.make())):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(logits(model, donor.images()))
+    error = (results[1] - results[0]).abs().max() / results[0].abs().max()
+    assert error < 0.05
+    results[1].float().square().sum().backward()
+    gradients = [p.grad for p in mask_parameters(model) if p.grad is not None]
+    assert gradients
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def test_it_computes_in_half_precision(donor):
+    model = attach(donor.make()).to(torch.bfloat16)
+    out = logits(model, donor.images(dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()
+
+
+def checkpoint(model):
+    """Turns gradient checkpointing on, and says whether the donor has it."""
+    if getattr(model, "supports_gradient_checkpointing", False):  # transformers
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+        return True
+    try:
+        model.set_grad_checkpointing()
+    except (AttributeError, AssertionError):  # torchvision has none; some of timm's say "not supported"
+        return False
+    return True
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(donor):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(2)
+        model = attach(donor.make(), init="paper").train()
+        if checkpointing and not checkpoint(model):
+            pytest.skip("the donor has no gradient checkpointing")
+        torch.manual_seed(3)
+        logits(model, donor.images()).square().sum().backward()
+        gradients.append([p.grad for p in mask_parameters(model) if p.grad is not None])
+    assert gradients[0]
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected)
