@@ -241,6 +241,15 @@ def test_what_does_not_fit_is_one_sentence(words, said, tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_named_like_a_type_of_models_is_no_hindrance(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vit").mkdir()
+    command = ["train", "--model", "hf:vit", "--model-args", ",".join(f"{k}={v}" for k, v in HF.items())]
+    assert main([*command, "--out", "run", *FAST]) == 0
+    (tmp_path / "mine").mkdir()
+    assert main(["train", "--model", "hf:mine", "--out", "other", *FAST]) == 2
+
+
 @pytest.mark.parametrize(("model", "package", "extra"), [("timm:x", "timm", "timm"), ("hf:x", "transformers", "hf")])
 def test_a_missing_library_is_named_with_the_command_that_installs_it(model, package, extra):
     code = f"import sys; sys.modules[{package!r}] = None; from gmmvit.cli import main; sys.exit(main(sys.argv[1:]))"
