@@ -196,7 +196,7 @@ def _pit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
         **_patches(tensors, sizes, raw.get("to_patch_embedding.0.weight"), 1),
         "depth": depths,
         "num_heads": heads,
-        "head_dim": sizes.get("head_dim") or _width(tensors, blocks[0]) // (heads if is_integer(heads) else heads[0]),
+        "head_dim": sizes.get("head_dim") or _width(tensors, blocks[0]) // (heads if isinstance(heads, int) else heads[0]),
         "mlp_ratio": _mlp_ratio(tensors, blocks[0], sizes),
     }
 
