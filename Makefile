@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-gpu clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
@@ -34,6 +34,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/attention_cpu.py --out benchmarks/results/attention-cpu.csv
 	$(BIN)/python benchmarks/train_throughput.py --data-dir ../shared/data $(if $(ORIGINAL),--original $(ORIGINAL)) \
 		--out benchmarks/results/train-throughput-cpu.csv
+
+# The figures that take a GPU (under nine minutes), and the kernels' tests on it where pytest is installed. Runs with
+# the python at hand, which needs torch, triton and numpy, and for the training what timm brings: `PYTHON=...`.
+bench-gpu:
+	@if $(PYTHON) -c 'import pytest' 2>/dev/null; then PYTHONPATH=src $(PYTHON) -m pytest -x -q tests/attention/test_triton.py; \
+	else echo "pytest is not installed: the kernels are compared with the formula by benchmarks/gpu.py alone"; fi
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --out benchmarks/results
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

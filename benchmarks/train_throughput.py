@@ -61,7 +61,7 @@ def ours(data: Dataset, args: argparse.Namespace, **fields: Any) -> Callable[[],
     """A function that trains `steps` batches of ours and returns images/s."""
     recipe = load_recipe("paper", data_dir=args.data_dir, passes=1, batch_size=args.batch_size, **fields)
     folder = Path(tempfile.mkdtemp())
-    setting, state, _ = prepare(recipe, folder, Progress(quiet=True))
+    setting, state, _ = prepare(recipe, folder, Progress(quiet=True), data=data)
 
     def part(steps: int) -> Dataset:
         count = steps * args.batch_size

@@ -110,7 +110,6 @@ def recipes() -> None:
 def bench(
     *,
     shapes: str | None = None,
-    device: str = "auto",
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     repeats: int = 15,
     out: Path | None = None,
@@ -122,8 +121,6 @@ def bench(
     ----------
     shapes
         BATCHxHEADSxTOKENSxWIDTH, several with commas, as 256x12x64x16,2x12x4096x64.
-    device
-        auto, cpu, cuda ...
     dtype
         Of q, k and v.
     repeats
@@ -135,4 +132,4 @@ def bench(
     """
     from gmmvit.bench import run
 
-    run(shapes, device=device, dtype=dtype, repeats=repeats, out=out, as_json=as_json)
+    run(shapes, dtype=dtype, repeats=repeats, out=out, as_json=as_json)
