@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gmmvit.attach.surgery import Grid, MaskedDonor
 from gmmvit.attach.timm import split_qkv
+from gmmvit.attention.checks import pair
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
 
@@ -25,7 +26,7 @@ class PooledAttention(MaskedDonor):
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         pools = [p for p in (module.pool_q, module.pool_k) if p is not None]
-        even = [k for p in pools for k in _pair(p.kernel_size) if k % 2 == 0]
+        even = [k for p in pools for k in pair(p.kernel_size, "kernel_size") if k % 2 == 0]
         return f"pools by a kernel of even width {even[0]}, whose centres lie between the tokens" if even else ""
 
     @classmethod
@@ -44,7 +45,7 @@ class PooledAttention(MaskedDonor):
 
     @classmethod
     def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
-        query, key = ((1, 1) if p is None else _pair(p.stride) for p in (module.pool_q, module.pool_k))
+        query, key = ((1, 1) if p is None else pair(p.stride, "stride") for p in (module.pool_q, module.pool_k))
         return Steps(query, key)
 
     def forward(self, x: Tensor, feat_size: Any) -> tuple[Tensor, Any]:
@@ -143,7 +144,7 @@ class MaskUnitAttention(MaskedDonor):
         if module.use_mask_unit_attn:
             return _side(_strides_inside(module, model))
         left = _strides_left(module, model)
-        pooled = _side([_pair(s) for s in model.unroll.schedule][: len(model.unroll.schedule) - len(left)])
+        pooled = _side([pair(s, "stride") for s in model.unroll.schedule][: len(model.unroll.schedule) - len(left)])
         return model.unroll.size[0] // pooled[0], model.unroll.size[1] // pooled[1]
 
     @classmethod
@@ -181,10 +182,6 @@ class MaskUnitAttention(MaskedDonor):
         return self.proj(out.flatten(3).flatten(1, 2))
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def _side(strides: list[tuple[int, int]]) -> Grid:
     """The grid that so many poolings reduce to one token."""
     return math.prod(s[0] for s in strides), math.prod(s[1] for s in strides)
@@ -203,7 +200,7 @@ def _strides_left(module: Any, model: Any) -> list[tuple[int, int]]:
     """The poolings of a Hiera from this attention on, its own one first."""
     block = next(i for i, b in enumerate(model.blocks) if b.attn is module)
     done = sum(b.attn.q_stride > 1 for b in model.blocks[:block])
-    return [_pair(s) for s in model.unroll.schedule[done:]]
+    return [pair(s, "stride") for s in model.unroll.schedule[done:]]
 
 
 def _strides_inside(module: Any, model: Any) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gmmvit.attach.surgery import Grid, MaskedDonor, Tower, additive
+from gmmvit.attention.checks import pair
 
 IMPLEMENTATION = "gmmvit"
 
@@ -213,13 +214,9 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
         config: Any = getattr(model, "config", None)
         if not type(model).__module__.startswith("transformers.") or not hasattr(config, "patch_size"):
             continue
-        patch, image = _pair(config.patch_size), _pair(config.image_size)
+        patch, image = pair(config.patch_size, "patch_size"), pair(config.image_size, "image_size")
         sources = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == m.stride == patch]
         if sources:
             prefix = _PREFIX.get(config.model_type, 0) + getattr(config, "num_register_tokens", 0)
             return Tower(sources[0], (image[0] // patch[0], image[1] // patch[1]), prefix)
     return None
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
