@@ -5,21 +5,27 @@ python benchmarks/attach_table.py --write    puts it into docs/attach.md
 """
 
 import argparse
-import io
+import copy
+import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "attach"))
 
-from donor import Donor, logits  # noqa: E402 (found through the line above)
+from donor import Donor, logits, with_dropout  # noqa: E402 (found through the line above)
 from donors import DONORS  # noqa: E402
 from oracle import masked_logits  # noqa: E402
 
-from gmmvit.attach import attach, detach  # noqa: E402
+from gmmvit.attach import attach, detach, load_masks  # noqa: E402
 from gmmvit.attach.surgery import MaskedDonor  # noqa: E402
 
 PAGE = ROOT / "docs" / "attach.md"
@@ -32,13 +38,19 @@ def oracle_error(donor: Donor) -> float:
     return (got - expected).abs().max().item()
 
 
-def identity_error(donor: Donor) -> float:
-    """Largest difference of the logits between the donor and its attached self, in float32."""
-    images = donor.images()
-    return (logits(attach(donor.make()), images) - logits(donor.make(), images)).abs().max().item()
+def identity_error(donor: Donor, training: bool) -> float:
+    """Largest difference of the logits between the donor and its attached self, in float32; in training with every
+    dropout and drop path on, under the same seed."""
+    results = []
+    for change in (lambda model: model, attach):
+        model = donor.make()
+        model = change(with_dropout(model) if training else model).train(training)
+        torch.manual_seed(5)
+        results.append(logits(model, donor.images()))
+    return (results[1] - results[0]).abs().max().item()
 
 
-def compiles(model: nn.Module, images: torch.Tensor) -> bool:
+def compiles(model: nn.Module, images: Any) -> bool:
     """Whether the model becomes one graph."""
     torch.compiler.reset()
     try:
@@ -48,43 +60,73 @@ def compiles(model: nn.Module, images: torch.Tensor) -> bool:
     return True
 
 
-def compiled(donor: Donor) -> str:
-    if compiles(attach(donor.make(), init="paper"), donor.images()):
+def exports(model: nn.Module, images: Any) -> bool:
+    """Whether torch.export gives a program with the outputs of the model."""
+    try:
+        program = torch.export.export(model, (images,)).module()
+    except (torch._dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode, RuntimeError):
+        return False
+    return torch.allclose(logits(program, images), logits(model, images), atol=1e-5, rtol=1e-5)
+
+
+def tool(check: Callable[[nn.Module, Any], bool], donor: Donor) -> str:
+    if check(attach(donor.make(), init="paper"), donor.images()):
         return "yes"
-    return "NO" if compiles(donor.make(), donor.images()) else "as the donor: no"
+    return "NO" if check(donor.make(), donor.images()) else "as the donor: no"
 
 
 def saved(donor: Donor) -> str:
-    """Weights through a file into another instance, and the donor back by detach."""
-    model, images, file = attach(donor.make(), init="paper"), donor.images(), io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = attach(donor.make(seed=7))
-    other.load_state_dict(torch.load(file, weights_only=True))
-    same = torch.equal(logits(other, images), logits(model, images))
-    same &= torch.equal(logits(detach(model), images), logits(donor.make(), images))
+    """Weights through files of torch and safetensors into other instances, by the masks that the file has."""
+    model, images = attach(donor.make(), init="paper"), donor.images()
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    same = True
+    with TemporaryDirectory() as folder:
+        for file, write, read in (("w.pt", torch.save, torch.load), ("w.safetensors", save_file, load_file)):
+            path = str(Path(folder, file))
+            write(weights, path)
+            other = load_masks(donor.make(seed=7), path)
+            other.load_state_dict(read(path))
+            same &= torch.equal(logits(other, images), logits(model, images))
+        if donor.library == "transformers":
+            model.save_pretrained(folder)
+            other = load_masks(type(model).from_pretrained(folder), folder).eval()
+            same &= torch.allclose(logits(other, images), logits(model, images), atol=1e-6)
     return "yes" if same else "NO"
 
 
-def row(donor: Donor) -> str:
+def copied(donor: Donor) -> str:
+    """deepcopy and pickle have equal outputs, and detach gives those of the donor, bit by bit."""
+    model, images, original = attach(donor.make(), init="paper"), donor.images(), donor.make()
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    same = all(torch.equal(logits(other, images), logits(model, images)) for other in copies)
+    same &= torch.equal(logits(detach(model), images), logits(original, images))
+    same &= list(model.state_dict()) == list(original.state_dict())
+    same &= [type(m) for m in model.modules()] == [type(m) for m in original.modules()]
+    return "yes" if same else "NO"
+
+
+COLUMNS = ["library", "model", "masks attached, of which grid", "oracle", "identity", "in training", "compiles"]
+COLUMNS += ["exports", "saves", "copies, detaches"]
+
+
+def row(donor: Donor) -> list[str]:
+    name = f"{donor.name} *" if donor.patches else donor.name
     if donor.missing():
-        return f"| {donor.library} | {donor.name} | {donor.missing()} | | | | |"
+        return [donor.library, name, donor.missing() or ""] + [""] * (len(COLUMNS) - 3)
     model = attach(donor.make())
     grids = [m.gmm_mask.grid for m in model.modules() if isinstance(m, MaskedDonor)]
     where = ", ".join(f"{grids.count(g)} of {g[0]} x {g[1]}" for g in dict.fromkeys(grids))
-    errors = f"{oracle_error(donor):.0e} | {identity_error(donor):.0e}"
-    return f"| {donor.library} | {donor.name} | {where} | {errors} | {compiled(donor)} | {saved(donor)} |"
+    errors = [oracle_error(donor), identity_error(donor, False), identity_error(donor, True)]
+    tools = [tool(compiles, donor), tool(exports, donor)]
+    return [donor.library, name, where, *(f"{e:.0e}" for e in errors), *tools, saved(donor), copied(donor)]
 
 
 def table() -> str:
-    lines = [
-        "| library | model | masks attached, of which grid | oracle | identity | compiles | saves, detaches |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
     for donor in DONORS:
         lines.append(row(donor))
-        print(lines[-1], file=sys.stderr, flush=True)
-    return "\n".join(lines)
+        print(" | ".join(lines[-1]), file=sys.stderr, flush=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:

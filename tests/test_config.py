@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from gmmvit.cli import RecipeFlags
+from gmmvit.cli.flags import RecipeFlags
 from gmmvit.config import RECIPES, Recipe, RecipeError, as_dict, load_recipe, make_recipe, model_options, recipe_names
 
 

@@ -11,17 +11,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 ORDER = [
     "version", "attention", "masks", "layers", "models", "attach", "reference_sizes", "reference_weights",
     "data", "augment", "config", "distributed", "optim", "building", "progress", "run_folder", "checkpoint", "convert",
-    "session", "evaluate", "interleave", "loop", "training", "report", "rows", "bench",
-    "flags", "cli", "timm_models", "__main__",
+    "session", "evaluate", "interleave", "loop", "training", "report", "export", "rows", "bench", "cli", "timm_models",
+    "__main__",
 ]  # fmt: skip
-LEAVES = {
-    "bench": {"cli"},
-    "convert": {"cli"},
-    "flags": {"cli"},
-    "report": {"cli"},
-    "cli": {"__main__"},
-    "timm_models": set(),
-}
+LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "bench")}
+LEAVES |= {"cli": {"__main__"}, "timm_models": set()}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

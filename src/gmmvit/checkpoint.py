@@ -64,9 +64,10 @@ _MAY_CHANGE = {"device", "threads", "compile", "loggers", "shard", "cache_dir", 
 
 
 def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [name for name in now if name not in _MAY_CHANGE and saved.get(name) != now[name]]
+    saved = as_dict(Recipe()) | saved  # a field that is newer than the run had its default
+    changed = [name for name in now if name not in _MAY_CHANGE and saved[name] != now[name]]
     if changed:
-        words = ", ".join(f"{name} was {saved.get(name)!r} and is {now[name]!r}" for name in changed)
+        words = ", ".join(f"{name} was {saved[name]!r} and is {now[name]!r}" for name in changed)
         raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
 
 

@@ -98,6 +98,8 @@ def _open_logger(name: str, folder: Path, config: dict[str, Any]) -> Callable[[d
             writer.flush()
 
         return log
-    # wandb and trackio share one interface
-    run = importlib.import_module(name).init(project="gmmvit", name=folder.name, config=config)
+    # One interface. Several trainings in a process have a run each, which wandb makes only when it is told so.
+    library = importlib.import_module(name)
+    more = {"reinit": "create_new"} if name == "wandb" else {}
+    run = library.init(project="gmmvit", name=folder.name, config=config, **more)
     return lambda row: run.log(row, step=row["epoch"])

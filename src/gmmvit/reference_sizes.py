@@ -191,12 +191,16 @@ def _pit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
     def of_width(block: str) -> int | None:
         return head_dim and _width(tensors, block) // head_dim
 
-    heads: Any = sizes.get("heads") or [_heads(tensors, block, lambda block=block: of_width(block)) for block in blocks]  # type: ignore[misc]
+    heads = (
+        per_stage(sizes["heads"], "heads", stages=len(depths))
+        if "heads" in sizes
+        else [_heads(tensors, block, lambda block=block: of_width(block)) for block in blocks]  # type: ignore[misc]
+    )
     return {
         **_patches(tensors, sizes, raw.get("to_patch_embedding.0.weight"), 1),
         "depth": depths,
         "num_heads": heads,
-        "head_dim": sizes.get("head_dim") or _width(tensors, blocks[0]) // (heads if is_integer(heads) else heads[0]),
+        "head_dim": sizes.get("head_dim") or _width(tensors, blocks[0]) // heads[0],
         "mlp_ratio": _mlp_ratio(tensors, blocks[0], sizes),
     }
 

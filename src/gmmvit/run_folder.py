@@ -20,7 +20,8 @@ from gmmvit.version import __version__
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
-FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), "report.html")
+EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}
+FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), "report.html", *EXPORTS.values())
 # What config.yaml says of the data, and the types of it.
 DATA_FIELDS = {
     "classes": list,

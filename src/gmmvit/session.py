@@ -212,7 +212,7 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     if place and (kind == "folder" or (kind == "hf" and Path(place).exists())):
         changes["dataset"] = f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
     library = library_of(recipe.model)
-    if library is not None and library[0] == "hf" and Path(library[1]).expanduser().is_dir():
+    if library is not None and library[0] == "hf" and (Path(library[1]).expanduser() / "config.json").is_file():
         changes["model"] = f"hf:{os.path.abspath(os.path.expanduser(library[1]))}"
     for name in ("data_dir", "cache_dir", "pretrained"):
         value = getattr(recipe, name)

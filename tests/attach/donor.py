@@ -101,6 +101,13 @@ def from_class(path: str, **sizes: Any) -> Callable[[], nn.Module]:
     return build
 
 
+def small_vit(**options: Any) -> nn.Module:
+    """A plain ViT of timm with two blocks, in eval mode."""
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
+    torch.manual_seed(0)
+    return importlib.import_module("timm").create_model("vit_tiny_patch16_224", **{**sizes, **options}).eval()
+
+
 def mvit(size: Any, **options: Any) -> Callable[[], nn.Module]:
     """An MViTv2 of two stages; queries keep or halve the grid, keys have a quarter or a half of it."""
 

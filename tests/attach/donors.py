@@ -93,7 +93,7 @@ DONORS = [
             patch_size=2,
             embed_dim=24,
             depths=[2, 2],
-            num_heads=[2, 3],
+            num_heads=[2, 4],
             window_size=4,
             num_labels=5,
         ),
@@ -242,7 +242,7 @@ DONORS = [
         "timm",
         from_timm(
             "twins_svt_small",
-            img_size=(40, 48),
+            img_size=(24, 32),
             patch_size=2,
             embed_dims=(16, 24),
             num_heads=(2, 3),
@@ -251,8 +251,8 @@ DONORS = [
             sr_ratios=(2, 2),
             wss=(4, 3),
         ),
-        [(4, 4), (3, 3)],
-        image=(40, 48),
+        [(4, 4), (12, 16), (3, 3), (6, 8)],
+        image=(24, 32),
     ),
     Donor(
         "nest_tiny",

@@ -15,6 +15,9 @@ def places(model, layer, images):
         return [(sample, sample) for sample in images["patch_coord"].tolist()]
     if kind == "MultiScaleAttention":
         return [tuple(_centres(layer.gmm_mask.grid, pool) for pool in (layer.pool_q, layer.pool_k))]
+    if kind == "GlobalSubSampleAttn":
+        queries = _rows_and_columns(*layer.gmm_mask.grid)
+        return [(queries, queries if layer.sr is None else _centres(layer.gmm_mask.grid, layer.sr))]
     if kind == "MaskUnitAttention":
         return [_in_units(model, layer)]
     keys = _rows_and_columns(*layer.gmm_mask.grid)

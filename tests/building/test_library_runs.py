@@ -17,6 +17,7 @@ from gmmvit.attach import describe
 from gmmvit.checkpoint import load_run
 from gmmvit.cli import main
 from gmmvit.config import load_recipe
+from gmmvit.export import export_run
 from gmmvit.optim import parameter_groups
 from gmmvit.report.attention import attention_maps
 from gmmvit.training import resume, train
@@ -115,6 +116,13 @@ def test_predicting_an_image_works(runs, kind, tmp_path, capsys):
     Image.new("L", (20, 30), 90).save(tmp_path / "grey.png")
     assert main(["predict", str(runs(kind, "gmm")), str(tmp_path / "grey.png"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)[0]["classes"]) == 5
+
+
+@pytest.mark.parametrize("kind", LIBRARY)
+def test_a_program_of_torch_computes_its_logits(runs, kind, tmp_path):
+    path, difference = export_run(runs(kind, "gmm"), tmp_path, format="torch")
+    assert difference <= 1e-5
+    assert torch.export.load(str(path)).module()(torch.rand(3, 1, 8, 8)).shape == (3, 10)
 
 
 def test_the_attention_drawn_is_that_of_the_library(runs):
@@ -231,6 +239,15 @@ def test_what_does_not_fit_is_one_sentence(words, said, tmp_path, monkeypatch, c
     assert error.startswith("gmmvit: ")
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_named_like_a_type_of_models_is_no_hindrance(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vit").mkdir()
+    command = ["train", "--model", "hf:vit", "--model-args", ",".join(f"{k}={v}" for k, v in HF.items())]
+    assert main([*command, "--out", "run", *FAST]) == 0
+    (tmp_path / "mine").mkdir()
+    assert main(["train", "--model", "hf:mine", "--out", "other", *FAST]) == 2
 
 
 @pytest.mark.parametrize(("model", "package", "extra"), [("timm:x", "timm", "timm"), ("hf:x", "transformers", "hf")])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmmvit.models import FAMILIES, SIZES, create_model, list_models
@@ -131,6 +132,11 @@ def test_loading_names_what_is_wrong(build: Any, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
         FAMILIES["pit"].from_pretrained(tmp_path)
+
+
+def test_a_name_that_the_hub_does_not_allow_is_refused_before_anything_is_sent(build: Any) -> None:
+    with pytest.raises(HFValidationError, match="a/b/c"):
+        build("vit").push_to_hub("a/b/c")
 
 
 def test_models_export(build: Any, family: str, mask: str) -> None:

@@ -182,8 +182,9 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
             return _naflex_tower(model)
         patch_embed = getattr(model, "patch_embed", None)
         source = getattr(patch_embed, "proj", None)
-        if isinstance(source, nn.Conv2d):
-            prefix = getattr(model, "num_prefix_tokens", 0)
+        if isinstance(source, nn.Conv2d | nn.Identity):  # the latter behind a stem of several convolutions
+            # ConViT of timm 1.0.24 has a class token and no number.
+            prefix = getattr(model, "num_prefix_tokens", int(getattr(model, "cls_token", None) is not None))
             grid = getattr(patch_embed, "grid_size", None)
             return Tower(source, None if grid is None else (grid[0], grid[1]), prefix)
     return None

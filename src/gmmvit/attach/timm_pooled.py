@@ -1,7 +1,7 @@
-"""Attentions of timm that pool their queries, or their keys too, with the mask: MViTv2 and Hiera.
+"""Attentions of timm that pool their queries, their keys or both, with the mask: MViTv2, Twins and Hiera.
 
 A pooled query or key stands at the centre of what it pools; offsets are counted in steps of the tokens that came in
-(MViTv2) or of the keys (Hiera).
+(MViTv2, Twins) or of the keys (Hiera).
 Letters: B batch, G windows an image, T tokens (q: queries, k: keys), C channels, H heads, D head width.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gmmvit.attach.surgery import Grid, MaskedDonor
 from gmmvit.attach.timm import split_qkv
+from gmmvit.attention.checks import pair
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
 
@@ -25,7 +26,7 @@ class PooledAttention(MaskedDonor):
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         pools = [p for p in (module.pool_q, module.pool_k) if p is not None]
-        even = [k for p in pools for k in _pair(p.kernel_size) if k % 2 == 0]
+        even = [k for p in pools for k in pair(p.kernel_size, "kernel_size") if k % 2 == 0]
         return f"pools by a kernel of even width {even[0]}, whose centres lie between the tokens" if even else ""
 
     @classmethod
@@ -44,7 +45,7 @@ class PooledAttention(MaskedDonor):
 
     @classmethod
     def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
-        query, key = ((1, 1) if p is None else _pair(p.stride) for p in (module.pool_q, module.pool_k))
+        query, key = ((1, 1) if p is None else pair(p.stride, "stride") for p in (module.pool_q, module.pool_k))
         return Steps(query, key)
 
     def forward(self, x: Tensor, feat_size: Any) -> tuple[Tensor, Any]:
@@ -73,6 +74,40 @@ class PooledAttention(MaskedDonor):
             x, class_token = reshape_pre_pool(x, size, self.has_cls_token)
             x, size = reshape_post_pool(pool(x), self.num_heads, class_token)
         return (x if norm is None else norm(x)), size
+
+
+class SubSampledAttention(MaskedDonor):
+    """twins across the image: each key is a summary of `sr_ratio` x `sr_ratio` tokens."""
+
+    gmm_parts = frozenset({"q", "kv", "attn_drop", "proj", "proj_drop", "sr", "norm"})
+
+    @classmethod
+    def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
+        """The grid of the stage, at the model's own image size."""
+        model: Any = next((a for a in ancestors if hasattr(a, "patch_embeds")), None)
+        if model is None:
+            return None
+        stage = next(i for i, blocks in enumerate(model.blocks) if any(blocks is a for a in ancestors))
+        return model.patch_embeds[stage].H, model.patch_embeds[stage].W
+
+    @classmethod
+    def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
+        step = module.sr_ratio
+        return Steps(key=(step, step), shift=((1 - step) / 2, (1 - step) / 2))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """[B, rows*cols, C] -> the same."""
+        (rows, cols), step = size, self.sr_ratio
+        heads = (self.num_heads, -1)
+        q = self.q(x).unflatten(-1, heads).transpose(1, 2)
+        if self.sr is not None:
+            x = self.norm(self.sr(x.transpose(1, 2).unflatten(2, (rows, cols))).flatten(2).transpose(1, 2))
+        k, v = self.kv(x).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        # Rows and columns that fill no summary have no key.
+        keys = self.gmm_mask.dense((rows, cols)).unflatten(-1, (-(-rows // step), -(-cols // step)))
+        mask = keys[..., : rows // step, : cols // step].flatten(-2)
+        out = self.gmm_attend_by(mask, q, k, v, dropout_p=self.gmm_dropout())
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
 
 class MaskUnitAttention(MaskedDonor):
@@ -109,7 +144,7 @@ class MaskUnitAttention(MaskedDonor):
         if module.use_mask_unit_attn:
             return _side(_strides_inside(module, model))
         left = _strides_left(module, model)
-        pooled = _side([_pair(s) for s in model.unroll.schedule][: len(model.unroll.schedule) - len(left)])
+        pooled = _side([pair(s, "stride") for s in model.unroll.schedule][: len(model.unroll.schedule) - len(left)])
         return model.unroll.size[0] // pooled[0], model.unroll.size[1] // pooled[1]
 
     @classmethod
@@ -147,10 +182,6 @@ class MaskUnitAttention(MaskedDonor):
         return self.proj(out.flatten(3).flatten(1, 2))
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def _side(strides: list[tuple[int, int]]) -> Grid:
     """The grid that so many poolings reduce to one token."""
     return math.prod(s[0] for s in strides), math.prod(s[1] for s in strides)
@@ -169,7 +200,7 @@ def _strides_left(module: Any, model: Any) -> list[tuple[int, int]]:
     """The poolings of a Hiera from this attention on, its own one first."""
     block = next(i for i, b in enumerate(model.blocks) if b.attn is module)
     done = sum(b.attn.q_stride > 1 for b in model.blocks[:block])
-    return [_pair(s) for s in model.unroll.schedule[done:]]
+    return [pair(s, "stride") for s in model.unroll.schedule[done:]]
 
 
 def _strides_inside(module: Any, model: Any) -> list[tuple[int, int]]:
@@ -190,6 +221,7 @@ def _unrolled(grid: Grid, strides: list[tuple[int, int]], device: torch.device) 
 _TIMM = "timm.models"
 ATTENTIONS: dict[str, type[MaskedDonor]] = {
     f"{_TIMM}.mvitv2.MultiScaleAttention": PooledAttention,
+    f"{_TIMM}.twins.GlobalSubSampleAttn": SubSampledAttention,
     f"{_TIMM}.hiera.MaskUnitAttention": MaskUnitAttention,
 }
 LEFT_ALONE = {

@@ -261,6 +261,5 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     f"{_TIMM}.convit.MHSA": SimpleAttention,
 }
 LEFT_ALONE = {
-    f"{_TIMM}.twins.GlobalSubSampleAttn": "its keys are summaries of several patches",
     f"{_TIMM}.volo.OutlookAttention": "has no queries and keys: its weights come from one token each",
 }

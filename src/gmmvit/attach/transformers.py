@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gmmvit.attach.surgery import Grid, MaskedDonor, Tower, additive
+from gmmvit.attention.checks import pair
 
 IMPLEMENTATION = "gmmvit"
 
@@ -100,6 +101,77 @@ class SwinAttention(InterfaceAttention):
         return side, side
 
 
+class QueryAttention(InterfaceAttention):
+    """vit, deit and dinov2 (with and without registers) of the first releases of transformers 5."""
+
+    gmm_parts = frozenset({"query", "key", "value"})
+
+
+class _ExplicitAttention(MaskedDonor):
+    """Attentions of the first releases of transformers 5 that do not ask the interface: they compute by themselves."""
+
+    gmm_parts = frozenset({"query", "key", "value", "dropout", "relative_position_bias"})
+
+    @classmethod
+    def gmm_heads(cls, module: Any) -> int:
+        return module.num_attention_heads
+
+    def gmm_dropout(self) -> float:
+        return self.dropout.p if self.training else 0.0
+
+    def gmm_output(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, None]:
+        """[B, T, C] -> [B, T, C] and no weights."""
+        heads = (self.num_attention_heads, self.attention_head_size)
+        q, k, v = (project(x).unflatten(-1, heads).transpose(1, 2) for project in (self.query, self.key, self.value))
+        return self.gmm_attend(q, k, v, bias).transpose(1, 2).flatten(2), None
+
+
+class BeitSelfAttention(_ExplicitAttention):
+    """beit: the biases of the layer and of the model add up."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        output_attentions: bool = False,
+        relative_position_bias: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        resolution: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, None]:
+        bias = relative_position_bias
+        if self.has_relative_position_bias:
+            window = tuple(side // self.config.patch_size for side in resolution)  # type: ignore[union-attr]
+            tokens = hidden_states.shape[1]
+            own = self.relative_position_bias(window, interpolate_pos_encoding, dim_size=tokens)
+            bias = own if bias is None else own + bias
+        return self.gmm_output(hidden_states, bias)
+
+
+class BeitSdpaSelfAttention(BeitSelfAttention):
+    """The same where the donor calls `scaled_dot_product_attention`."""
+
+    def gmm_dropout(self) -> float:
+        return self.config.attention_probs_dropout_prob if self.training else 0.0
+
+
+class SwinSelfAttention(_ExplicitAttention):
+    """swin: relative position bias and the mask of shifted windows come behind the mask."""
+
+    @classmethod
+    def gmm_window(cls, module: Any) -> Grid:
+        return module.window_size[0], module.window_size[1]
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
+    ) -> tuple[Tensor, None]:
+        """[B*G, T, C], mask [G, T, T] -> [B*G, T, C] and no weights."""
+        tokens = hidden_states.shape[1]
+        table = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        bias = table.view(1, tokens, tokens, -1).permute(0, 3, 1, 2)
+        if attention_mask is not None:
+            bias = bias + attention_mask.unsqueeze(1)
+        return self.gmm_output(hidden_states, bias)
+
+
 def _name(model: str, cls: str) -> str:
     return f"transformers.models.{model}.modeling_{model}.{cls}"
 
@@ -114,6 +186,14 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     _name("clip", "CLIPAttention"): InterfaceAttention,
     _name("siglip", "SiglipAttention"): InterfaceAttention,
     _name("swin", "SwinAttention"): SwinAttention,
+    # The first releases of transformers 5.
+    _name("vit", "ViTSelfAttention"): QueryAttention,
+    _name("deit", "DeiTSelfAttention"): QueryAttention,
+    _name("dinov2", "Dinov2SelfAttention"): QueryAttention,
+    _name("dinov2_with_registers", "Dinov2WithRegistersSelfAttention"): QueryAttention,
+    _name("beit", "BeitSelfAttention"): BeitSelfAttention,
+    _name("beit", "BeitSdpaSelfAttention"): BeitSdpaSelfAttention,
+    _name("swin", "SwinSelfAttention"): SwinSelfAttention,
 }
 LEFT_ALONE: dict[str, str] = {}
 # Class, distillation and register tokens before the patches, by the `model_type` of the configuration.
@@ -134,13 +214,9 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
         config: Any = getattr(model, "config", None)
         if not type(model).__module__.startswith("transformers.") or not hasattr(config, "patch_size"):
             continue
-        patch, image = _pair(config.patch_size), _pair(config.image_size)
+        patch, image = pair(config.patch_size, "patch_size"), pair(config.image_size, "image_size")
         sources = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == m.stride == patch]
         if sources:
             prefix = _PREFIX.get(config.model_type, 0) + getattr(config, "num_register_tokens", 0)
             return Tower(sources[0], (image[0] // patch[0], image[1] // patch[1]), prefix)
     return None
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -37,32 +37,39 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     weights = {"pretrained": True} if recipe.pretrained is True else {}
     if weights:
         request.tell(f"fetching the weights of {recipe.model}, unless they are in the cache")
-    while True:
-        arguments = optional | given | decided
-        try:
-            model = build(request.name, arguments, **weights)
-            break
-        except TypeError as error:
-            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if refused is None:
-                raise _unfit(request, arguments, error) from error
-            if refused[1] not in optional or refused[1] in given:
-                raise RecipeError(f"{recipe.model} has no argument {refused[1]!r} (model_args)") from error
-            if optional.pop(refused[1]) and refused[1] != "img_size":
-                request.tell(f"{recipe.model} takes no {refused[1]}: that field of the recipe is left out")
-        except OSError as error:
-            raise RecipeError(
-                f"the weights of {recipe.model} cannot be fetched ({first_line(error)}); without a network, give a "
-                "file: --pretrained FILE"
-            ) from error
-        except Exception as error:
-            raise _unfit(request, arguments, error) from error
+    arguments, model = _built(request, optional, given | decided, weights)
     if weights and timm.get_pretrained_cfg_value(request.name, "num_classes") != request.classes:
         request.tell(f"the classifier of {recipe.model} is of another width: it starts anew")
     if isinstance(recipe.pretrained, str):
         state, _ = split_masks(read_state(recipe.pretrained))
         transfer(model, _filtered(model, state), grid=_grid(model), tell=request.tell)
     return arguments, model
+
+
+def _built(
+    request: Request, optional: dict[str, Any], fixed: dict[str, Any], weights: dict[str, Any]
+) -> tuple[dict[str, Any], nn.Module]:
+    """The model, and the arguments without those of `optional` that it does not take: only building it tells which."""
+    name = request.recipe.model
+    while True:
+        arguments = optional | fixed
+        try:
+            return arguments, build(request.name, arguments, **weights)
+        except TypeError as error:
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if refused is None:
+                raise _unfit(request, arguments, error) from error
+            if refused[1] not in optional or refused[1] in fixed:
+                raise RecipeError(f"{name} has no argument {refused[1]!r} (model_args)") from error
+            if optional.pop(refused[1]) and refused[1] != "img_size":
+                request.tell(f"{name} takes no {refused[1]}: that field of the recipe is left out")
+        except OSError as error:
+            raise RecipeError(
+                f"the weights of {name} cannot be fetched ({first_line(error)}); without a network, give a file: "
+                "--pretrained FILE"
+            ) from error
+        except Exception as error:  # what a library raises for arguments that do not fit one another is up to it
+            raise _unfit(request, arguments, error) from error
 
 
 def build(name: str, arguments: dict[str, Any], **weights: Any) -> nn.Module:
@@ -78,12 +85,8 @@ def made_for(name: str, model: nn.Module) -> str:
 
     _, height, width = timm.get_pretrained_cfg_value(name, "input_size") or (0, 224, 224)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    words = f" in patches of {patch[0]} x {patch[1]}" if isinstance(patch, tuple) else ""
-    return (
-        f"it was designed for {height} x {width}, and sees them{words}"
-        if words
-        else f"it was designed for {height} x {width}"
-    )
+    words = f" and sees them in patches of {patch[0]} x {patch[1]}" if isinstance(patch, tuple) else ""
+    return f"it was designed for {height} x {width}{words}"
 
 
 def _tuples(value: Any) -> Any:

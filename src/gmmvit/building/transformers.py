@@ -22,7 +22,7 @@ def _types() -> list[str]:
 
 
 def _is_folder(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).is_dir()
+    return name.startswith((".", "/", "~")) or (Path(name) / "config.json").is_file()
 
 
 def _place(name: str) -> str:
@@ -37,6 +37,8 @@ def check_name(name: str) -> None:
             raise RecipeError(f"hf:{name} is no folder with a config.json of transformers")
         return
     types = _types()
+    if name not in types and Path(name).is_dir():
+        raise RecipeError(f"hf:{name} is a folder without a config.json of transformers")
     if name not in types and "/" not in name:
         hint = nearest(name, types) or f"; known are {', '.join(types)}"
         raise RecipeError(

@@ -106,7 +106,9 @@ def _recording_donor(layer: MaskedDonor, name: str, images: int, maps: list[Atte
     attend, site = layer.gmm_attend, layer.gmm_site
 
     def recording(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-        if layer.gmm_window(layer) is None and q.shape[0] == images:
+        # Windows, pooled tokens and tokens in another order than the grid's rows are left out.
+        ordered = layer.gmm_window(layer) is None and options.get("mask") is None and site.box.positions is None
+        if ordered and q.shape[0] == images and q.shape[2] == k.shape[2]:
             grid = options.get("grid") or layer.gmm_grid(q.shape[2])
             mask = with_prefix(layer.gmm_mask.dense(grid), site.prefix_tokens)
             weights = _weights(q, k, mask, options.get("scale"), additive(bias), site.mode)

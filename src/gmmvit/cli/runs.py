@@ -1,32 +1,16 @@
-"""The command `gmmvit`. Commands load what they need inside their functions, so that `--help` answers at once."""
+"""Commands about runs: train, resume, eval, predict, report, export."""
 
-import io
 import json
-import os
-import signal
 import sys
 import typing
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import Parameter
 
+from gmmvit.cli.app import EXIT_FAILED, Json, app, one_line
+from gmmvit.cli.flags import RecipeFlags, suitable_recipe, variants_of
 from gmmvit.config import RecipeError, load_recipe, recipe_names
-from gmmvit.flags import RecipeFlags, suitable_recipe, variants_of
-from gmmvit.version import __version__
-
-EXIT_FAILED, EXIT_USAGE = 1, 2
-Json = Annotated[bool, Parameter(name="--json", negative="")]  # a flag that has no --no-json
-
-app = App(
-    name="gmmvit",
-    version=__version__,
-    help="Vision transformers that learn from small datasets: Gaussian mixture mask attention.",
-    help_format="plaintext",
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,
-)
 
 
 @app.command
@@ -42,6 +26,8 @@ def train(
     fields: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model and write its run folder.
+
+    The defaults below are those of fields that the recipe leaves open; `gmmvit recipes` tells what each recipe is for.
 
     Parameters
     ----------
@@ -85,7 +71,13 @@ def train(
 
 
 @app.command
-def resume(run: Path, /, *others: Path, quiet: bool = False, as_json: Json = False) -> None:
+def resume(
+    run: Path,
+    /,
+    *others: Path,
+    quiet: bool = False,
+    as_json: Json = False,
+) -> None:
     """Continue an interrupted training from its last finished epoch.
 
     Parameters
@@ -199,7 +191,7 @@ def predict(
             classes = model.predict(image, top)
         except (DataError, OSError) as error:
             failed = True
-            print(f"gmmvit: {_one_line(error)}", file=sys.stderr)
+            print(f"gmmvit: {one_line(error)}", file=sys.stderr)
             continue
         rows.append({"image": str(image), "classes": [{"class": name, "probability": p} for name, p in classes]})
         if not as_json:
@@ -233,166 +225,32 @@ def report(*runs: Path, out: Path | None = None, data_dir: str | None = None, de
 
 
 @app.command
-def models(
-    *,
-    image_size: str = "32",
-    num_classes: int = 10,
-    channels: int = 3,
-    markdown: bool = False,
-    as_json: Json = False,
-) -> None:
-    """List families, sizes and masks with parameters and multiply-accumulates for an image size.
-
-    Parameters
-    ----------
-    image_size
-        Pixels, N or HEIGHTxWIDTH.
-    num_classes
-        Width of the head.
-    channels
-        Of the images.
-    markdown
-        Print the README's table: the paper's sizes, a row each.
-    as_json
-        Print JSON.
-    """
-    size = load_recipe("digits", image_size=image_size).image_size or (32,)
-    from gmmvit.models import list_models, markdown_table, text_table
-
-    rows = list_models((size[0], size[-1]), num_classes, channels)
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    else:
-        print(markdown_table(rows) if markdown else text_table(rows))
-
-
-@app.command
-def convert(
-    file: Path,
+def export(
+    run: Path,
     /,
     *,
-    family: str,
-    mask: typing.Literal["none", "elm", "gmm"],
-    out: Path,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    num_heads: str | None = None,
+    format: typing.Literal["onnx", "torch"] = "onnx",
+    out: Path | None = None,
+    weights: typing.Literal["best", "last"] = "best",
     overwrite: bool = False,
 ) -> None:
-    """Turn a checkpoint of the original code into a run folder for predict, eval and report.
+    """Write the model of a run as one file, ONNX or torch.export, checked against the model.
 
     Parameters
     ----------
-    file
-        The .pth file; only its tensors are read.
-    family
-        Family of the model.
-    mask
-        Its mask.
-    out
+    run
         Folder of the run.
-    dataset
-        What it was trained on: cifar10, cifar100, svhn or tiny-imagenet; the likeliest for its images and classes by
-        default.
-    data_dir
-        Where the data set lies, to read class names where they are not known without it.
-    num_heads
-        Heads, where the tensors do not tell them (some models without Gaussian mask); one number or one per stage.
-    overwrite
-        Replace an old run in that folder.
-    """
-    heads = None if num_heads is None else load_recipe(num_heads=num_heads).num_heads
-    from gmmvit.convert import convert as write_run
-
-    folder = write_run(
-        file,
-        out,
-        family=family,
-        mask=mask,
-        dataset=dataset,
-        data_dir=data_dir,
-        overwrite=overwrite,
-        report=lambda notice: print(notice, file=sys.stderr),
-        **({} if heads is None else {"heads": heads[0] if len(heads) == 1 else heads}),
-    )
-    print(folder)
-
-
-@app.command
-def recipes() -> None:
-    """List the shipped recipes and the heads of their files."""
-    from gmmvit.config import RECIPES
-
-    for name in recipe_names():
-        lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-        print(name)
-        print("\n".join(f"    {line.removeprefix('#').strip()}" for line in lines if line.startswith("#")))
-
-
-@app.command
-def bench(
-    *,
-    shapes: str | None = None,
-    dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    repeats: int = 15,
-    out: Path | None = None,
-    as_json: Json = False,
-) -> None:
-    """Time masked attention on this machine against SDPA without a mask, eager torch and FlexAttention.
-
-    Parameters
-    ----------
-    shapes
-        BATCHxHEADSxTOKENSxWIDTH, several with commas, as 256x12x64x16,2x12x4096x64.
-    dtype
-        Of q, k and v.
-    repeats
-        Turns of each contender.
+    format
+        onnx (with onnx, onnxscript and, for the check, onnxruntime) or torch, a program of torch.export.
     out
-        CSV to write.
-    as_json
-        Print JSON.
+        The file; model.onnx or model.pt2 in the run's folder by default.
+    weights
+        Best on validation, or of the last epoch.
+    overwrite
+        Replace that file.
     """
-    from gmmvit.bench import run
+    from gmmvit.export import export_run
 
-    run(shapes, dtype=dtype, repeats=repeats, out=out, as_json=as_json)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """SIGTERM, by which schedulers stop a job, ends a training as Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0 done, 1 failed, 2 wrong usage. `--debug` shows tracebacks."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Threads of libgomp that wait for one another spin; where another process holds a core, for ever. Read when torch
-    # loads. Measured with `train` on the digits: as fast on idle cores, many times faster on shared ones.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no failure
-    leads = os.environ.get("RANK", "0") == "0"
-    if leads:  # of several processes the others end at once where torchrun ends them
-        with suppress(ValueError):  # outside of the main thread
-            signal.signal(signal.SIGTERM, _interrupt)
-    name = "gmmvit" if leads else f"gmmvit (process {os.environ['RANK']})"
-    try:
-        return app(arguments, exit_on_error=False, print_error=False) or 0
-    except KeyboardInterrupt as error:
-        print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
-        return EXIT_FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flushes into nothing
-        return EXIT_FAILED
-    except Exception as error:
-        if debug:
-            raise
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, CycloptsError | RecipeError) else EXIT_FAILED
+    path, difference = export_run(run, out, format=format, weights=weights, overwrite=overwrite)
+    found = "not checked: onnxruntime is not installed"
+    print(f"{path} ({found if difference is None else f'logits differ from the model by {difference:.1e} at most'})")

@@ -31,10 +31,17 @@ def _recipe_flags() -> Any:
         # Lists, mappings and what may be text are parsed by the recipe.
         kind = str if str in kinds or typing.get_origin(kinds[0]) in (tuple, Mapping) else kinds[0]
         choices = field.metadata["choices"]
-        flags[field.name] = Annotated[
-            typing.Literal[choices] if choices else kind, Parameter(help=field.metadata["help"], group=group)
-        ]
+        help = field.metadata["help"] + _default(field.default)
+        flags[field.name] = Annotated[typing.Literal[choices] if choices else kind, Parameter(help=help, group=group)]
     return typing.TypedDict("RecipeFlags", flags, total=False)  # type: ignore[operator]
+
+
+def _default(value: Any) -> str:
+    """What the help says of a default; nothing where the field's own words tell what happens without it."""
+    if value is None or value == ():
+        return ""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return f" [default: {shown}]"
 
 
 RecipeFlags = _recipe_flags()

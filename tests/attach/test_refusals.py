@@ -1,0 +1,202 @@
+"""What `attach` refuses and in which words; what looks odd and works."""
+
+import copy
+
+import pytest
+import torch
+from donor import small_vit
+from torch import nn
+
+from gmmvit.attach import attach, describe, detach, mask_parameters
+
+timm = pytest.importorskip("timm")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: attach(m), "already carries 2 masks"),
+        (lambda m: torch.compile(m), "is compiled"),
+        (lambda m: m.blocks[0].compile() or m, "blocks.0 is compiled"),
+        (lambda m: m.blocks.append(torch.compile(m.blocks[0])) and m, "blocks.2 is compiled"),
+        (lambda m: nn.DataParallel(m), r"model is wrapped in DataParallel: .* on model\.module"),
+        (lambda m: nn.Sequential(nn.DataParallel(m)), r"0 is wrapped in DataParallel: .* on 0\.module"),
+        (lambda m: m.to("meta"), "meta device: give it its weights first"),
+        (lambda m: torch.jit.trace(m, torch.zeros(1, 3, 32, 32)), "code is fixed"),
+        (lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}), "is quantised"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_something_was_done_to_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        attach(change(small_vit()))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mask": "none"}, ValueError, "mask must be one of"),
+        ({"mask": None}, ValueError, "mask must be one of .*got None"),
+        ({"mode": "add"}, ValueError, "mode must be one of"),
+        ({"init": "other"}, ValueError, "init .*must be one of"),
+        ({"num_kernels": 0}, ValueError, "num_kernels must be at least 1"),
+        ({"num_kernels": 2.5}, TypeError, "num_kernels must be one int"),
+        ({"layers": [2]}, ValueError, r"layers must name some of the 2 attentions from 0, got \[2\]"),
+        ({"layers": []}, ValueError, "layers must name"),
+        ({"layers": 1}, TypeError, r"layers must be some whole numbers, as range\(6\) or \[0, -1\], got 1"),
+        ({"layers": "01"}, TypeError, "layers must be some whole numbers"),
+        ({"layers": [0.5]}, TypeError, "each of layers must be one int, got 0.5"),
+        ({"grid": "4x4"}, TypeError, r"grid must be a positive int or a pair \(rows, cols\)"),
+        ({"grid": (4, 0)}, ValueError, "grid must be a positive int"),
+        ({"prefix_tokens": -1}, ValueError, "prefix_tokens must be at least 0"),
+        ({"depth": 0.5}, TypeError, "the gmm mask has no option 'depth'"),
+        ({"mask": "elm", "covariance": "full"}, TypeError, "the elm mask has no option 'covariance'"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named_and_change_nothing(options, error, message):
+    model = small_vit()
+    with pytest.raises(error, match=message):
+        attach(model, **options)
+    assert not mask_parameters(model)
+    assert type(model.blocks[0].attn).__name__ == "Attention"
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got str"):
+        attach("vit")
+    with pytest.raises(TypeError, match="got the class VisionTransformer: make an instance"):
+        attach(timm.models.VisionTransformer)
+    with pytest.raises(ValueError, match="carries no mask"):
+        detach(small_vit())
+
+
+def test_a_model_sharded_by_fsdp_is_refused(tmp_path):
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="model is sharded by fully_shard"):
+            attach(fully_shard(small_vit()))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_model_without_patch_attention_lists_what_it_has():
+    xcit = timm.create_model("xcit_nano_12_p16_224", img_size=32, depth=1, embed_dim=32, num_heads=2)
+    with pytest.raises(ValueError, match="attends across channels") as error:
+        attach(xcit)
+    assert "1 x timm.models.xcit.XCA" in str(error.value)
+    with pytest.raises(ValueError, match="found no attention at all"):
+        attach(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    davit = timm.create_model("davit_tiny", embed_dims=(16, 16), depths=(1, 1), num_heads=(2, 2))
+    with pytest.raises(ValueError, match=r"WindowAttention \(not known to gmmvit"):
+        attach(davit)
+
+
+def test_a_donor_with_a_part_that_is_not_known_is_refused():
+    model = small_vit()
+    model.blocks[1].attn.novelty = nn.Linear(2, 2)
+    assert [item.reason for item in describe(model)][1].endswith("does not know: novelty")
+    attach(model)
+    assert [item.action for item in describe(model)] == ["gmm", "left alone"]
+
+
+def test_dropped_patches_are_an_error_not_a_wrong_mask():
+    model = attach(small_vit(patch_drop_rate=0.5)).train()
+    with pytest.raises(ValueError, match="no patches may be dropped"):
+        model(torch.randn(1, 3, 32, 32))
+
+
+def test_the_layer_that_skips_its_attention_in_eval_mode_is_refused():
+    with pytest.raises(ValueError, match="without calling its attention"):
+        attach(nn.TransformerEncoderLayer(24, 3, 24), grid=(4, 4))
+
+
+def test_a_pooling_kernel_without_a_centre_is_refused():
+    from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+
+    sizes = {"depths": (1, 1), "embed_dim": (16, 16), "num_heads": (1, 1), "stride_q": ((1, 1), (2, 2))}
+    even = MultiScaleVit(MultiScaleVitCfg(kernel_qkv=(2, 2), rel_pos_type="none", **sizes), img_size=32)
+    with pytest.raises(ValueError, match="kernel of even width 2"):
+        attach(even)
+    first = MultiScaleVit(MultiScaleVitCfg(pool_first=True, **sizes), img_size=32, num_classes=5)
+    with pytest.raises(ValueError, match="timm's own forward of it fails"):
+        attach(first)
+    with pytest.raises(RuntimeError):
+        first(torch.randn(1, 3, 32, 32))
+
+
+def test_an_attention_that_ignores_the_interface_is_an_error_not_a_model_without_masks():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = attach(transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes)))
+    attention = next(m for m in model.modules() if hasattr(m, "gmm_mask"))
+    attention.config = attention.gmm_config  # it takes the function that its model names, and not ours
+    with pytest.raises(RuntimeError, match=r"without the attention interface .* the mask had no effect"):
+        model(torch.randn(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_masks_made_without_gradients_train(context):
+    model = small_vit(global_pool="avg")
+    with context():
+        attach(model, init="paper")
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in mask_parameters(model))
+
+
+def test_masks_of_a_frozen_model_train_in_an_optimizer_that_exists():
+    model = small_vit(global_pool="avg").requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    attach(model, init="paper")
+    optimizer.add_param_group({"params": mask_parameters(model)})
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved == [p.requires_grad for p in model.parameters()]
+    assert sum(moved) == len(mask_parameters(model))
+
+
+def test_an_attention_that_two_blocks_share_has_one_mask():
+    model, images = small_vit(), torch.randn(2, 3, 32, 32)
+    model.blocks[1].attn = model.blocks[0].attn
+    expected = model(images)
+    attach(model)
+    assert len(mask_parameters(model)) == 2
+    torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)
+    other = copy.deepcopy(model)
+    assert other.blocks[1].attn is other.blocks[0].attn
+    assert torch.equal(detach(model)(images), expected)
+
+
+def test_half_precision_before_and_after_is_finite():
+    images = torch.randn(2, 3, 32, 32).half()
+    expected = small_vit().half()(images)
+    before = attach(small_vit().half())
+    assert {p.dtype for p in mask_parameters(before)} == {torch.float32}
+    for model in (before, attach(small_vit()).half()):
+        torch.testing.assert_close(model(images), expected, atol=5e-3, rtol=5e-3)
+
+
+def test_hooks_stay_and_attaching_repeats():
+    model, calls = small_vit(), []
+    model.blocks[0].attn.register_forward_hook(lambda *_: calls.append(1))
+    for change in (attach, detach, lambda m: attach(m, mask="elm"), detach, lambda m: attach(m, layers=iter([0]))):
+        change(model)(torch.randn(1, 3, 32, 32))
+    assert len(calls) == 5
+    assert [item.action for item in describe(model)] == ["gmm", "free"]
+
+
+def test_images_of_two_sizes_share_a_backward_pass_under_gradient_checkpointing():
+    images = [torch.randn(2, 3, 32, 32), torch.randn(2, 3, 48, 64)]
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        model = attach(small_vit(dynamic_img_size=True, global_pool="avg"), init="paper")
+        model.set_grad_checkpointing(checkpointing)
+        sum(model(x).square().sum() for x in images).backward()
+        gradients.append([p.grad for p in mask_parameters(model)])
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected)
