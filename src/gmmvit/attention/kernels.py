@@ -96,22 +96,22 @@ def add_diagonals(
 ):  # fmt: skip
     """Sums a tile g [BI, BJ <= BI] of mask gradients over the pairs of equal offset, into the table's gradient.
 
-    Column j is rolled so that row c holds the pairs with key - query = c, or c - BI beyond the tile's edge; each of
-    these differences means two offsets on the grid, apart by whether the key wraps into the next grid row. ALIGNED:
-    tiles are single grid rows, so both edges are one. One tile names a cell at most once: without other writers (not
-    ATOMIC) a plain store does.
+    The tile is turned and its rows, the keys j, are rolled so that column c holds the pairs with key - query = c, or
+    c - BI beyond the tile's edge; each of these differences means two offsets on the grid, apart by whether the key
+    wraps into the next grid row. ALIGNED: tiles are single grid rows, so both edges are one. One tile names a cell at
+    most once: without other writers (not ATOMIC) a plain store does.
     """
     c = tl.arange(0, BI)
     j = tl.arange(0, BJ)
-    rolled = tl.gather(g, (j[None, :] - c[:, None]) & (BI - 1), axis=0)
-    beyond = j[None, :] < c[:, None]
+    rolled = tl.gather(tl.trans(g), (j[:, None] - c[None, :]) & (BI - 1), axis=1)
+    beyond = j[:, None] < c[None, :]
     key_col = (first_j + j - PREFIX) % cols
     for edge in tl.static_range(2):
         difference = first_j - first_i + c - edge * BI + rows * cols  # made positive: a whole number of grid rows more
         across = difference % cols
         down = difference // cols - rows
         x = tl.where(beyond if edge else ~beyond, rolled, 0.0)
-        wraps = key_col[None, :] < across[:, None]
+        wraps = key_col[:, None] < across[None, :]
         for wrap in tl.static_range(2):
             if not ALIGNED or wrap == edge:
                 part = x if ALIGNED else tl.where(wraps if wrap else ~wraps, x, 0.0)
@@ -120,9 +120,9 @@ def add_diagonals(
                 at = table + row * (2 * cols - 1) + col
                 known = (row >= 0) & (row < 2 * rows - 1) & (col >= 0)
                 if ATOMIC:
-                    tl.atomic_add(at, tl.sum(part, 1), mask=known, sem="relaxed")
+                    tl.atomic_add(at, tl.sum(part, 0), mask=known, sem="relaxed")
                 else:
-                    tl.store(at, tl.sum(part, 1), mask=known)
+                    tl.store(at, tl.sum(part, 0), mask=known)
 
 
 @triton.jit

@@ -32,14 +32,23 @@ def short_tiles(tokens: int, width: int, dtype: torch.dtype) -> Tiles:
     return Tiles(side, side, warps * 2 if width > 64 or dtype == torch.float32 else warps, 2)
 
 
-def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiles:
-    """For more tokens than SHORT: kernel is "forward", "q", "kv" or "dense"; width is D rounded up."""
-    warps = 8 if width > 64 else 4
+def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype, roomy: bool = True) -> Tiles:
+    """For more tokens than SHORT: kernel is "forward", "q", "pair" (q of two samples), "kv" or "dense"; width is D
+    rounded up; `roomy` as in `is_roomy`."""
+    warps = 8 if width > 64 or kernel == "pair" else 4
     if dtype == torch.float32:
         return Tiles(64, 32, 8, 1) if kernel == "dense" else Tiles(32, 32, warps, 1)
+    if width > 64 and not roomy:
+        return Tiles(64, 32, 4, 2)
     if kernel == "forward" and (width > 64 or tokens > 512):
         return Tiles(128, 64, 8, 2)
     return Tiles(64, 64, warps, 2)
+
+
+@functools.cache
+def is_roomy(device: torch.device) -> bool:
+    """Whether a program may have the shared memory of data centre GPUs, 163 kB and more; others have about 99 kB."""
+    return device.type != "cuda" or torch.cuda.get_device_properties(device).shared_memory_per_block_optin > 160 << 10
 
 
 @functools.cache
@@ -101,7 +110,7 @@ class Inputs(NamedTuple):
     def tiles(self, kernel: str) -> Tiles:
         if self.short:
             return short_tiles(self.q.shape[2], self.width, self.q.dtype)
-        return long_tiles(kernel, self.q.shape[2], self.width, self.q.dtype)
+        return long_tiles(kernel, self.q.shape[2], self.width, self.q.dtype, is_roomy(self.q.device))
 
     def strides(self, *more: Tensor) -> tuple[int, ...]:
         """Of q, k, v, the tensors `more`, mask and bias, in the kernels' order; 0 along what repeats."""
@@ -202,9 +211,10 @@ def long_backward(
     if x.mask is not None and x.cols and mask_wanted:
         grad_table = torch.zeros_like(x.mask, dtype=torch.float32).unsqueeze(0)
 
-    tiles = x.tiles("q")
-    long_backward_q[(-(-tokens // tiles.BM) * batch * heads,)](
-        *reads, out, grads[0], grad_table, *sizes, *factors, GRAD_TABLE=grad_table is not None,
+    pair = grad_table is not None and batch % 2 == 0 and x.width <= 64 and is_roomy(x.q.device)
+    tiles = x.tiles("pair" if pair else "q")
+    long_backward_q[(-(-tokens // tiles.BM) * (batch // 2 if pair else batch) * heads,)](
+        *reads, out, grads[0], grad_table, *sizes, *factors, GRAD_TABLE=grad_table is not None, PAIR=pair,
         ALIGNED=x.prefix == 0 and tiles.BM == tiles.BN == x.cols, **x.constants(tiles),
     )  # fmt: skip
     tiles = x.tiles("kv")

@@ -70,58 +70,105 @@ def long_forward(
 
 
 @triton.jit
+def query_rows(
+    q, out, grad_out, lse, delta, head, i, d, q_b, q_h, q_t, q_d, go_b, go_h, go_t, go_d, H, T,
+    D: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """What `long_backward_q` keeps of a block of queries: q, grad_out, lse and delta = <grad_out, out>, which it also
+    writes for the other kernels."""
+    b, h = head // H, head % H
+    queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
+    grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
+    outs = load_rows(out + b * T * H * D + h * D, i, d, H * D, 1, T, D, EVEN)
+    row_sum = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+    tl.store(delta + head * T + i, row_sum, mask=i < T)
+    log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
+    return queries, grads, log_total, row_sum
+
+
+@triton.jit
+def query_step(
+    result, queries, grads, log_total, row_sum, k, v, m, bias, seed, head, i, j, d,
+    k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, bias_g, bias_h, bias_i, bias_j, H, T, groups, scale, dropout_p,
+    MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """One tile of `long_backward_q`: the sum for grad_q with this tile's part, and the tile's gradient of the mask."""
+    b, h = head // H, head % H
+    keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
+    values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
+    scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+    own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
+    a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
+    logits = logits_of(scores, m, a, j[None, :], T, MASK, LOG, BIAS, EVEN)
+    weights = tl.exp(logits - log_total[:, None])
+    grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+    if DROPOUT:
+        grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
+    grad_l = weights * (grad_w - row_sum[:, None])
+    grad_m = grad_l if LOG else grad_l * scores
+    if MASK != "none" and not LOG:
+        grad_l = grad_l * m
+    return tl.dot(grad_l.to(keys.dtype), keys, result, input_precision=PRECISION), grad_m
+
+
+@triton.jit
 def long_backward_q(
     q, k, v, grad_out, lse, delta, mask, bias, seed, out, grad_q, grad_mask,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
     B, H, T, rows, cols, groups, scale, dropout_p,
     PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
-    GRAD_TABLE: tl.constexpr, ALIGNED: tl.constexpr,
+    GRAD_TABLE: tl.constexpr, ALIGNED: tl.constexpr, PAIR: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """A program: a block of BM queries of one head. Writes delta = <grad_out, out> for `long_backward_kv`, grad_q, and
-    adds to the gradient of the offset table [H, 2*rows-1, 2*cols-1]."""
+    """A program: a block of BM queries of one head, with PAIR of the same head in two samples, which share the mask's
+    tile and the sums along its diagonals. Writes delta and grad_q, and adds to the gradient of the offset table
+    [H, 2*rows-1, 2*cols-1]."""
     n = tl.cdiv(T, BM)
     head = (tl.program_id(0) // n).to(tl.int64)
-    b, h = head // H, head % H
+    h = head % H
+    if PAIR:
+        head += head // H * H  # H heads of an even sample, and the same of the next
     d = tl.arange(0, BD)
     first_i = (tl.program_id(0) % n) * BM
     i = first_i + tl.arange(0, BM)
     centre = (rows - 1) * (2 * cols - 1) + cols - 1
     own_mask = mask + h * mask_h if MASK != "none" else mask
-    own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
-    own_out = b * T * H * D + h * D
-    queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
-    grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
-    outs = load_rows(out + own_out, i, d, H * D, 1, T, D, EVEN)
-    row_sum = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
-    tl.store(delta + head * T + i, row_sum, mask=i < T)
-    log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
+    queries, grads, log_total, row_sum = query_rows(
+        q, out, grad_out, lse, delta, head, i, d, q_b, q_h, q_t, q_d, go_b, go_h, go_t, go_d, H, T, D, EVEN
+    )
     result = tl.zeros([BM, BD], tl.float32)
+    if PAIR:
+        queries_2, grads_2, log_total_2, row_sum_2 = query_rows(
+            q, out, grad_out, lse, delta, head + H, i, d, q_b, q_h, q_t, q_d, go_b, go_h, go_t, go_d, H, T, D, EVEN
+        )
+        result_2 = tl.zeros([BM, BD], tl.float32)
     for first in range(0, T, BN):
         j = first + tl.arange(0, BN)
-        keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
-        values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
         m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
-        a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
-        logits = logits_of(scores, m, a, j[None, :], T, MASK, LOG, BIAS, EVEN)
-        weights = tl.exp(logits - log_total[:, None])
-        grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        if DROPOUT:
-            grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
-        grad_l = weights * (grad_w - row_sum[:, None])
+        result, grad_m = query_step(
+            result, queries, grads, log_total, row_sum, k, v, m, bias, seed, head, i, j, d,
+            k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, bias_g, bias_h, bias_i, bias_j, H, T, groups, scale, dropout_p,
+            MASK, LOG, BIAS, DROPOUT, EVEN, PRECISION, D,
+        )  # fmt: skip
+        if PAIR:
+            result_2, grad_m_2 = query_step(
+                result_2, queries_2, grads_2, log_total_2, row_sum_2, k, v, m, bias, seed, head + H, i, j, d,
+                k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, bias_g, bias_h, bias_i, bias_j, H, T, groups, scale, dropout_p,
+                MASK, LOG, BIAS, DROPOUT, EVEN, PRECISION, D,
+            )  # fmt: skip
+            grad_m += grad_m_2
         if GRAD_TABLE:
-            grad_m = grad_l if LOG else grad_l * scores
             if PREFIX > 0:
                 grad_m = tl.where((i[:, None] >= PREFIX) & (j[None, :] >= PREFIX), grad_m, 0.0)
             table = grad_mask + h * (2 * rows - 1) * (2 * cols - 1)
             add_diagonals(table, grad_m, first_i, first, rows, cols, PREFIX, BM, BN, ALIGNED, True)
-        if MASK != "none" and not LOG:
-            grad_l = grad_l * m
-        result = tl.dot(grad_l.to(keys.dtype), keys, result, input_precision=PRECISION)
+    own_out = head // H * T * H * D + h * D
     store_rows(grad_q + own_out, i, d, H * D, result * scale, T, D, EVEN)
+    if PAIR:
+        store_rows(grad_q + own_out + T * H * D, i, d, H * D, result_2 * scale, T, D, EVEN)
 
 
 @triton.jit
