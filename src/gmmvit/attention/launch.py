@@ -48,7 +48,12 @@ def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype, roomy: 
 @functools.cache
 def is_roomy(device: torch.device) -> bool:
     """Whether a program may have the shared memory of data centre GPUs, 163 kB and more; others have about 99 kB."""
-    return device.type != "cuda" or torch.cuda.get_device_properties(device).shared_memory_per_block_optin > 160 << 10
+    if device.type != "cuda":
+        return True
+    properties = torch.cuda.get_device_properties(device)
+    return (
+        getattr(properties, "shared_memory_per_block_optin", 0) > 160 << 10
+    )  # ROCm does not tell; its GPUs have 64 kB
 
 
 @functools.cache
