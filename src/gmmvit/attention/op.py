@@ -49,7 +49,8 @@ def triton_refusal(
     emulated = interpreted() and named
     if not emulated and (reason := _device_refusal(q.device.type, q.device.index)):
         return reason
-    if torch.compiler.is_exporting():
+    # Inside of torch.compile torch 2.11 answers to `is_exporting` that it does.
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
         return "torch.export takes plain operations"
     if mode == "post" and mask is not None:
         return "it has no mode 'post': weights that are multiplied behind the softmax need another backward pass"
@@ -120,7 +121,8 @@ def masked_attention(
     mask is an offset table [H, 2*rows-1, 2*cols-1], or dense [H, N, N] or [N, N] with cols = 0; with `log` it is added
     to the scores. bias has four dimensions, sizes 1 where it repeats, G along the batch. seed: int64 [1] for dropout.
     """
-    return forward(_inputs(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p))
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        return forward(_inputs(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p))
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Inputs:
@@ -155,12 +157,12 @@ def masked_attention_backward(
     """Gradients of q, k, v, mask and bias; the last two empty where they are not wanted."""
     grads = like_tokens(q), like_tokens(q), like_tokens(q)
     x = _inputs(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p)
-    if q.numel() == 0:
-        sums: Sums = (None, None)
-    elif x.short:
-        sums = short_backward(x, lse, grad_out, grads, mask_wanted, bias_wanted)
-    else:
-        sums = long_backward(x, out, lse, grad_out, grads, mask_wanted, bias_wanted)
+    sums: Sums = (None, None)
+    with torch.cuda.device_of(q):
+        if x.short and q.numel():
+            sums = short_backward(x, lse, grad_out, grads, mask_wanted, bias_wanted)
+        elif q.numel():
+            sums = long_backward(x, out, lse, grad_out, grads, mask_wanted, bias_wanted)
     grad_mask = _sum_to(sums[0], mask, mask_wanted, q)
     return (*grads, grad_mask, _sum_to(sums[1], bias, bias_wanted, q))
 
