@@ -52,8 +52,7 @@ def is_roomy(device: torch.device) -> bool:
     """Whether a program may have the shared memory of data centre GPUs, 163 kB and more; others have about 99 kB."""
     if device.type != "cuda":
         return True
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", 0) > 160 << 10  # ROCm says nothing
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) > 160 << 10
 
 
 @functools.cache
