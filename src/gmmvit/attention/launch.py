@@ -25,10 +25,12 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-def short_tiles(tokens: int, width: int, dtype: torch.dtype) -> Tiles:
-    """One tile that holds all tokens; width is D rounded up."""
+def short_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiles:
+    """One tile that holds all tokens; kernel is "forward" or "backward", width is D rounded up."""
     side = max(16, 1 << (tokens - 1).bit_length())
     warps = {16: 1, 32: 2, 64: 4}[side]
+    if kernel == "backward" and side == 64 and width > 32:
+        return Tiles(side, side, 8, 1)  # more in flight, and ptxas spills thousands of bytes on sm_80
     return Tiles(side, side, warps * 2 if width > 64 or dtype == torch.float32 else warps, 2)
 
 
@@ -111,7 +113,7 @@ class Inputs(NamedTuple):
 
     def tiles(self, kernel: str) -> Tiles:
         if self.short:
-            return short_tiles(self.q.shape[2], self.width, self.q.dtype)
+            return short_tiles(kernel, self.q.shape[2], self.width, self.q.dtype)
         return long_tiles(kernel, self.q.shape[2], self.width, self.q.dtype, is_roomy(self.q.device))
 
     def strides(self, *more: Tensor) -> tuple[int, ...]:
