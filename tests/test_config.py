@@ -108,3 +108,9 @@ def test_another_family_does_not_inherit_the_sizes_of_the_recipes_model():
     assert load_recipe("digits", model="vit").dim == (64,)
     other = load_recipe("digits", model="swin", depth="2,2")
     assert (other.dim, other.num_heads, other.patch_size, other.depth) == (None, None, None, (2, 2))
+
+
+def test_a_field_named_twice_is_told(tmp_path):
+    (tmp_path / "twice.yaml").write_text("lr: 0.1\nepochs: 1\nlr: 0.0002\n")
+    with pytest.raises(RecipeError, match=r"twice\.yaml names 'lr' twice"):
+        load_recipe(tmp_path / "twice.yaml")

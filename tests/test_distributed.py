@@ -144,7 +144,7 @@ def test_trainings_that_take_turns_equal_those_alone_bit_for_bit(tmp_path):
 
 def test_one_failing_training_does_not_end_the_others(tmp_path):
     recipes = [small(seed=0, lr=1e6, clip_norm=None), small(seed=1)]
-    with pytest.raises(TrainingError, match=r"lower --lr"):
+    with pytest.raises(TrainingError, match=r"1 of 2 trainings failed: .*vit-gmm-s0: .* lower --lr"):
         train_several(recipes, tmp_path, quiet=True)
     assert (tmp_path / "vit-gmm-s1" / "summary.json").exists()
     assert not (tmp_path / "vit-gmm-s0" / "summary.json").exists()
@@ -168,3 +168,33 @@ def test_the_command_compares_masks_over_seeds(tmp_path, capsys):
     assert "±" in lines[1]
     assert main(["train", "--seeds=0,0", "--out", str(tmp_path / "b")]) == 2
     assert "every seed once" in capsys.readouterr().err
+
+
+def test_no_run_is_touched_before_all_folders_are_found_free(tmp_path):
+    train(small(epochs=1), tmp_path / "vit-gmm-s0", quiet=True)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "vit-gmm-s0").iterdir()}
+    (tmp_path / "vit-none-s0").mkdir()
+    (tmp_path / "vit-none-s0" / "thesis.txt").write_text("mine")
+    recipes = [small(epochs=1), small(epochs=1, mask="none")]
+    with pytest.raises(run_folder.RunError, match="vit-none-s0 holds files that are not a run's"):
+        train_several(recipes, tmp_path, overwrite=True, quiet=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "vit-gmm-s0").iterdir()} == before
+    fresh = tmp_path / "fresh"
+    with pytest.raises(ValueError, match="multiple of num_heads"):
+        train_several([small(epochs=1), small(epochs=1, mask="none", dim=17)], fresh, quiet=True)
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize("field", [{"threads": 2}, {"deterministic": True}], ids=str)
+def test_what_holds_for_the_whole_process_is_shared(tmp_path, field):
+    with pytest.raises(RecipeError, match=f"share their {next(iter(field))}"):
+        train_several([small(), small(seed=1, **field)], tmp_path, quiet=True)
+
+
+def test_a_run_named_twice_is_refused(tmp_path, alone):
+    with pytest.raises(RecipeError, match="is named twice"):
+        resume_several([alone[0], str(alone[0]) + "/"], quiet=True)
+    with pytest.raises(RecipeError, match="is named twice"):
+        train_several([small(), small()], tmp_path, quiet=True)
+    with pytest.raises(ValueError, match="at least one run folder"):
+        resume_several([])

@@ -238,3 +238,39 @@ def test_values_out_of_reason_are_usage_errors_with_the_fields_name(capsys, tmp_
 def test_numbers_in_exponent_form_are_numbers(tmp_path):
     assert gmmvit.load_recipe("digits", epochs="1e2", dim="1e1").epochs == 100
     assert json.loads(json.dumps(gmmvit.load_recipe("digits", seed=2**40).seed)) == 2**40
+
+
+def test_other_images_under_the_old_names_are_noticed_when_a_training_goes_on(tmp_path):
+    folder = images(tmp_path / "images")
+    train(folder_recipe(folder), tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "summary.json").unlink()
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "epoch": 1}, tmp_path / "run" / "checkpoint.pt")
+    for path in folder.rglob("*.png"):
+        Image.open(path).rotate(180).save(path)
+    with pytest.raises(RunError, match=r"has changed since the training began \(pixels"):
+        resume(tmp_path / "run", quiet=True)
+
+
+def test_a_training_goes_on_where_its_data_moved(tmp_path):
+    train(folder_recipe(images(tmp_path / "images")), tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert resume(tmp_path / "run", data_dir=str(tmp_path / "moved"), quiet=True)["epochs"] == 2
+
+
+def test_a_report_replaces_no_file_unasked(tmp_path, capsys):
+    train(folder_recipe(images(tmp_path / "images")), tmp_path / "run", quiet=True)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "run" / "config.yaml")]) == 1
+    assert "exists; replace it with --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+    for _ in range(2):
+        assert main(["report", str(tmp_path / "run")]) == 0
+
+
+def test_equal_runs_are_equal_files(tmp_path):
+    for name in ("a", "b"):
+        train(folder_recipe(images(tmp_path / name / "images")), tmp_path / name / "run", quiet=True)
+    for file in ("model.safetensors", "last.safetensors"):
+        assert (tmp_path / "a" / "run" / file).read_bytes() == (tmp_path / "b" / "run" / file).read_bytes()

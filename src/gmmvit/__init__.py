@@ -24,6 +24,7 @@ _HOME = {
     "load_dataset": "gmmvit.data",
     "load_recipe": "gmmvit.config",
     "load_run": "gmmvit.checkpoint",
+    "resume": "gmmvit.training",
     "train": "gmmvit.training",
     "train_several": "gmmvit.training",
 }
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
     from gmmvit.models import create_model
     from gmmvit.reference_weights import load_reference
-    from gmmvit.training import train, train_several
+    from gmmvit.training import resume, train, train_several
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from gmmvit.attention import OffsetTable, explain, gmm_attention
 from gmmvit.attention.checks import integer
 from gmmvit.config import RecipeError
 from gmmvit.rows import row, write_rows
+from gmmvit.run_folder import check_new
 
 Shape = tuple[int, int, int, int]  # B, H, T, D
 
@@ -104,8 +105,10 @@ def bench(
     return rows
 
 
-def run(shapes: str | None, *, out: str | Path | None, as_json: bool, **options: Any) -> None:
+def run(shapes: str | None, *, out: str | Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
     """The command: `bench` with its rows printed as a table or as JSON and, with `out`, written as CSV."""
+    if out is not None:
+        check_new(Path(out), overwrite)
     rows = bench(parse_shapes(shapes) if shapes else None, report=lambda line: print(line, file=sys.stderr), **options)
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -51,9 +51,9 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     except PermissionError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path} is damaged and cannot be resumed from: {reason}") from error
-    if not isinstance(state, dict) or not {"epoch", "model", "optimizer", "best", "recipe"} <= set(state):
+        raise RunError(f"{path} is damaged and cannot be resumed from: it is not a whole checkpoint") from error
+    kinds = {"epoch": int, "images_seen": int, "model": dict, "optimizer": dict, "best": dict, "recipe": dict}
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise RunError(f"{path} is damaged and cannot be resumed from: it is not the state of a training")
     _check_same_recipe(path, state["recipe"], as_dict(recipe))
     return state

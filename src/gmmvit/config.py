@@ -284,6 +284,14 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
         raise RecipeError(f"{source}: {error}") from None
 
 
+def _refuse_repeated_keys(node: Any, path: Path) -> None:
+    """Raises RecipeError where a mapping at the top of a YAML file names a field twice: the last would count alone."""
+    keys = [key.value for key, _ in node.value] if node is not None and node.id == "mapping" else []
+    for key in keys:
+        if keys.count(key) > 1:
+            raise RecipeError(f"{path} names {key!r} twice; keep one of them")
+
+
 def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     """A shipped recipe by name, or a YAML file by path, with fields replaced by `overrides`.
 
@@ -299,8 +307,10 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(f"no recipe and no file {str(name)!r}; shipped are {', '.join(recipe_names())}{hint}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        _refuse_repeated_keys(yaml.compose(text, yaml.SafeLoader), path)
+        values = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold fields as `name: value`, got a {type(values).__name__}")

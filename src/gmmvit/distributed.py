@@ -104,6 +104,11 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the team is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def local_device() -> int:
     """The number of the GPU that belongs to this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())

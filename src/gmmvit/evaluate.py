@@ -12,7 +12,7 @@ from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.data import Dataset, Split, numbered_classes
 from gmmvit.distributed import Team
 from gmmvit.run_folder import RunError
-from gmmvit.session import choose_device, choose_dtype, fingerprint, load_data
+from gmmvit.session import choose_device, choose_dtype, fingerprint, load_data, with_data_at
 
 EVAL_BATCH = 512
 
@@ -77,10 +77,8 @@ def load_parts(
     recipe = run.recipe
     if dataset is not None:
         recipe = dataclasses.replace(recipe, dataset=dataset, data_dir=data_dir or recipe.data_dir)
-    elif data_dir is not None and recipe.dataset.startswith("folder:"):
-        recipe = dataclasses.replace(recipe, dataset=f"folder:{data_dir}")
-    elif data_dir is not None:
-        recipe = dataclasses.replace(recipe, data_dir=data_dir)
+    else:
+        recipe = with_data_at(recipe, data_dir)
     recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels)
     data = load_data(recipe, download=download)
     if run.classes != data.classes and list(run.classes) != numbered_classes(len(data.classes)):

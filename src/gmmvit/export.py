@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.checkpoint import LoadedRun, load_run
-from gmmvit.run_folder import EXPORTS, RunError, replace_file
+from gmmvit.run_folder import EXPORTS, RunError, check_new, replace_file
 from gmmvit.version import __version__
 
 TOLERANCE = 1e-4  # of the logits, of their largest where that is above 1
@@ -71,8 +71,7 @@ def export_run(
     path = Path(folder) / EXPORTS[format] if out is None else Path(out)
     if path.is_dir():
         path = path / EXPORTS[format]
-    if path.exists() and not overwrite:
-        raise RunError(f"{path} exists; replace it with --overwrite, or choose another file with --out")
+    check_new(path, overwrite)
     write = _onnx if format == "onnx" else _torch
     model = _Normalised(run).eval()
     content, compute = write(model, _example(run, 2), describe(run), run.recipe.model)

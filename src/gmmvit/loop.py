@@ -169,7 +169,8 @@ def _keep(setting: Setting, row: dict[str, Any], saved: dict[str, Any], last: di
 
 def save_weights(setting: Setting, best: dict[str, Tensor], last: dict[str, Tensor]) -> None:
     """Writes the best and the last weights."""
-    metadata = {"family": setting.recipe.model, "mask": setting.recipe.mask}
+    # One key: the order of several in the file is random, and equal weights should be equal files.
+    metadata = {"model": f"{setting.recipe.model} with mask {setting.recipe.mask}"}
     for which, weights in (("best", best), ("last", last)):
         checkpoint.save_weights(setting.folder / run_folder.WEIGHTS[which], weights, metadata)
 

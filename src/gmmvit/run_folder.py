@@ -124,6 +124,12 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def check_new(path: Path, overwrite: bool) -> None:
+    """Raises RunError where a file exists that was not to be overwritten."""
+    if path.exists() and not overwrite:
+        raise RunError(f"{path} exists; replace it with --overwrite, or choose another file with --out")
+
+
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
     """Raises RunError where a new run may not be written: to a file, to a folder that holds something else, or, unless
     it is to be overwritten, over an old run."""

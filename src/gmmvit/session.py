@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,6 +191,23 @@ def fingerprint(split: Split) -> str:
     return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
+def pixel_sum(split: Split) -> int:
+    """A checksum of a part's pixels, by which a training that goes on notices other images under the old names."""
+    total = 0
+    for batch in split.images.split(4096):
+        total = zlib.crc32(batch.cpu().contiguous().numpy().data, total)
+    return total
+
+
+def with_data_at(recipe: Recipe, data_dir: str | None) -> Recipe:
+    """The recipe with its data moved to `data_dir`, of a folder of images the folder itself; None leaves it."""
+    if data_dir is None:
+        return recipe
+    if recipe.dataset.startswith("folder:"):
+        return dataclasses.replace(recipe, dataset=f"folder:{data_dir}")
+    return dataclasses.replace(recipe, data_dir=data_dir)
+
+
 def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
     """What config.yaml records of the data: all that predictions need, and fingerprints of the parts."""
     channels, height, width = data.train.images.shape[1:]
@@ -201,6 +219,7 @@ def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
         "mean": list(data.mean),
         "std": list(data.std),
         "fit": fit,
+        "pixels": pixel_sum(data.train),
         "fingerprints": {name: fingerprint(part) for name, part in parts.items() if part is not None},
     }
 
@@ -253,6 +272,8 @@ def prepare(
     """
     team = team or Team()
     _check_team(recipe, team)
+    if recipe.shard and team.size == 1:
+        progress.line("shard has no effect in one process: torchrun starts several")
     if not resumed:
         check_model(recipe)
     require_loggers(recipe.loggers)

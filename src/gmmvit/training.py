@@ -1,5 +1,6 @@
 """`train`, `train_several` and `resume`: from a recipe or a run folder to a finished run."""
 
+import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -9,11 +10,11 @@ from typing import Any
 from gmmvit import checkpoint, run_folder
 from gmmvit.config import Recipe, RecipeError
 from gmmvit.data import Dataset
-from gmmvit.distributed import full_weights, join
+from gmmvit.distributed import full_weights, join, lost_contact
 from gmmvit.interleave import finish, take_turns
 from gmmvit.loop import fit, save_weights
 from gmmvit.progress import Progress, clock
-from gmmvit.session import Setting, State, absolute_paths, prepare
+from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, with_data_at
 
 Started = tuple[Setting, State]
 
@@ -39,7 +40,7 @@ def train(
         ValueError (RecipeError, DataError), RunError, TrainingError: one sentence each.
     """
     with ExitStack() as locks:
-        return _finish(*_start(recipe, _folder(recipe, out), overwrite, quiet, locks))
+        return _finish(*_start_all([recipe], [_folder(recipe, out)], overwrite, quiet, locks)[0])
 
 
 def train_several(
@@ -60,34 +61,37 @@ def train_several(
     Raises:
         As `train`. Where one training fails, the others go on to their ends first.
     """
+    if isinstance(recipes, Recipe) or not recipes:
+        raise ValueError(f"recipes must be a list of at least one recipe, got {recipes!r}")
     folders = [_folder(recipe, Path(out) / _name(recipe) if out is not None else None) for recipe in recipes]
-    if len(set(folders)) < len(folders):
-        raise RecipeError("several trainings need run folders of their own: two of them have the same name and seed")
+    _check_different(folders)
     with ExitStack() as locks:
-        started: list[Started] = []
-        for recipe, folder in zip(recipes, folders, strict=True):
-            known = started[0] if started else None
-            started.append(_start(recipe, folder, overwrite, quiet, locks, known, f"{_name(recipe)}: "))
-        return _finish_all(started)
+        return _finish_all(_start_all(recipes, folders, overwrite, quiet, locks))
 
 
-def resume(folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+def resume(folder: str | Path, *, data_dir: str | None = None, quiet: bool = False) -> dict[str, Any]:
     """Continues an interrupted training from its last finished epoch; a finished one is left as it is.
 
-    On the CPU the result is bit for bit that of a training that was never interrupted. Returns and raises as `train`.
+    On the CPU the result is bit for bit that of a training that was never interrupted. `data_dir` is where the data
+    lies now, if it moved; of a folder of images, the folder itself. Returns and raises as `train`.
     """
     with ExitStack() as locks:
-        continued = _continue(Path(folder), quiet, locks)
+        continued = _continue(Path(folder), data_dir, quiet, locks)
         return continued if isinstance(continued, dict) else _finish(*continued)
 
 
-def resume_several(folders: Sequence[str | Path], *, quiet: bool = False) -> list[dict[str, Any]]:
+def resume_several(
+    folders: Sequence[str | Path], *, data_dir: str | None = None, quiet: bool = False
+) -> list[dict[str, Any]]:
     """Continues trainings of `train_several` in one process. Returns and raises as that; finished ones are left."""
+    if isinstance(folders, str | Path) or not folders:
+        raise ValueError(f"folders must be a list of at least one run folder, got {folders!r}")
+    _check_different([Path(folder) for folder in folders])
     with ExitStack() as locks:
         continued: list[Started | dict[str, Any]] = []
         for folder in map(Path, folders):
             known = next((item for item in continued if not isinstance(item, dict)), None)
-            continued.append(_continue(folder, quiet, locks, known, f"{folder.name}: "))
+            continued.append(_continue(folder, data_dir, quiet, locks, known, f"{folder.name}: "))
         summaries = iter(_finish_all([item for item in continued if not isinstance(item, dict)]))
         return [item if isinstance(item, dict) else next(summaries) for item in continued]
 
@@ -119,42 +123,58 @@ def _folder(recipe: Recipe, out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path("runs") / f"{_last_part(recipe.dataset)}-{_name(recipe)}"
 
 
-def _start(
-    recipe: Recipe,
-    folder: Path,
-    overwrite: bool,
-    quiet: bool,
-    locks: ExitStack,
-    known: Started | None = None,
-    label: str = "",
-) -> Started:
-    """A new training with its run folder claimed; `known` is one whose data it shares."""
+def _check_different(folders: Sequence[Path]) -> None:
+    seen: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise RecipeError(f"{folder} is named twice: every training needs a run folder of its own")
+        seen.add(folder.resolve())
+
+
+def _start_all(
+    recipes: Sequence[Recipe], folders: Sequence[Path], overwrite: bool, quiet: bool, locks: ExitStack
+) -> list[Started]:
+    """New trainings that share their data, each with its run folder claimed. No folder is changed before all are found
+    to be free and all trainings are prepared."""
     team = join()
-    team.from_leader(lambda: run_folder.check_free(folder, overwrite=overwrite))
-    recipe = absolute_paths(recipe)
-    data = _shared_data(recipe, known)
-    setting, state, described = prepare(recipe, folder, Progress(quiet or not team.leads, label), team, data=data)
+
+    def check() -> None:
+        for folder in folders:
+            run_folder.check_free(folder, overwrite=overwrite)
+
+    team.from_leader(check)
+    started: list[Started] = []
+    described = []
+    for recipe, folder in zip(recipes, folders, strict=True):
+        progress = Progress(quiet or not team.leads, f"{_name(recipe)}: " if len(recipes) > 1 else "")
+        recipe = absolute_paths(recipe)
+        data = _shared_data(recipe, started[0] if started else None)
+        setting, state, told = prepare(recipe, folder, progress, team, data=data)
+        started.append((setting, state))
+        described.append(told)
 
     def claim() -> None:
-        locks.enter_context(run_folder.locked(folder))
-        run_folder.check_free(folder, overwrite=overwrite)
-        run_folder.clear(folder)
-        run_folder.save_config(folder, recipe, **described)
+        for folder in folders:
+            locks.enter_context(run_folder.locked(folder))
+        check()
+        for (setting, _), told in zip(started, described, strict=True):
+            run_folder.clear(setting.folder)
+            run_folder.save_config(setting.folder, setting.recipe, **told)
 
     team.from_leader(claim)
-    return setting, state
+    return started
 
 
-# Fields of a recipe that decide what data it loads.
-_DATA = ("dataset", "data_dir", "image_size", "channels", "fit", "val_fraction", "test_fraction", "split_seed",
-         "cache_dir", "skip_broken", "device")  # fmt: skip
+# Fields of a recipe that decide what data it loads, or that hold for the whole process.
+_SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_size", "channels", "fit",
+           "val_fraction", "test_fraction", "split_seed", "cache_dir", "skip_broken")  # fmt: skip
 
 
 def _shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
     if known is None:
         return None
     setting, _ = known
-    for name in _DATA:
+    for name in _SHARED:
         mine, theirs = getattr(recipe, name), getattr(setting.recipe, name)
         if mine != theirs:
             raise RecipeError(f"several trainings in one process share their {name}, got {theirs!r} and {mine!r}")
@@ -162,11 +182,11 @@ def _shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
 
 
 def _continue(
-    folder: Path, quiet: bool, locks: ExitStack, known: Started | None = None, label: str = ""
+    folder: Path, data_dir: str | None, quiet: bool, locks: ExitStack, known: Started | None = None, label: str = ""
 ) -> Started | dict[str, Any]:
     """An interrupted training as it was after its last epoch, or the summary of a finished one."""
     team = join()
-    recipe = run_folder.recipe_of(folder)
+    recipe = with_data_at(run_folder.recipe_of(folder), data_dir)
     progress = Progress(quiet or not team.leads, label)
     team.from_leader(lambda: locks.enter_context(run_folder.locked(folder)) and None)
     saved = checkpoint.load_checkpoint(folder, recipe)
@@ -216,10 +236,17 @@ def _interruptible(work: Callable[[], Any], started: Sequence[Started]) -> Any:
         return work()
     except KeyboardInterrupt:
         epoch = started[0][1].epoch
-        folders = " ".join(str(setting.folder) for setting, _ in started)
+        folders = shlex.join(str(setting.folder) for setting, _ in started)
         raise KeyboardInterrupt(
             f"interrupted after epoch {epoch}; `gmmvit resume {folders}` goes on from there"
         ) from None
+    except RuntimeError as error:
+        if started[0][0].team.size == 1 or not lost_contact(error):
+            raise
+        raise TrainingError(
+            f"another process of this training ended or cannot be reached; `gmmvit resume` goes on after epoch "
+            f"{started[0][1].epoch}"
+        ) from error
 
 
 def _finish(setting: Setting, state: State) -> dict[str, Any]:
@@ -240,9 +267,11 @@ def _finish_all(started: list[Started]) -> list[dict[str, Any]]:
     for (setting, state), summary in zip(started, summaries, strict=True):
         if not isinstance(summary, Exception):
             _done(setting, state, summary)
-    for summary in summaries:
-        if isinstance(summary, Exception):
-            raise summary
+    failed = [(setting.folder, error) for (setting, _), error in zip(started, summaries, strict=True)
+              if isinstance(error, Exception)]  # fmt: skip
+    if failed:
+        told = "; ".join(f"{folder}: {error}" for folder, error in failed)
+        raise TrainingError(f"{len(failed)} of {len(started)} trainings failed: {told}") from failed[0][1]
     return summaries
 
 

@@ -58,13 +58,14 @@ def variants_of(recipe: Recipe, seeds: str | None, masks: str | None) -> list[Re
     """The recipe with each mask and seed of two lists with commas; None where neither is given."""
     if seeds is None and masks is None:
         return None
-    lists = {"seed": seeds or str(recipe.seed), "mask": masks or recipe.mask}
-    for name, text in lists.items():
-        values = text.split(",")
-        if len(set(values)) < len(values):
-            raise RecipeError(f"--{name}s must name every {name} once, got {text!r}")
+    lists = {}
+    for name, text in (("seed", seeds), ("mask", masks)):
+        values = [str(getattr(recipe, name))] if text is None else [value.strip() for value in text.split(",")]
+        if len(set(values)) < len(values) or "" in values:
+            raise RecipeError(f"--{name}s must name every {name} once, with commas between, got {text!r}")
+        lists[name] = values
     return [
         make_recipe({**as_dict(recipe), "mask": mask, "seed": seed}, "the given values")
-        for mask in lists["mask"].split(",")
-        for seed in lists["seed"].split(",")
+        for mask in lists["mask"]
+        for seed in lists["seed"]
     ]

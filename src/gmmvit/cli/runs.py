@@ -75,6 +75,7 @@ def resume(
     run: Path,
     /,
     *others: Path,
+    data_dir: str | None = None,
     quiet: bool = False,
     as_json: Json = False,
 ) -> None:
@@ -86,6 +87,8 @@ def resume(
         Folder of the run.
     others
         More runs that were trained in one process with it.
+    data_dir
+        Where the data lies now, if it moved; of a folder of images, the folder itself.
     quiet
         Show no progress.
     as_json
@@ -94,9 +97,14 @@ def resume(
     from gmmvit import training
     from gmmvit.distributed import leads
 
-    result: Any = training.resume_several([run, *others], quiet=quiet) if others else training.resume(run, quiet=quiet)
+    if others:
+        result: Any = training.resume_several([run, *others], data_dir=data_dir, quiet=quiet)
+    else:
+        result = training.resume(run, data_dir=data_dir, quiet=quiet)
     if as_json and leads():
         print(json.dumps(result))
+    elif others and leads():
+        print(training.comparison(result))
 
 
 @app.command(name="eval")
@@ -202,7 +210,13 @@ def predict(
 
 
 @app.command
-def report(*runs: Path, out: Path | None = None, data_dir: str | None = None, device: str = "auto") -> None:
+def report(
+    *runs: Path,
+    out: Path | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> None:
     """Write one offline HTML page about a run, with a table when several are given.
 
     Parameters
@@ -215,13 +229,16 @@ def report(*runs: Path, out: Path | None = None, data_dir: str | None = None, de
         Where the data lies now, if it moved.
     device
         auto, cpu, cuda ...
+    overwrite
+        Replace the file that out names.
     """
     if not runs:
         raise RecipeError("report needs at least one run folder: gmmvit report RUN...")
     from gmmvit.report import write_report
     from gmmvit.session import choose_device
 
-    print(write_report(runs, out, data_dir=data_dir, device=str(choose_device(device))))
+    chosen = str(choose_device(device))
+    print(write_report(runs, out, data_dir=data_dir, device=chosen, overwrite=overwrite))
 
 
 @app.command

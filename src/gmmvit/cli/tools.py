@@ -113,6 +113,7 @@ def bench(
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     repeats: int = 15,
     out: Path | None = None,
+    overwrite: bool = False,
     as_json: Json = False,
 ) -> None:
     """Time masked attention on this machine against SDPA without a mask, eager torch and FlexAttention.
@@ -127,9 +128,11 @@ def bench(
         Turns of each contender.
     out
         CSV to write.
+    overwrite
+        Replace that file.
     as_json
         Print JSON.
     """
     from gmmvit.bench import run
 
-    run(shapes, dtype=dtype, repeats=repeats, out=out, as_json=as_json)
+    run(shapes, dtype=dtype, repeats=repeats, out=out, overwrite=overwrite, as_json=as_json)

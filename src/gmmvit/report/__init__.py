@@ -12,7 +12,7 @@ from gmmvit.report.masks import mask_picture, mask_section
 from gmmvit.report.page import document, paragraph
 from gmmvit.report.results import confusion_section, looking_section, measure, mistakes_section
 from gmmvit.report.runs import comparison, count_parameters, curves, head, read_run, title
-from gmmvit.run_folder import RunError, write_whole
+from gmmvit.run_folder import RunError, check_new, write_whole
 from gmmvit.session import choose_device
 
 __all__ = ["mask_picture", "write_report"]
@@ -26,6 +26,7 @@ def write_report(
     *,
     data_dir: str | None = None,
     device: str = "cpu",
+    overwrite: bool = False,
 ) -> Path:
     """Writes the report of a run: figures, curves, confusion matrix, worst mistakes, masks, attention.
 
@@ -36,6 +37,7 @@ def write_report(
         out: the HTML file, or a folder for it; report.html in the first run's folder by default.
         data_dir: where the named data sets lie now, if not where the training found them.
         device: where the model runs: cpu, cuda, auto.
+        overwrite: replace a file at `out`; the report.html of a run given is always renewed.
 
     Returns:
         The path of the file.
@@ -51,6 +53,8 @@ def write_report(
     records = [read_run(folder) for folder in folders]
     path = Path(folders[0]) / FILE if out is None else Path(out)
     path = path / FILE if path.is_dir() else path
+    own = [Path(folder).resolve() / FILE for folder in folders]
+    check_new(path, overwrite or path.resolve() in own)
     chosen = choose_device(device)
     sections = [("runs", "Runs compared", comparison(records) if len(records) > 1 else "")]
     sections.append(("curves", "Curves", curves(records[0])))
