@@ -16,9 +16,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/gmmvit train --recipe digits --mask gmm --out runs/demo --overwrite
 	$(BIN)/gmmvit train --recipe digits --mask none --out runs/demo-none --overwrite
-	@echo; echo "GMM-ViT:  $$($(BIN)/gmmvit eval runs/demo | grep top1)  of the held-out digits"
-	@echo "plain ViT: $$($(BIN)/gmmvit eval runs/demo-none | grep top1)  (same pooling and recipe)"
-	@echo "report:    $$($(BIN)/gmmvit report runs/demo runs/demo-none)"
+	@echo; echo "On the 360 held-out digits (one image is 0.28 %; README has means over seeds), best and last epoch:"
+	@echo "GMM-ViT   $$($(BIN)/gmmvit eval runs/demo | grep top1) $$($(BIN)/gmmvit eval runs/demo --weights last | grep top1)"
+	@echo "plain ViT $$($(BIN)/gmmvit eval runs/demo-none | grep top1) $$($(BIN)/gmmvit eval runs/demo-none --weights last | grep top1)"
+	@echo "report:   $$($(BIN)/gmmvit report runs/demo runs/demo-none)"
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks

@@ -5,7 +5,6 @@ training is that of one process with the same batch size, whatever their number 
 processes resumes with another. Dropout and drop path alone are drawn by each process for itself.
 """
 
-import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,12 +94,13 @@ def join() -> Team:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_device())
         dist.init_process_group()
-        atexit.register(_leave)
     return Team(dist.get_rank(), dist.get_world_size())
 
 
-def _leave() -> None:
-    if dist.is_initialized():
+def leave() -> None:
+    """Ends the team, all processes at once: one that ends while another still holds its connection may abort it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

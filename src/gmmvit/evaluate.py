@@ -163,7 +163,7 @@ def _more_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
             multiclass_f1_score,
         )
     except ImportError as error:
-        raise ModuleNotFoundError("--metrics needs torchmetrics; install it: pip install 'gmmvit[metrics]'") from error
+        raise ModuleNotFoundError("--metrics needs torchmetrics; install it: pip install torchmetrics") from error
     probabilities, classes = logits.softmax(-1), logits.shape[1]
     return {
         "f1_macro": multiclass_f1_score(probabilities, labels, classes, average="macro").item(),

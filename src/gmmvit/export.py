@@ -145,7 +145,7 @@ def _onnx(
             importlib.import_module(package)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"--format onnx needs {package}; install it: pip install 'gmmvit[export]'"
+                f"--format onnx needs {package}; install it: pip install onnx onnxscript onnxruntime"
             ) from error
     program = _program(model, images, name)
     try:

@@ -82,7 +82,7 @@ def require_loggers(names: tuple[str, ...]) -> None:
     """Raises ModuleNotFoundError that says what to install where a logger is missing."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ModuleNotFoundError(f"logger {name!r} is not installed; install it: pip install 'gmmvit[log]'")
+            raise ModuleNotFoundError(f"logger {name!r} is not installed; install it: pip install {name}")
 
 
 def _open_logger(name: str, folder: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], None]:

@@ -51,11 +51,11 @@ def test_name_that_is_no_text(name):
         ("digits", "sklearn.datasets", "digits needs scikit-learn, which cannot be imported: pip install scikit-learn"),
         ("digits", "PIL", "digits needs Pillow, which cannot be imported: pip install pillow"),
         ("svhn", "torchvision", "svhn needs torchvision, which cannot be imported: pip install torchvision"),
-        ("svhn", "scipy.io", "svhn needs scipy, which cannot be imported: pip install 'gmmvit[data]'"),
+        ("svhn", "scipy.io", "svhn needs scipy, which cannot be imported: pip install scipy"),
         (
             "hf:a/b",
             "datasets",
-            "hf:a/b needs the datasets library, which cannot be imported: pip install 'gmmvit[data]'",
+            "hf:a/b needs the datasets library, which cannot be imported: pip install datasets",
         ),
     ],
 )

@@ -74,7 +74,7 @@ def test_name_that_the_hub_does_not_give(data_error, load, monkeypatch, datasets
 
 def test_library_that_is_not_installed(data_error, load, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install 'gmmvit[data]'" in data_error(load, "hf:someone/pets")
+    assert "pip install datasets" in data_error(load, "hf:someone/pets")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gmmvit.config import Recipe
 
-_PACKAGES = {"timm": ("timm", "timm"), "hf": ("transformers", "hf")}  # package, extra
+_PACKAGES = {"timm": "timm", "hf": "transformers"}
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Request:
 
 def require(library: str) -> None:
     """Raises ModuleNotFoundError where a library is missing, one sentence with the command that installs it."""
-    package, extra = _PACKAGES[library]
+    package = _PACKAGES[library]
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        hint = f"models of {library}: need {package}; install it: pip install 'gmmvit[{extra}]'"
+        hint = f"models of {library}: need {package}; install it: pip install {package}"
         raise ModuleNotFoundError(hint, name=package) from error
 
 

@@ -39,9 +39,9 @@ PART_NAMES = {
 # Import name -> how the message calls it and what pip installs.
 _PACKAGES = {
     "PIL": ("Pillow", "pillow"),
-    "datasets": ("the datasets library", "'gmmvit[data]'"),
+    "datasets": ("the datasets library", "datasets"),
     "pyarrow": ("pyarrow", "pyarrow"),
-    "scipy": ("scipy", "'gmmvit[data]'"),
+    "scipy": ("scipy", "scipy"),
     "sklearn": ("scikit-learn", "scikit-learn"),
     "torchvision": ("torchvision", "torchvision"),
 }

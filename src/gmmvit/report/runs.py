@@ -160,23 +160,47 @@ def comparison(records: Sequence[RunRecord]) -> str:
     """Several runs: a table with the mean and standard deviation of runs that differ in their seed only, and shared
     curves."""
     labels = names(records)
-    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    groups: dict[str, list[int]] = defaultdict(list)
     for index, record in enumerate(records):
-        groups[_kind(record)].append(index)
+        groups[_all_but_seed(record)].append(index)
     rows = []
     for members in groups.values():
         rows += [_run_row(labels[i], records[i], _best_cells(records[i], records)) for i in members]
         if len(members) > 1:
             rows.append(_mean_row([records[i] for i in members]))
     intro = (
-        "★ marks the best value of a data set. Means are over the runs with the same data, model and mask, ± their "
+        "★ marks the best value of a data set. Means are over finished runs that differ in their seed only, ± their "
         "standard deviation (n − 1). The sections below show the first run."
     )
     return paragraph(intro) + table(COLUMNS, rows, left=2) + _shared_curves(records, labels)
 
 
+# What a recipe says of the machine, not of the training.
+_MACHINE = (
+    "seed",
+    "device",
+    "dtype",
+    "compile",
+    "shard",
+    "deterministic",
+    "threads",
+    "loggers",
+    "cache_dir",
+    "data_dir",
+)
+
+
+def _all_but_seed(record: RunRecord) -> str:
+    """The recipe without its seed and machine; a run that is not finished is like no other."""
+    told = {name: value for name, value in as_dict(record.recipe).items() if name not in _MACHINE}
+    return f"{told}{'' if record.finished else record.folder}"
+
+
 def _kind(record: RunRecord) -> tuple[str, str, str]:
-    return record.recipe.dataset, record.recipe.model, record.recipe.mask
+    """Data, model and mask; of paths what stands last."""
+    recipe = record.recipe
+    data, model = (name.rstrip("/").rpartition("/")[2] for name in (recipe.dataset, recipe.model))
+    return data, model, recipe.mask
 
 
 def _best_cells(record: RunRecord, records: Sequence[RunRecord]) -> list[int]:
