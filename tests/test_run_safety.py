@@ -143,7 +143,7 @@ def test_overwrite_leaves_the_old_run_until_the_new_one_can_start(tmp_path):
 def test_a_missing_logger_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gmmvit\[log\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install wandb"):
         train(gmmvit.load_recipe("digits", **TINY, loggers="wandb"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
