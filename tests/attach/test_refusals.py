@@ -7,7 +7,7 @@ import torch
 from donor import small_vit
 from torch import nn
 
-from gmmvit.attach import attach, describe, detach, mask_parameters
+from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
 
 timm = pytest.importorskip("timm")
 
@@ -200,3 +200,23 @@ def test_images_of_two_sizes_share_a_backward_pass_under_gradient_checkpointing(
         gradients.append([p.grad for p in mask_parameters(model)])
     for got, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_a_part_that_was_detached_leaves_nothing_behind():
+    model = attach(small_vit())
+    detach(model.blocks)
+    again = attach(copy.deepcopy(model))
+    assert again.patch_embed.proj.gmm_box is again.blocks[0].attn.gmm_site.box
+    assert type(detach(model).patch_embed.proj) is nn.Conv2d
+    with pytest.raises(ValueError, match="nothing to detach"):
+        detach(model)
+
+
+def test_masks_that_cannot_be_loaded_leave_the_model_as_it_was():
+    state = attach(small_vit()).state_dict()
+    state["blocks.0.attn.gmm_mask.gamma"] = torch.ones(3)
+    model = small_vit()
+    with pytest.raises(RuntimeError, match="gamma"):
+        load_masks(model, state)
+    assert set(model.state_dict()) == set(small_vit().state_dict())
+    assert type(model.blocks[0].attn) is type(small_vit().blocks[0].attn)

@@ -119,8 +119,13 @@ def attach(
             modules.append(_mask_of(item, site, mask, free.index(item), init=init, depth=place, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
         swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
-        if item.tower is not None and grid is None and not isinstance(item.tower.source, GridRecorder):
-            swap(item.tower.source, item.tower.recorder, gmm_box=site.box)
+        if item.tower is None or grid is not None:
+            continue
+        source = item.tower.source
+        if isinstance(source, GridRecorder):  # by an attention before, or by a part that was detached
+            source.gmm_box = site.box
+        else:
+            swap(source, item.tower.recorder, gmm_box=site.box)
     return model
 
 
@@ -177,10 +182,10 @@ def detach(model: Model) -> Model:
     Raises ValueError if there is none, or if the model is compiled or wrapped.
     """
     refuse_unfit(model)
-    there = masked(model)
+    there = [*(module for _, module in masked(model)), *recorders(model)]  # a part that was detached leaves recorders
     if not there:
         raise ValueError(f"{type(model).__name__} carries no mask: there is nothing to detach")
-    for module in [*(module for _, module in there), *recorders(model)]:
+    for module in there:
         restore(module)
     return model
 
@@ -206,7 +211,7 @@ def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> M
     try:
         for (name, module), index in zip(masked(model), sorted(saved.layers), strict=True):
             _load(name, module.gmm_mask, saved.layers[index])
-    except ValueError:
+    except (KeyError, RuntimeError, ValueError):  # whatever does not fit: the model stays as it was
         detach(model)
         raise
     return model
