@@ -36,12 +36,13 @@ def main() -> None:
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--dataset")
     parser.add_argument("--data-dir")
+    parser.add_argument("--image-size", help="training size in pixels, where it is not the data set's own")
     parser.add_argument("--masks", default="gmm,none,elm")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--out", default="", help="CSV to write")
     args = parser.parse_args()
-    fields = {name: getattr(args, name) for name in ("dataset", "data_dir") if getattr(args, name)}
+    fields = {name: getattr(args, name) for name in ("dataset", "data_dir", "image_size") if getattr(args, name)}
     rows = []
     for mask in args.masks.split(","):
         runs = [
