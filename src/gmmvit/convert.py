@@ -12,7 +12,8 @@ from gmmvit.attention.checks import one_of, pair
 from gmmvit.checkpoint import save_weights
 from gmmvit.config import Recipe
 from gmmvit.data import class_names, load_dataset, numbered_classes
-from gmmvit.reference_weights import load_reference, read_reference_checkpoint
+from gmmvit.reference_weights import load_reference
+from gmmvit.weight_files import read_tensors
 
 
 class TrainedOn(NamedTuple):
@@ -64,7 +65,7 @@ def convert(
         one_of("dataset", dataset, DATASETS)
     folder = Path(out)
     run_folder.check_free(folder, overwrite=overwrite)
-    state = read_reference_checkpoint(file)
+    state = read_tensors(file)
     model = load_reference(state, family=family, mask=mask, **sizes)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():

@@ -11,17 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
-from gmmvit.attention.checks import integer, known_options, one_of, pair, real
+from gmmvit.attention.checks import boolean, integer, known_options, one_of, pair, real
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
 INITS = ("paper", "identity", "local")
 COVARIANCES = ("spherical", "diag", "full")
 MASKS = ("none", "elm", "gmm")
-_CONSTANT_SIGMA = 1e6  # a Gaussian this wide is 1 within float32 rounding on every grid
+# A Gaussian this wide is 1 within float32 rounding on 16 x 16 patches, and within 2e-6 on 64 x 64; float16 can hold it.
+_CONSTANT_SIGMA = 6e4
+_MOST_PATCHES = 2**20
+_MOST_PATCHES_ELEMENTWISE = 2**14  # whose mask is 1 GB already
+_MOST = 1024  # heads, Gaussians
 
 
-def _checked_grid(grid: int | tuple[int, int]) -> tuple[int, int]:
-    return pair(grid, "grid", "(rows, cols)")
+def _checked_grid(grid: int | tuple[int, int], most: int = _MOST_PATCHES) -> tuple[int, int]:
+    rows, cols = pair(grid, "grid", "(rows, cols)")
+    if rows * cols > most:
+        raise ValueError(f"grid must have at most {most:,} patches, got {rows} x {cols}")
+    return rows, cols
 
 
 def _as_float32_tells(offsets: Tensor) -> Tensor:
@@ -78,8 +85,10 @@ class GaussianMixtureMask(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = _checked_grid(grid)
-        integer("num_heads", num_heads)
-        integer("num_kernels", num_kernels)
+        integer("num_heads", num_heads, most=_MOST)
+        integer("num_kernels", num_kernels, most=_MOST)
+        for name, flag in (("learn_center", learn_center), ("float32_table", float32_table), ("positive", positive)):
+            boolean(name, flag)
         real("depth", depth)
         if not 0 <= depth <= 1:
             raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
@@ -168,8 +177,9 @@ class ElementwiseMask(nn.Module):
         steps: Steps = EVERY_PATCH,
     ) -> None:
         super().__init__()
-        self.grid = _checked_grid(grid)
-        integer("num_heads", num_heads)
+        self.grid = _checked_grid(grid, _MOST_PATCHES_ELEMENTWISE)
+        integer("num_heads", num_heads, most=_MOST)
+        boolean("per_head", per_head)
         one_of("init of the mask", init, ("paper", "identity"))
         self.num_heads, self.init, self.steps = num_heads, init, steps
         sides = [math.prod(side) for side in self._sides(self.grid)]
@@ -207,7 +217,7 @@ class ElementwiseMask(nn.Module):
     @torch.no_grad()
     def resample(self, grid: int | tuple[int, int]) -> "ElementwiseMask":
         """Fits the mask to another grid in place, bilinearly over the queries' and the keys' positions."""
-        new = _checked_grid(grid)
+        new = _checked_grid(grid, _MOST_PATCHES_ELEMENTWISE)
         queries, keys = self._sides(self.grid)
         weight = self.weight.detach().reshape(-1, *queries, *keys).float()
         for side in reversed(self._sides(new)):  # the keys' axes, then the queries'

@@ -7,7 +7,6 @@ layers, `{s}` stages (PiT numbers its stages 0, 2, 4 and the poolings between th
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from gmmvit.masks import MASKS
 from gmmvit.models import FAMILIES
 from gmmvit.models.base import VisionTransformer
 from gmmvit.reference_sizes import check_sizes, is_distance_table, model_arguments
+from gmmvit.weight_files import unwrapped
 
 _ENDS = {"mlp_head.0.": "norm.", "mlp_head.1.": "head.", "cls_token": "cls_token", "pos_embedding": "pos_embed"}
 
@@ -97,53 +97,13 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "t2t": (r"cls_token", r"pos_embed", r"tokens_to_token\.norm\.(weight|bias)"),
 }
 
-# How files of torch.save begin: a zip archive; before torch 1.6 the pickle of a magic number.
-_FILE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
-
-
-def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file of the original code, on the CPU; nothing but tensors and numbers is unpickled.
-
-    Raises FileNotFoundError, or ValueError where the file is no checkpoint.
-    """
-    import pickle
-
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {file}")
-    with file.open("rb") as stream:
-        start = stream.read(max(map(len, _FILE_STARTS)))
-    if not start.startswith(_FILE_STARTS):  # the unpickler says anything but that of other files
-        raise ValueError(f"{file} is not a checkpoint of torch.save")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
-        reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__  # more is advice to read unsafely
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it also holds {code[1]}, which would be run" if code else reason
-        raise ValueError(f"{file} is not a checkpoint of tensors that can be read safely: {reason}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected a mapping of names to tensors")
-    return _unwrapped(content)
-
-
-def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors by name, out of a `model_state_dict` wrapper and without the `module.` of data parallel training."""
-    inner = state_dict.get("model_state_dict", state_dict) if isinstance(state_dict, Mapping) else state_dict
-    if not isinstance(inner, Mapping):
-        raise TypeError(f"the state_dict must be a mapping of names to tensors, got {type(inner).__name__}")
-    tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor) and isinstance(name, str)}
-    if not tensors:
-        raise ValueError(f"the checkpoint must hold tensors or a 'model_state_dict' of them, it has {list(inner)[:5]}")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
-
 
 def _weights(state_dict: Mapping[str, Any], family: str) -> dict[str, Tensor]:
     """The tensors that a forward pass learns from."""
     unused = [re.compile(pattern) for pattern in UNUSED[family]]
     return {
         name: tensor
-        for name, tensor in _unwrapped(state_dict).items()
+        for name, tensor in unwrapped(state_dict, "the state_dict").items()
         if not is_distance_table(name, tensor) and not any(pattern.fullmatch(name) for pattern in unused)
     }
 
@@ -229,7 +189,7 @@ def load_reference(
     one_of("mask", mask, MASKS)
     sizes = {name: value for name, value in sizes.items() if value is not None}
     check_sizes(family, sizes)
-    if _is_ours(_unwrapped(state_dict)):
+    if _is_ours(unwrapped(state_dict, "the state_dict")):
         raise ValueError(
             "these weights have our names already, not the original's: make the model with create_model(...) and call "
             "load_state_dict on it, or read the folder they came in with load_run or from_pretrained"
@@ -238,7 +198,7 @@ def load_reference(
     own = {"none": "", "elm": ".mask.weight", "gmm": ".mask.alpha"}[mask]
     if not any(name.endswith(own) for name in tensors):
         raise ValueError(f"tensor '*.attn{own}' (our name) is missing from the checkpoint: is mask={mask!r} right?")
-    arguments = model_arguments(tensors, _unwrapped(state_dict), family, mask, sizes)
+    arguments = model_arguments(tensors, unwrapped(state_dict, "the state_dict"), family, mask, sizes)
     with torch.device("meta"):  # wrong sizes may be too large for any memory
         _check_complete(tensors, FAMILIES[family](mask=mask, **arguments))
     model = FAMILIES[family](mask=mask, **arguments)

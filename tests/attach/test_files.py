@@ -41,7 +41,7 @@ def test_masks_come_back_from_a_folder_of_timm(tmp_path):
 def test_a_file_without_masks_says_so(tmp_path):
     from safetensors.torch import save_file
 
-    with pytest.raises(FileNotFoundError, match="no safetensors file"):
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors and no pytorch_model\.bin"):
         load_masks(small_vit(), tmp_path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="no masks in it"):
@@ -61,10 +61,94 @@ def test_masks_of_another_model_are_refused_and_leave_it_as_it_was():
     model = small_vit()
     for options, message in (
         ({"num_heads": 6}, r"does not fit 'blocks\.0\.attn': sigma must be of \(3, 5\), is of \(6, 5\)"),
-        ({"depth": 3}, "layers must name some of the 2 attentions"),
+        ({"depth": 3}, "from a model with 3 attentions that can carry one, VisionTransformer has 2"),
     ):
         with pytest.raises(ValueError, match=message):
             load_masks(model, attach(small_vit(**options)).state_dict())
         assert not mask_parameters(model)
     with pytest.raises(ValueError, match="has no 'site'"):
         load_masks(model, {"blocks.0.attn.gmm_mask.sigma": torch.ones(3, 5)})
+
+
+class OwnViT(nn.Module):
+    """An attention over 3 x 5 patches behind two tokens, of which nothing in the model tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def test_a_grid_that_the_caller_said_comes_back_with_the_masks(tmp_path):
+    torch.manual_seed(0)
+    model, x = attach(OwnViT(), grid=(3, 5), prefix_tokens=2, init="paper"), torch.randn(2, 17, 16)
+    torch.save({"epoch": 1, "model": model.state_dict()}, tmp_path / "checkpoint.pt")
+    again = load_masks(OwnViT(), tmp_path / "checkpoint.pt")
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x))
+    for said, words in (
+        (
+            {"grid": (5, 3), "prefix_tokens": 2},
+            r"grid=\(3, 5\), prefix_tokens=2, here with grid=\(5, 3\), prefix_tokens=2",
+        ),
+        ({"grid": (4, 4)}, r"with grid=\(3, 5\), prefix_tokens=2, here with grid=\(4, 4\)"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            attach(OwnViT(), **said).load_state_dict(model.state_dict())
+
+
+def test_masks_of_windows_are_not_those_of_images():
+    sizes = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 12, "num_classes": 5}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1), num_heads=(3, 3), **sizes)
+    with pytest.raises(
+        ValueError, match=r"'layers\.0.*' belongs to an attention inside the whole image|whole image, here"
+    ):
+        load_masks(swin, attach(small_vit()).state_dict())
+    assert not mask_parameters(swin)
+
+
+def damaged(change):
+    """The masks of a model of two layers with one tensor changed."""
+    state = attach(small_vit()).state_dict()
+    change(state)
+    return {name: tensor for name, tensor in state.items() if "gmm_mask" in name}
+
+
+def site(index, *numbers):
+    return lambda state: state.update({f"blocks.{index}.attn.gmm_mask.site": torch.tensor(numbers)})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (site(1, 0, 0, 2, 1, 4, 4, 0, 0, 0), "'blocks.1.attn' and 'blocks.0.attn' claim the same place|claim the same"),
+        (site(1, 2, 1, 2, 1, 4, 4, 0, 0, 0), "are not of one attach call"),
+        (site(1, 0, 1, 3, 1, 4, 4, 0, 0, 0), "are not of one attach call: .* of 2 and .* of 3"),
+        (site(1, 0, -1, 2, 1, 4, 4, 0, 0, 0), r"blocks\.1\.attn: its gmm_mask\.site is none that attach saves"),
+        (site(1, 7, 1, 2, 1, 4, 4, 0, 0, 0), "none that attach saves"),
+        (site(1, 0, 1), "none that attach saves"),
+        (site(1, 0.0, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
+        (lambda state: state["blocks.0.attn.gmm_mask.alpha"].fill_(torch.nan), "alpha of its mask must be finite"),
+        (lambda state: state["blocks.1.attn.gmm_mask.sigma"].fill_(torch.inf), "sigma of its mask must be finite"),
+        (lambda state: state.pop("blocks.0.attn.gmm_mask.alpha"), "its mask must have sigma and alpha"),
+        (lambda state: state.update({"blocks.0.attn.gmm_mask.alpha": torch.ones(3, 5).long()}), "must be finite real"),
+        (lambda state: state.update({"blocks.0.attn.gmm_mask.alpha": torch.ones(15)}), "its mask must have sigma and"),
+    ],
+)
+def test_damaged_masks_are_told_and_leave_the_model_as_it_was(change, words):
+    model = small_vit()
+    with pytest.raises(ValueError, match=words):
+        load_masks(model, damaged(change))
+    assert type(model.blocks[0].attn) is type(small_vit().blocks[0].attn)
+
+
+def test_what_is_no_place_of_weights_is_named(tmp_path):
+    with pytest.raises(TypeError, match="path must be a file, a folder or a state_dict, got int"):
+        load_masks(small_vit(), 5)
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got str"):
+        load_masks("model", {})
+    (tmp_path / "text.safetensors").write_text("text")
+    with pytest.raises(ValueError, match=r"text\.safetensors is damaged or no file of weights"):
+        load_masks(small_vit(), tmp_path / "text.safetensors")

@@ -39,9 +39,9 @@ def test_a_model_that_something_was_done_to_is_refused(change, message):
         ({"mask": None}, ValueError, "mask must be one of .*got None"),
         ({"mode": "add"}, ValueError, "mode must be one of"),
         ({"init": "other"}, ValueError, "init .*must be one of"),
-        ({"num_kernels": 0}, ValueError, "num_kernels must be at least 1"),
+        ({"num_kernels": 0}, ValueError, "num_kernels must lie between 1 and 1024, got 0"),
         ({"num_kernels": 2.5}, TypeError, "num_kernels must be one int"),
-        ({"layers": [2]}, ValueError, r"layers must name some of the 2 attentions from 0, got \[2\]"),
+        ({"layers": [2]}, ValueError, r"layers must name some of the 2 attentions from 0, got 2"),
         ({"layers": []}, ValueError, "layers must name"),
         ({"layers": 1}, TypeError, r"layers must be some whole numbers, as range\(6\) or \[0, -1\], got 1"),
         ({"layers": "01"}, TypeError, "layers must be some whole numbers"),
@@ -216,7 +216,7 @@ def test_masks_that_cannot_be_loaded_leave_the_model_as_it_was():
     state = attach(small_vit()).state_dict()
     state["blocks.0.attn.gmm_mask.gamma"] = torch.ones(3)
     model = small_vit()
-    with pytest.raises(RuntimeError, match="gamma"):
+    with pytest.raises(ValueError, match="gamma"):
         load_masks(model, state)
     assert set(model.state_dict()) == set(small_vit().state_dict())
     assert type(model.blocks[0].attn) is type(small_vit().blocks[0].attn)

@@ -218,7 +218,7 @@ def test_masks_positions_and_tokens_have_no_weight_decay(runs):
         (["timm:deit_tiny_patch16_224", "--model-args", "depth"], "names and values, as depth=4,embed_dim=64"),
         (["timm:resnet18"], r"takes no mask \(--mask none trains it\): .*no attention at all"),
         (["timm:xcit_nano_12_p8_224", "--image-size", "16"], "attends across channels, not patches"),
-        (["timm:deit_tiny_patch16_224", "--model-args", VIT, "--pretrained", "no.pth"], "no.pth' does not exist"),
+        (["timm:deit_tiny_patch16_224", "--model-args", VIT, "--pretrained", "no.pth"], "no.pth does not exist"),
         (["hf:vitt"], "no image classifier 'vitt'; did you mean 'vit'"),
         (["hf:./nowhere"], "needs a config.json|no folder with a config.json"),
         (["hf:vit", "--model-args", "hiden_size=4"], "did you mean 'hidden_size'"),

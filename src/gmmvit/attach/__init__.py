@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from gmmvit.attach.refuse import refuse_unfit
-from gmmvit.attach.saved import read_masks
-from gmmvit.attach.surgery import Grid, GridBox, GridRecorder, MaskedDonor, Site, restore, swap
+from gmmvit.attach.place import Grid, GridBox, Mark, Site
+from gmmvit.attach.refuse import check_module, refuse_unfit
+from gmmvit.attach.saved import load_mask, read_masks
+from gmmvit.attach.surgery import GridRecorder, MaskedDonor, restorable, restore, swap
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
 from gmmvit.attention.checks import integer, one_of, pair
@@ -115,8 +116,10 @@ def attach(
     modules = []
     with torch.inference_mode(False):  # parameters made inside of it could never be trained
         for i, (item, site) in enumerate(zip(places, sites, strict=True)):
-            place = i / max(1, len(places) - 1)
-            modules.append(_mask_of(item, site, mask, free.index(item), init=init, depth=place, **options))
+            said = (item.window is not None, grid is not None, prefix_tokens is not None)
+            mark = Mark(MODES.index(mode), free.index(item), len(free), site.prefix_tokens, *_grid(site), *said)
+            depth = i / max(1, len(places) - 1)
+            modules.append(_mask_of(item, site, mask, mark, init=init, depth=depth, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
         swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
         if item.tower is None or grid is not None:
@@ -134,13 +137,14 @@ def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
         return places
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"layers must be some whole numbers, as range(6) or [0, -1], got {layers!r}")
-    indices = list(layers)
-    for index in indices:
+    wanted = set()
+    for index in layers:
         integer("each of layers", index, -sys.maxsize)
-    wrong = [i for i in indices if not -len(places) <= i < len(places)]
-    if wrong or not indices:
-        raise ValueError(f"layers must name some of the {len(places)} attentions from 0, got {wrong or indices}")
-    wanted = {i % len(places) for i in indices}
+        if not -len(places) <= index < len(places):
+            raise ValueError(f"layers must name some of the {len(places)} attentions from 0, got {index}")
+        wanted.add(index % len(places))
+    if not wanted:
+        raise ValueError(f"layers must name some of the {len(places)} attentions from 0, got none")
     return [item for i, item in enumerate(places) if i in wanted]
 
 
@@ -166,25 +170,36 @@ def _prefix(item: Found) -> int:
     return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
 
-def _mask_of(item: Found, site: Site, mask: str, index: int, **options: Any) -> nn.Module:
-    """The mask for one attention, the `index`-th that could carry one: on its device, in float32 or wider."""
+def _grid(site: Site) -> Grid:
+    return site.box.grid  # type: ignore[return-value]  # `_sites` sees to it that there is one
+
+
+def _mask_of(item: Found, site: Site, mask: str, mark: Mark, **options: Any) -> nn.Module:
+    """The mask for one attention, on its device, in float32 or wider."""
     heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
-    module = create_mask(mask, site.box.grid, heads, mode=site.mode, steps=item.steps, **options)  # type: ignore[arg-type]
-    # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
-    module.register_buffer("site", torch.tensor([MODES.index(site.mode), index]))  # type: ignore[union-attr]
     weight = next(item.module.parameters())
-    return module.to(weight.device, torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)  # type: ignore[union-attr]
+    with weight.device:  # whatever default device the caller has set
+        module = create_mask(mask, _grid(site), heads, mode=site.mode, steps=item.steps, **options)
+        # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
+        module.register_buffer("site", torch.tensor(mark))  # type: ignore[union-attr]
+    return module.to(dtype=torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)  # type: ignore[union-attr]
 
 
 def detach(model: Model) -> Model:
     """Takes every mask that `attach` put into `model` out again: classes, state_dict and outputs as before; in place.
 
-    Raises ValueError if there is none, or if the model is compiled or wrapped.
+    Raises ValueError if there is none, or if the model is compiled, wrapped or parametrized.
     """
     refuse_unfit(model)
     there = [*(module for _, module in masked(model)), *recorders(model)]  # a part that was detached leaves recorders
     if not there:
         raise ValueError(f"{type(model).__name__} carries no mask: there is nothing to detach")
+    names = {module: name for name, module in model.named_modules()}
+    for module in there:
+        if not restorable(module):
+            raise ValueError(
+                f"{names[module]!r} became a {type(module).__name__} after attach: undo that before detach"
+            )
     for module in there:
         restore(module)
     return model
@@ -197,38 +212,36 @@ def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> M
 
     Args:
         model: the donor without masks, of the same sizes.
-        path: a file of safetensors or of `torch.save`, a folder with safetensors, or a state_dict.
+        path: a file of safetensors or of `torch.save`, a folder with one, or a state_dict.
 
     Returns:
-        The same model, with masks of the kinds, sizes and modes that the file has.
+        The same model, with masks of the kinds, sizes and modes that the file has, where it has them.
 
     Raises:
-        FileNotFoundError: no file there. ValueError: no masks in it, or they do not fit the model, which is then left
-            as it was.
+        FileNotFoundError: no file there.
+        ValueError: no masks in it, damaged ones, or they do not fit the model, which is then left as it was.
     """
-    saved = read_masks(path if isinstance(path, Mapping) else Path(path))
-    attach(model, layers=saved.layers, **saved.options)
+    refuse_unfit(model)
+    saved = read_masks(path)
+    free = [item for item in survey(model, located="grid" in saved.options) if item.adapter is not None]
+    if len(free) != saved.places and not masked(model):
+        raise ValueError(
+            f"the masks were saved from a model with {saved.places} attentions that can carry one, "
+            f"{type(model).__name__} has {len(free)}"
+        )
+    attach(model, layers=saved.by_place, **saved.options)
     try:
-        for (name, module), index in zip(masked(model), sorted(saved.layers), strict=True):
-            _load(name, module.gmm_mask, saved.layers[index])
-    except (KeyError, RuntimeError, ValueError):  # whatever does not fit: the model stays as it was
+        for (name, module), index in zip(masked(model), sorted(saved.by_place), strict=True):
+            load_mask(name, module.gmm_mask, saved.by_place[index])
+    except ValueError:  # the model stays as it was
         detach(model)
         raise
     return model
 
 
-def _load(name: str, mask: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError where a saved mask has other sizes than the layer's."""
-    for key, own in mask.state_dict().items():
-        saved = tensors.get(key)
-        if saved is None or saved.shape != own.shape:
-            sizes = "missing" if saved is None else f"of {tuple(saved.shape)}"
-            raise ValueError(f"the saved mask does not fit {name!r}: {key} must be of {tuple(own.shape)}, is {sizes}")
-    mask.load_state_dict(tensors)
-
-
 def mask_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of every mask in `model`, attached or of our own families: for an optimizer group of their own."""
+    check_module(model)
     masks = (m for m in model.modules() if isinstance(m, GaussianMixtureMask | ElementwiseMask))
     return [parameter for module in masks for parameter in module.parameters()]
 
@@ -238,8 +251,7 @@ def describe(model: nn.Module) -> Layers:
 
     Returns a list of `Layer` that prints as a table. Changes nothing. Raises TypeError if model is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     return Layers(_layer(item) for item in survey(model))
 
 

@@ -1,6 +1,9 @@
-"""Models that must be attached before, not after, something was done to them."""
+"""Models and modules that must be attached before, not after, something was done to them."""
+
+from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 _WRAPPERS = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "DistributedDataParallel",
@@ -10,12 +13,17 @@ _WRAPPERS = {
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "bitsandbytes", "torchao", "optimum.quanto")
 
 
-def refuse_unfit(model: object) -> None:
-    """Raises for what cannot be changed in place any more: TypeError if it is no module, else ValueError."""
+def check_module(model: object) -> None:
+    """Raises TypeError unless `model` is a module."""
     if isinstance(model, type):
         raise TypeError(f"model must be a torch.nn.Module, got the class {model.__name__}: make an instance")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def refuse_unfit(model: Any) -> None:
+    """Raises for what cannot be changed in place any more: TypeError if it is no module, else ValueError."""
+    check_module(model)
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     if isinstance(model, nn.modules.lazy.LazyModuleMixin) or kind.startswith(("torch.jit.", "torch.fx.")):
         raise ValueError(f"model is a {type(model).__name__}, whose code is fixed: attach the model it was made from")
@@ -27,14 +35,31 @@ def refuse_unfit(model: object) -> None:
                 f"{name or 'model'} is wrapped in {wrapper}: call attach and detach on {inside}, then wrap it"
             )
         if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
-            raise ValueError(f"{name or 'model'} is sharded by fully_shard: attach to the model first, then shard it")
-        if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError(f"{name or 'model'} is sharded by fully_shard: attach and detach before that, not after")
+        if "_orig_mod" in module._modules or _is_compiled(module):
             raise ValueError(f"{name or 'model'} is compiled: attach and detach before torch.compile, not after")
         weight = getattr(module, "weight", None)
         library = next(
             (part for part in _QUANTISED for x in (module, weight) if type(x).__module__.startswith(part)), None
         )
         if library:
-            raise ValueError(f"module {name!r} is quantised ({library}): attach to the model first, then quantise it")
+            raise ValueError(f"module {name!r} is quantised ({library}): attach and detach before that, not after")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("model has parameters on the meta device: give it its weights first, then attach")
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    if getattr(module, "_compiled_call_impl", None) is not None:  # module.compile()
+        return True
+    return hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")  # module.forward = torch.compile(...)
+
+
+def spoiled(module: nn.Module) -> str:
+    """Why the class of `module` cannot be exchanged, or would have no effect; empty if it can."""
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance, which a mask would not reach: attach before that"
+    if parametrize.is_parametrized(module):
+        return "it is parametrized: attach before that"
+    owned = (*vars(module), *module._parameters, *module._buffers, *module._modules)
+    ours = next((name for name in owned if name.startswith("gmm_")), None)
+    return f"it has a {ours!r} of its own, a name that attach uses" if ours else ""

@@ -1,77 +1,107 @@
-"""The masks among saved weights: what was attached is read from the tensors' names and shapes."""
+"""The masks among saved weights: what was attached is read from the tensors' names, shapes and marks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gmmvit.attach.place import Mark
 from gmmvit.attention import MODES
+from gmmvit.weight_files import read_tensors, unwrapped
 
 _MARK = "gmm_mask."
 
 
+class SavedMask(NamedTuple):
+    """One mask: the name of its attention in the file, where it was, and its tensors."""
+
+    layer: str
+    mark: Mark
+    tensors: dict[str, Tensor]
+
+    def options(self) -> dict[str, Any]:
+        """The options of `attach` that make one like it."""
+        mode, shapes = MODES[self.mark.mode], {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        if "weight" in shapes:
+            return {"mask": "elm", "mode": mode, "per_head": len(shapes["weight"]) == 3, **self.mark.said()}
+        if len(shapes.get("alpha", ())) != 2 or "sigma" not in shapes:
+            raise ValueError(f"{self.layer}: its mask must have sigma and alpha [heads, Gaussians], it has {shapes}")
+        covariance = "full" if "correlation" in shapes else "diag" if len(shapes["sigma"]) == 3 else "spherical"
+        kinds = {"num_kernels": shapes["alpha"][1], "covariance": covariance, "learn_center": "center" in shapes}
+        return {"mask": "gmm", "mode": mode, **kinds, **self.mark.said()}
+
+
 class SavedMasks(NamedTuple):
-    """The options of `attach` that made them, and the tensors of each mask by its place in the model."""
+    """The options of `attach` that made them, how many attentions could have had one, and the masks by their place."""
 
     options: dict[str, Any]
-    layers: dict[int, dict[str, Tensor]]
+    places: int
+    by_place: dict[int, SavedMask]
 
 
-def read_masks(source: Path | Mapping[str, Tensor]) -> SavedMasks:
-    """The masks in a state_dict, in a file of safetensors or of `torch.save`, or in the safetensors files of a folder.
+def read_masks(source: str | Path | Mapping[str, Tensor]) -> SavedMasks:
+    """The masks in a state_dict, or in a file or folder as `read_tensors` takes them.
 
-    Raises FileNotFoundError without a file, ValueError without masks.
+    Raises FileNotFoundError without a file, ValueError where there are no masks or they are damaged.
     """
-    layers: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _masks_of(source):
-        layer, _, name = key.rpartition(_MARK)
-        layers.setdefault(layer.removesuffix("."), {})[name] = tensor
-    if not layers:
+    if isinstance(source, Mapping):
+        tensors = {name: tensor for name, tensor in unwrapped(source, "the state_dict").items() if _MARK in name}
+    elif isinstance(source, str | Path):
+        tensors = read_tensors(source, lambda name: _MARK in name)
+    else:
+        raise TypeError(f"path must be a file, a folder or a state_dict, got {type(source).__name__}")
+    if not tensors:
         where = "the state_dict" if isinstance(source, Mapping) else source
         raise ValueError(f"{where}: no masks in it; attach(model) starts new ones")
-    for layer, tensors in layers.items():
-        if "site" not in tensors:
-            raise ValueError(f"{layer}: its mask has no 'site', so it was not saved from an attached model")
-    options = _options(next(iter(layers.values())))
-    return SavedMasks(options, {int(tensors["site"][1]): tensors for tensors in layers.values()})
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        layer, _, name = key.rpartition(_MARK)
+        layers.setdefault(layer.removesuffix("."), {})[name] = tensor
+    return _checked([_mask(layer, tensors) for layer, tensors in layers.items()])
 
 
-def _masks_of(source: Path | Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of masks alone: the other weights of a safetensors file are not read."""
-    if isinstance(source, Path):
-        files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
-        if not files or not files[0].is_file():
-            raise FileNotFoundError(f"{source}: no safetensors file here; save the attached model as safetensors")
-        if files[0].suffix == ".safetensors":
-            yield from _masks_of_safetensors(files)
-            return
-        source = torch.load(source, map_location="cpu", weights_only=True)
-        if not isinstance(source, Mapping):
-            raise ValueError(f"{files[0]}: holds a {type(source).__name__}, not the state_dict of a model")
-    yield from ((key, tensor) for key, tensor in source.items() if _MARK in str(key))
+def _mask(layer: str, tensors: dict[str, Tensor]) -> SavedMask:
+    if "site" not in tensors:
+        raise ValueError(f"{layer}: its mask has no 'site', so it was not saved from an attached model")
+    for name, tensor in tensors.items():
+        if name != "site" and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+            raise ValueError(f"{layer}: the {name} of its mask must be finite real numbers: the file is damaged")
+    return SavedMask(layer, Mark.read(tensors["site"], layer), tensors)
 
 
-def _masks_of_safetensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
+def _checked(masks: list[SavedMask]) -> SavedMasks:
+    """Raises ValueError unless one call of `attach` could have made them all."""
+    first = masks[0]
+    options, places = first.options(), first.mark.places
+    by_place = {mask.mark.place: mask for mask in masks}
+    for mask in masks:
+        if by_place[mask.mark.place] is not mask:
+            twin = by_place[mask.mark.place].layer
+            raise ValueError(f"the masks of {mask.layer!r} and {twin!r} claim the same place, so the file is damaged")
+        if mask.options() != options or mask.mark.places != places:
+            raise ValueError(
+                f"the masks of {first.layer!r} and {mask.layer!r} are not of one attach call: {options} of {places} "
+                f"and {mask.options()} of {mask.mark.places}"
+            )
+    return SavedMasks(options, places, by_place)
 
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (no dict)
-                if _MARK in key:
-                    yield key, tensors.get_tensor(key)
 
-
-def _options(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    mode = MODES[int(tensors["site"][0])]
-    if "weight" in tensors:
-        return {"mask": "elm", "mode": mode, "per_head": tensors["weight"].dim() == 3}
-    covariance = "full" if "correlation" in tensors else "diag" if tensors["sigma"].dim() == 3 else "spherical"
-    return {
-        "mask": "gmm",
-        "mode": mode,
-        "num_kernels": tensors["alpha"].shape[1],
-        "covariance": covariance,
-        "learn_center": "center" in tensors,
-    }
+def load_mask(name: str, mask: nn.Module, saved: SavedMask) -> None:
+    """Puts a saved mask into that of the layer `name`. Raises ValueError where they do not fit."""
+    own = mask.state_dict()
+    extra = sorted(set(saved.tensors) - set(own))
+    if extra:
+        raise ValueError(f"the saved mask does not fit {name!r}: it has a {extra[0]!r}, which this mask has not")
+    for key, tensor in own.items():
+        found = saved.tensors.get(key)
+        if found is None or found.shape != tensor.shape:
+            sizes = "missing" if found is None else f"of {tuple(found.shape)}"
+            raise ValueError(
+                f"the saved mask does not fit {name!r}: {key} must be of {tuple(tensor.shape)}, is {sizes}"
+            )
+    misfit = Mark.read(own["site"], name).misfit(saved.mark)
+    if misfit:
+        raise ValueError(f"the saved mask does not fit {name!r}: it {misfit}")
+    mask.load_state_dict(saved.tensors)

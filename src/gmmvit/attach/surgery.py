@@ -10,67 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention import MODES, OffsetTable, gmm_attention, with_prefix
+from gmmvit.attach.place import Grid, GridBox, Mark, Site
+from gmmvit.attention import OffsetTable, gmm_attention, with_prefix
 from gmmvit.attention.eager import eager_attention
 from gmmvit.attention.reference import EVERY_PATCH, Steps, mask_at, modulate
 from gmmvit.masks import ElementwiseMask
-
-Grid = tuple[int, int]  # (rows, cols) in patches
-
-
-class GridBox:
-    """The grid of the images that are in the model now: written by its patch embedding, read by its attentions.
-
-    Where each image of a batch has a grid of its own, `positions` [B, N, 2] are row and column of every patch and
-    `grid` is the smallest that all fit in.
-    """
-
-    def __init__(self, grid: Grid | None) -> None:
-        self.grid = grid
-        self.positions: Tensor | None = None
-        self._seen: dict[int, Grid] = {}
-
-    def note(self, grid: Grid, positions: Tensor | None = None) -> None:
-        self.grid, self.positions = grid, positions
-        if not torch.compiler.is_compiling():
-            self._seen[grid[0] * grid[1]] = grid
-
-    def recomputed(self, patches: int) -> Grid | None:
-        """The grid of so many patches while gradient checkpointing repeats a forward pass in the backward pass: images
-        of another size may have been in the model since."""
-        return self._seen.get(patches) if torch._C._current_graph_task_id() != -1 else None
-
-
-class Site:
-    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is the mask's; `ran`
-    says whether the mask was used in the last forward pass, where that is not certain."""
-
-    def __init__(self, box: GridBox, prefix_tokens: int, mode: str) -> None:
-        self.box, self.prefix_tokens, self.mode = box, prefix_tokens, mode
-        self.ran = False
-
-    def grid(self, tokens: int) -> Grid:
-        """The grid behind a sequence of that many tokens.
-
-        Raises ValueError where the two do not fit, as when patches are dropped in training.
-        """
-        rows, cols = self.box.grid  # type: ignore[misc]
-        positions = self.box.positions
-        if positions is not None and positions.shape[1] + self.prefix_tokens != tokens:
-            raise ValueError(
-                f"the attention got {tokens} tokens, the patch embedding {positions.shape[1]} patches with "
-                f"{self.prefix_tokens} tokens before them: no patches may be dropped"
-            )
-        if positions is None and rows * cols + self.prefix_tokens != tokens:
-            before = self.box.recomputed(tokens - self.prefix_tokens)
-            if before is not None:
-                return before
-            raise ValueError(
-                f"the attention got {tokens} tokens; a {rows} x {cols} grid with {self.prefix_tokens} before it has "
-                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=), "
-                "and attach anew after a change of the patch size"
-            )
-        return rows, cols
 
 
 class Swapped(nn.Module):
@@ -111,7 +55,7 @@ class GridRecorder(Swapped):
 
     def gmm_note(self, out: Any, *args: Any, **kwargs: Any) -> None:
         """Writes the grid of `out`, which the embedding made of its arguments, into the box."""
-        self.gmm_box.note((out.shape[-2], out.shape[-1]))
+        self.gmm_box.note(self, (out.shape[-2], out.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -173,8 +117,14 @@ class MaskedDonor(Swapped):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}gmm_mask.site")
-        if saved is not None and MODES[int(saved[0])] != self.gmm_site.mode:
-            args[-1].append(f"{prefix}gmm_mask was saved in mode {MODES[int(saved[0])]!r}, not {self.gmm_site.mode!r}")
+        if saved is not None:
+            own = Mark.read(self.gmm_mask.site, prefix)
+            try:
+                misfit = own.misfit(Mark.read(saved, prefix.removesuffix(".")))
+            except ValueError as error:
+                args[-1].append(str(error))
+            else:
+                args[-1].extend([f"{prefix}gmm_mask {misfit}"] if misfit else [])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def gmm_grid(self, tokens: int) -> Grid:
@@ -288,6 +238,11 @@ def swap(module: nn.Module, adapter: type[Swapped], **state: Any) -> None:
     for name, value in state.items():
         setattr(module, name, value)
     module.__class__ = _composed(adapter, type(module))
+
+
+def restorable(module: Swapped) -> bool:
+    """Whether the class is still the one that `swap` made: parametrizations, for one, exchange it again."""
+    return type(module) is _COMPOSED.get((module.gmm_adapter, module.gmm_donor))
 
 
 def restore(module: Swapped) -> None:

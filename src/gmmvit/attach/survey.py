@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from gmmvit.attach import timm, timm_pooled, timm_windows, torchvision, transformers
-from gmmvit.attach.surgery import Grid, GridRecorder, MaskedDonor, Swapped, Tower
+from gmmvit.attach.place import Grid
+from gmmvit.attach.refuse import spoiled
+from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, Tower
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
 LIBRARIES = (timm, timm_windows, timm_pooled, torchvision, transformers)
@@ -65,6 +67,8 @@ def _found(name: str, modules: dict[str, nn.Module], located: bool) -> Found:
         return Found(name, module, None, reason=LEFT_ALONE.get(kind, "not known to gmmvit"))
     reason = adapter.gmm_refusal(module, ancestors)
     unknown = sorted(key for key in set(module._modules) - adapter.gmm_parts if not key.startswith("gmm_"))
+    if not reason and not isinstance(module, Swapped):
+        reason = spoiled(module)
     if unknown and not reason:
         reason = f"has parts that this version of gmmvit does not know: {', '.join(unknown)}"
     if reason:
@@ -75,6 +79,10 @@ def _found(name: str, modules: dict[str, nn.Module], located: bool) -> Found:
         tower = next((t for find in TOWERS if (t := find(ancestors)) is not None), None)
         if tower is None and not located:
             return Found(name, module, None, reason="the patch grid was not found; say it with grid=(rows, cols)")
+        if tower is not None and not located and not isinstance(tower.source, Swapped):
+            reason = spoiled(tower.source)
+            if reason:
+                return Found(name, module, None, reason=f"the patch embedding does not tell its grid: {reason}")
     steps, state = adapter.gmm_steps(module, ancestors), adapter.gmm_state(module, ancestors)
     return Found(name, module, adapter, tower, window, steps, state)
 

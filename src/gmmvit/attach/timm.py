@@ -141,7 +141,7 @@ class NaFlexRecorder(GridRecorder):
             _, grid = out
         else:  # the donor reads the grids of its samples on the host in the same place
             grid = (patch_coord.amax((0, 1)) + 1).tolist()
-        self.gmm_box.note((grid[0], grid[1]), patch_coord)
+        self.gmm_box.note(self, (grid[0], grid[1]), patch_coord)
 
 
 _VIT = "timm.models.vision_transformer"

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attach.surgery import Grid, MaskedDonor
+from gmmvit.attach.place import Grid
+from gmmvit.attach.surgery import MaskedDonor
 from gmmvit.attach.timm import split_qkv
 from gmmvit.attention.checks import pair
 from gmmvit.attention.reference import EVERY_PATCH, Steps

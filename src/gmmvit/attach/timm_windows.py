@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gmmvit.attach.surgery import Grid, MaskedDonor
+from gmmvit.attach.place import Grid
+from gmmvit.attach.surgery import MaskedDonor
 from gmmvit.attach.timm import TimmAttention, split_qkv
 from gmmvit.attention.reference import Steps
 

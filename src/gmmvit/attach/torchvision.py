@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attach.surgery import Grid, MaskedDonor, Tower
+from gmmvit.attach.place import Grid
+from gmmvit.attach.surgery import MaskedDonor, Tower
 
 
 class MultiheadAttention(MaskedDonor):

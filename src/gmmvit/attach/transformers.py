@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gmmvit.attach.surgery import Grid, MaskedDonor, Tower, additive
+from gmmvit.attach.place import Grid
+from gmmvit.attach.surgery import MaskedDonor, Tower, additive
 from gmmvit.attention.checks import pair
 
 IMPLEMENTATION = "gmmvit"
@@ -36,7 +37,7 @@ def interface(
             "an attached attention needs its attention_mask as a tensor [batch, 1, tokens, tokens]: load the model "
             "with attn_implementation='sdpa' or 'eager'"
         )
-    module.gmm_site.ran = True
+    module.gmm_site.ran.set(True)
     bias = additive(attention_mask)
     if position_bias is not None:
         bias = position_bias if bias is None else position_bias + bias
@@ -76,9 +77,9 @@ class InterfaceAttention(MaskedDonor):
         module.config = module.gmm_config
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.gmm_site.ran = False
+        self.gmm_site.ran.set(False)
         out = super().forward(*args, **kwargs)
-        if not self.gmm_site.ran:
+        if not self.gmm_site.ran.get():
             raise RuntimeError(
                 f"{self.gmm_donor.__qualname__} computed without the attention interface of transformers, so the mask "
                 "had no effect: detach(model); this version of the model cannot carry a mask"

@@ -43,6 +43,12 @@ def real(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
+def boolean(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def above_zero(name: str, value: Any) -> None:
     """Raises unless `value` is one finite number above zero."""
     real(name, value)

@@ -4,70 +4,27 @@ Letters: T tokens (prefix first), D width.
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gmmvit.config import RecipeError
 from gmmvit.layers import Grid, resample_position
 from gmmvit.optim import is_mask_parameter
+from gmmvit.weight_files import read_tensors
 
 State = dict[str, Tensor]
-_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")
-_NESTED = ("state_dict", "model", "model_state_dict", "module")  # where training scripts put the weights in a .pth file
 _CLASSIFIERS = ("head", "head_dist", "classifier", "cls_classifier", "distillation_classifier", "fc")
 _NAMED = 3  # names of tensors that an error lists
 
 
 def read_state(place: str) -> State:
-    """The tensors of a safetensors or .pth file, or of the one in a folder (of a run, timm's, transformers').
-
-    Raises RecipeError where there is none, or it is damaged. Only tensors are read: a .pth file cannot run code.
-    """
-    from safetensors.torch import load_file
-
-    path = Path(place).expanduser()
-    files = _files(path)
-    state: State = {}
-    for file in files:
-        try:
-            if file.suffix == ".safetensors":
-                state |= load_file(file)
-                continue
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise RecipeError(f"cannot read the weights {file}: {error.strerror or error}") from error
-        except Exception as error:  # torch.load of another kind of file raises anything
-            raise RecipeError(f"{file} is damaged or no file of weights (safetensors, or .pth of tensors)") from error
-        state |= _tensors(file, content)
-    return state
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise RecipeError(
-            f"pretrained {str(path)!r} does not exist; give a safetensors or .pth file, or a folder with one"
-        )
-    whole = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
-    parts = sorted(path.glob("*.safetensors"))  # a large model is saved in several
-    if not whole and not parts:
-        raise RecipeError(f"pretrained {str(path)!r} has no {' and no '.join(_IN_FOLDERS)}")
-    return whole[:1] or parts
-
-
-def _tensors(file: Path, content: Any) -> State:
-    while isinstance(content, dict) and not all(isinstance(value, Tensor) for value in content.values()):
-        inner = next((content[name] for name in _NESTED if isinstance(content.get(name), dict)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise RecipeError(f"{file} holds no state_dict: expected tensors by name, or such under {', '.join(_NESTED)}")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    """The tensors of a file or folder, as `read_tensors`; RecipeError where there are none or they are damaged."""
+    try:
+        return read_tensors(place)
+    except (FileNotFoundError, ValueError) as error:
+        raise RecipeError(f"pretrained: {error}") from error
+    except OSError as error:
+        raise RecipeError(f"cannot read the weights {place}: {error.strerror or error}") from error
 
 
 def split_masks(state: State) -> tuple[State, State]:

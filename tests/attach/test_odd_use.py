@@ -1,0 +1,147 @@
+"""Models that are changed, shared or built in unusual ways round `attach`: right outputs or one sentence."""
+
+import copy
+import itertools
+import pickle
+import threading
+
+import pytest
+import torch
+from donor import small_vit
+from torch import nn
+from torch.nn.utils import parametrize
+
+from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
+
+timm = pytest.importorskip("timm")
+WIDE, HIGH = torch.randn(1, 3, 32, 64), torch.randn(1, 3, 64, 32)  # grids of 4 x 8 and 8 x 4: equal numbers of patches
+
+
+def flexible():
+    return attach(small_vit(dynamic_img_size=True, global_pool="avg"), init="paper")
+
+
+def test_threads_that_share_a_model_keep_their_grids():
+    model = flexible()
+    with torch.no_grad():
+        expected = [model(WIDE), model(HIGH)]
+    outputs, both = {}, threading.Barrier(2)
+
+    def meet(*_):  # no attention runs before both threads have noted their grids
+        both.wait(30)
+
+    model.patch_embed.register_forward_hook(meet)
+
+    def serve(images):
+        with torch.no_grad():
+            outputs[images.shape] = model(images)
+
+    threads = [threading.Thread(target=serve, args=[images]) for images in (WIDE, HIGH)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(outputs[WIDE.shape], expected[0])
+    assert torch.equal(outputs[HIGH.shape], expected[1])
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_have_a_grid_of_their_own(again):
+    model = flexible()
+    model(WIDE)
+    other = again(model)
+    expected = model(HIGH)
+    other(WIDE)
+    assert torch.equal(model.forward_head(model.forward_features(HIGH)), expected)
+    assert other.blocks[0].attn.gmm_site.box is not model.blocks[0].attn.gmm_site.box
+
+
+def test_a_patch_embedding_that_is_replaced_is_an_error_not_a_wrong_grid():
+    model = flexible()
+    model(WIDE)
+    model.patch_embed.proj = nn.Conv2d(3, 48, 8, 8)
+    with pytest.raises(ValueError, match="the patch embedding that told the grid was replaced after attach"):
+        model(HIGH)
+    state = model.state_dict()
+    again = load_masks(detach(model), state)
+    assert torch.equal(again(HIGH), load_masks(copy.deepcopy(detach(model)), state)(HIGH))
+    assert describe(model)[0].grid == (4, 4)
+
+
+def test_a_forward_of_the_instance_that_would_pass_by_the_mask_is_refused():
+    model = small_vit()
+    plain = model.blocks[0].attn.forward
+    model.blocks[0].attn.forward = lambda *args, **kwargs: plain(*args, **kwargs)
+    assert "its forward was replaced on the instance" in describe(model)[0].reason
+    assert [layer.action for layer in describe(attach(model))] == ["left alone", "gmm"]
+    model = small_vit()
+    proj = model.patch_embed.proj
+    proj.forward = lambda x: nn.functional.conv2d(x, proj.weight, proj.bias, 8)
+    with pytest.raises(ValueError, match=r"the patch embedding does not tell its grid: its forward was replaced"):
+        attach(model)
+    model = small_vit()
+    model.blocks[1].attn.forward = torch.compile(model.blocks[1].attn.forward, backend="eager")
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn is compiled"):
+        attach(model)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_parametrizations_are_undone_before_detach():
+    model = attach(small_vit())
+    images = torch.randn(1, 3, 32, 32)
+    parametrize.register_parametrization(model.patch_embed.proj, "weight", Doubled())
+    expected = model(images)
+    with pytest.raises(ValueError, match=r"'patch_embed\.proj' became a Parametrized\w+ after attach: undo that"):
+        detach(model)
+    assert torch.equal(model(images), expected)
+    parametrize.remove_parametrizations(model.patch_embed.proj, "weight", leave_parametrized=True)
+    torch.testing.assert_close(detach(model)(images), expected)
+    parametrize.register_parametrization(model.patch_embed.proj, "weight", Doubled())
+    with pytest.raises(ValueError, match="it is parametrized: attach before that"):
+        attach(model)
+
+
+def test_attributes_of_the_donor_are_not_overwritten():
+    model = small_vit()
+    model.blocks[0].attn.gmm_mask = nn.Linear(2, 2)
+    assert describe(model)[0].reason == "it has a 'gmm_mask' of its own, a name that attach uses"
+    detach(attach(model))
+    assert isinstance(model.blocks[0].attn.gmm_mask, nn.Linear)
+
+
+def test_masks_are_made_on_the_device_of_the_model_whatever_the_default_is():
+    with torch.device("meta"):
+        model = attach(small_vit().to_empty(device="cpu"))
+    assert {parameter.device.type for parameter in mask_parameters(model)} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"layers": range(10**12)}, ValueError, "layers must name some of the 2 attentions from 0, got 2"),
+        ({"layers": itertools.count()}, ValueError, "layers must name some of the 2 attentions from 0, got 2"),
+        ({"grid": (10**6, 10**6)}, ValueError, "grid must have at most 1,048,576 patches, got 1000000 x 1000000"),
+        ({"grid": (1000, 1000), "mask": "elm"}, ValueError, "grid must have at most 16,384 patches"),
+        ({"num_kernels": 10**6}, ValueError, "num_kernels must lie between 1 and 1024"),
+        ({"learn_center": "no"}, TypeError, "learn_center must be True or False, got 'no'"),
+        ({"mask": "elm", "per_head": 3}, TypeError, "per_head must be True or False, got 3"),
+    ],
+    ids=str,
+)
+def test_sizes_and_kinds_beyond_reason_are_named(options, error, words):
+    model = small_vit()
+    with pytest.raises(error, match=words):
+        attach(model, **options)
+    assert not mask_parameters(model)
+
+
+def test_what_is_no_module_is_named():
+    for call in (attach, detach, describe, mask_parameters):
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got (int|the class Linear)"):
+            call(3)
+        with pytest.raises(TypeError, match=r"got the class Linear: make an instance"):
+            call(nn.Linear)
