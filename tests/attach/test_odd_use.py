@@ -145,3 +145,20 @@ def test_what_is_no_module_is_named():
             call(3)
         with pytest.raises(TypeError, match=r"got the class Linear: make an instance"):
             call(nn.Linear)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # it tells that a trace is of one image size
+def test_an_attached_model_is_traced_and_vectorised():
+    model, images = flexible(), torch.randn(2, 3, 32, 32)
+    traced = torch.jit.trace(model, images)
+    other = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(traced(other), model(other))
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, (image[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, images)
+    model(images).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), parameter.grad, rtol=1e-4, atol=1e-5)

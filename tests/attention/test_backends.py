@@ -209,3 +209,19 @@ def test_import_stays_light():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_torch_func_transforms_take_plain_operations():
+    tensors = {name: t.detach() for name, t in inputs((3, 5), 1, batch=4).items()}
+    q, k, v, mask = (tensors[name] for name in ("q", "k", "v", "mask"))
+
+    def loss(mask, q, k, v):
+        return gmm_attention(q[None], k[None], v[None], OffsetTable(mask, (3, 5)), prefix_tokens=1).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))(mask, q, k, v)
+    for i in range(4):
+        own = mask.clone().requires_grad_()
+        loss(own, q[i], k[i], v[i]).backward()
+        torch.testing.assert_close(each[i], own.grad)
+    _, slope = torch.func.jvp(lambda mask: loss(mask, q[0], k[0], v[0]), (mask,), (torch.ones_like(mask),))
+    torch.testing.assert_close(slope, each[0].sum())

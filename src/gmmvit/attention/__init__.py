@@ -59,18 +59,20 @@ class _Request(NamedTuple):
 def _refusal(backend: str, request: _Request, named: bool) -> str | None:
     """Why `backend` cannot compute this call, or None where it can; `named` says that it was asked for by name."""
     q, mask, bias, mode, dropout_p = request
+    if backend not in ("triton", "chunked"):
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func (vmap, grad, jvp) takes plain operations"
     if backend == "triton":
         return triton_refusal(q, mask, bias, mode, named)
-    if backend != "chunked":
-        return None
     if q.device.type != "cpu":
         return f"it computes on the CPU only, q is on {q.device}"
     if mode == "post" and mask is not None:
         return "it has no mode 'post'"
     if dropout_p > 0:
         return "it has no attention dropout"
-    if torch.compiler.is_compiling():
-        return "torch.compile and torch.export take plain operations"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "torch.compile, torch.export and torch.jit.trace take plain operations"
     return None
 
 
