@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from gmmvit.attention.chunked import fast_bfloat16
 from gmmvit.augment import Augment
 from gmmvit.building import check_model, start_model
 from gmmvit.checkpoint import empty_model
@@ -123,10 +124,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        features = torch.cpu.get_capabilities()
-        return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
-    return torch.float32
+    return torch.bfloat16 if device.type == "cpu" and fast_bfloat16() else torch.float32
 
 
 def _on_device(data: Dataset, device: torch.device) -> Dataset:

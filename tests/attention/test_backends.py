@@ -73,6 +73,22 @@ def test_low_precision_is_as_exact_as_plain_torch(backend, dtype):
         assert error <= 2 * allowed + 1e-12, f"{name}: {error:.3g} against {allowed:.3g} of plain torch"
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_on_either_kind_of_processor_is_close_to_float32(fast, monkeypatch):
+    monkeypatch.setattr(chunked, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 20_000)
+    low = inputs((5, 7), 1, bias_groups=2, width=16, dtype=torch.bfloat16)
+    exact = {name: t.detach().double().requires_grad_() for name, t in low.items()}
+    got, expected = run(low, (5, 7), 1, "multiply", "chunked"), run(exact, (5, 7), 1, "multiply", "reference")
+    for name, value in expected.items():
+        error = (got[name].double() - value).norm() / value.norm()
+        assert error < 0.02, f"{name}: {error:.3g}"
+    with torch.no_grad():  # nothing is kept for a backward pass
+        args = [low[name] for name in "qkv"]
+        again = gmm_attention(*args, OffsetTable(low["mask"], (5, 7)), bias=low["bias"], prefix_tokens=1)
+    assert torch.equal(again, got["out"])
+
+
 def _dense(table, grid):
     from gmmvit.attention import dense_mask
 
