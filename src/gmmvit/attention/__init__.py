@@ -61,7 +61,7 @@ def _refusal(backend: str, request: _Request, named: bool) -> str | None:
     q, mask, bias, mode, dropout_p = request
     if backend not in ("triton", "chunked"):
         return None
-    if torch._C._are_functorch_transforms_active():
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "torch.func (vmap, grad, jvp) takes plain operations"
     if backend == "triton":
         return triton_refusal(q, mask, bias, mode, named)
