@@ -28,6 +28,18 @@ def test_a_model_in_parts_is_read_whole(tmp_path):
     assert sorted(read_tensors(tmp_path)) == ["a", "b"]
 
 
+def test_several_checkpoints_in_a_folder_are_not_put_together(tmp_path):
+    for epoch in (9, 10):
+        save_file({"a": STATE["a"] * epoch}, tmp_path / f"epoch_{epoch}.safetensors")
+    with pytest.raises(ValueError, match=r"holds several checkpoints \(a twice\): give one of the files"):
+        read_tensors(tmp_path)
+
+
+def test_tensors_beside_the_weights_do_not_hide_them(tmp_path):
+    torch.save({"model": STATE, "rng": torch.ones(3)}, tmp_path / "checkpoint.pt")
+    assert sorted(read_tensors(tmp_path / "checkpoint.pt")) == ["a", "b.weight"]
+
+
 def test_code_is_never_run(tmp_path):
     for content in ({"model_state_dict": Path("a")}, torch.nn.Linear(1, 1)):
         torch.save(content, tmp_path / "unsafe.pth")

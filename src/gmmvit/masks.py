@@ -6,6 +6,7 @@ Letters: N patches (rows * cols), H heads, K Gaussians per head.
 import inspect
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,12 @@ class GaussianMixtureMask(nn.Module):
         for extra in (self.correlation, self.center):
             if extra is not None:
                 extra.zero_()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        # Not saved, and `to_empty` or the meta device may have left nothing of them.
+        device = self.alpha.device if self.offsets.is_meta else self.offsets.device
+        self.offsets = patch_offsets(self.grid, device, self.steps.shift).to(self.offsets.dtype)
 
     def table(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""

@@ -30,7 +30,10 @@ def read_tensors(place: str | Path, wanted: Callable[[str], bool] = lambda name:
     for file in _files(Path(place).expanduser()):
         with file.open("rb") as stream:
             of_torch = stream.read(max(map(len, _TORCH_STARTS))).startswith(_TORCH_STARTS)
-        tensors |= _read_torch(file, wanted) if of_torch else _read_safetensors(file, wanted)
+        read = _read_torch(file, wanted) if of_torch else _read_safetensors(file, wanted)
+        if twice := sorted(tensors.keys() & read.keys()):
+            raise ValueError(f"{file.parent} holds several checkpoints ({twice[0]} twice): give one of the files")
+        tensors |= read
     return tensors
 
 
@@ -40,7 +43,9 @@ def _files(place: Path) -> list[Path]:
     if not place.is_dir():
         raise FileNotFoundError(f"{place} does not exist; give a safetensors or .pth file, or a folder with one")
     whole = [place / name for name in _IN_FOLDERS if (place / name).is_file()]
-    parts = sorted(place.glob("*.safetensors")) or sorted(place.glob("pytorch_model-*.bin"))  # of a large model
+    parts: list[Path] = []
+    for pattern in ("*.safetensors", "pytorch_model-*.bin"):  # of a large model
+        parts = parts or sorted(path for path in place.glob(pattern) if path.is_file())
     if not whole and not parts:
         others = sorted(f.name for f in place.iterdir() if f.suffix in (".pt", ".pth", ".bin", ".ckpt"))
         hint = f"; it has {others[0]}: give that file itself" if others else ""
@@ -86,13 +91,12 @@ def unwrapped(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise TypeError(f"{where} must be a mapping of names to tensors, got {type(content).__name__}")
     inner = content
-    while not any(isinstance(value, Tensor) for value in inner.values()):
-        nested = next((inner[name] for name in NESTED if isinstance(inner.get(name), Mapping)), None)
-        if nested is None:
-            raise ValueError(
-                f"{where} holds no state_dict: expected tensors by name, or such under {', '.join(NESTED)}, it has "
-                f"{[str(name) for name in content][:5]}"
-            )
+    while (nested := next((inner[name] for name in NESTED if isinstance(inner.get(name), Mapping)), None)) is not None:
         inner = nested
     tensors = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"{where} holds no state_dict: expected tensors by name, or such under {', '.join(NESTED)}, it has "
+            f"{[str(name) for name in content][:5]}"
+        )
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}

@@ -108,7 +108,7 @@ def test_an_own_model_says_its_grid():
         attach(model)
     expected = model(images)
     torch.testing.assert_close(attach(model, grid=(4, 6))(images), expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="the attention got 16 tokens; a 4 x 6 grid"):
+    with pytest.raises(ValueError, match="the attention got 16 tokens, a 4 x 6 grid"):
         model(images[..., :32])
 
 

@@ -61,12 +61,15 @@ def test_masks_of_another_model_are_refused_and_leave_it_as_it_was():
     model = small_vit()
     for options, message in (
         ({"num_heads": 6}, r"does not fit 'blocks\.0\.attn': sigma must be of \(3, 5\), is of \(6, 5\)"),
-        ({"depth": 3}, "from a model with 3 attentions that can carry one, VisionTransformer has 2"),
+        (
+            {"depth": 3},
+            "with 3 attentions that can carry one, VisionTransformer has 2, and none named 'blocks.0",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             load_masks(model, attach(small_vit(**options)).state_dict())
         assert not mask_parameters(model)
-    with pytest.raises(ValueError, match="has no 'site'"):
+    with pytest.raises(ValueError, match=r"has no 'site\._extra_state'"):
         load_masks(model, {"blocks.0.attn.gmm_mask.sigma": torch.ones(3, 5)})
 
 
@@ -117,19 +120,20 @@ def damaged(change):
 
 
 def site(index, *numbers):
-    return lambda state: state.update({f"blocks.{index}.attn.gmm_mask.site": torch.tensor(numbers)})
+    return lambda state: state.update({f"blocks.{index}.attn.gmm_mask.site._extra_state": torch.tensor(numbers)})
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (site(1, 0, 0, 2, 1, 4, 4, 0, 0, 0), "'blocks.1.attn' and 'blocks.0.attn' claim the same place|claim the same"),
         (site(1, 2, 1, 2, 1, 4, 4, 0, 0, 0), "are not of one attach call"),
-        (site(1, 0, 1, 3, 1, 4, 4, 0, 0, 0), "are not of one attach call: .* of 2 and .* of 3"),
         (site(1, 0, -1, 2, 1, 4, 4, 0, 0, 0), r"blocks\.1\.attn: its gmm_mask\.site is none that attach saves"),
         (site(1, 7, 1, 2, 1, 4, 4, 0, 0, 0), "none that attach saves"),
         (site(1, 0, 1), "none that attach saves"),
-        (site(1, 0.0, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
+        (site(1, 0.5, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
+        (site(1, torch.nan, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
+        (lambda state: state.update({"blocks.0.attn.gmm_mask.sigma": torch.ones(3, 5, device="meta")}), "finite real"),
+        (lambda state: state.update({"blocks.0.attn.gmm_mask.sigma": torch.ones(3, 5).to_sparse()}), "finite real"),
         (lambda state: state["blocks.0.attn.gmm_mask.alpha"].fill_(torch.nan), "alpha of its mask must be finite"),
         (lambda state: state["blocks.1.attn.gmm_mask.sigma"].fill_(torch.inf), "sigma of its mask must be finite"),
         (lambda state: state.pop("blocks.0.attn.gmm_mask.alpha"), "its mask must have sigma and alpha"),
@@ -152,3 +156,67 @@ def test_what_is_no_place_of_weights_is_named(tmp_path):
     (tmp_path / "text.safetensors").write_text("text")
     with pytest.raises(ValueError, match=r"text\.safetensors is damaged or no file of weights"):
         load_masks(small_vit(), tmp_path / "text.safetensors")
+
+
+def test_averages_and_casts_of_a_state_dict_keep_the_place():
+    model = attach(small_vit(depth=12), layers=[-1], init="paper")
+    average = timm.utils.ModelEmaV2(model)
+    average.update(model)
+    halves = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    for state in (average.module.state_dict(), halves):
+        again = load_masks(small_vit(depth=12), state)
+        assert [layer.name for layer in describe(again) if layer.action == "gmm"] == ["blocks.11.attn"]
+    smooth = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    smooth.update_parameters(model)
+    smooth.update_parameters(model)
+    load_masks(small_vit(depth=12), smooth.module.state_dict())
+
+
+@pytest.mark.parametrize("load", [load_masks, lambda model, state: attach(model, mask="elm").load_state_dict(state)])
+def test_an_element_wise_mask_of_another_grid_is_refused_though_its_size_fits(load):
+    state = attach(small_vit(img_size=(32, 48)), mask="elm").state_dict()
+    with pytest.raises((ValueError, RuntimeError), match="is element-wise on a 4 x 6 grid, which a 6 x 4 grid is not"):
+        load(small_vit(img_size=(48, 32)), state)
+
+
+def test_a_resampled_mask_is_saved_with_its_new_grid():
+    model = attach(small_vit(img_size=(32, 48)), mask="elm")
+    for block in model.blocks:
+        nn.init.uniform_(block.attn.gmm_mask.weight)
+        block.attn.gmm_mask.resample((6, 4))
+    again = load_masks(small_vit(img_size=(48, 32)), model.state_dict())
+    assert torch.equal(again.blocks[0].attn.gmm_mask.weight, model.blocks[0].attn.gmm_mask.weight)
+
+
+def test_names_decide_where_the_file_has_those_of_the_model():
+    pair = attach(nn.ModuleDict({"a": small_vit(), "b": small_vit()}), init="paper")
+    other = load_masks(nn.ModuleDict({"b": small_vit(), "a": small_vit()}), pair.state_dict())
+    assert torch.equal(other["a"].blocks[0].attn.gmm_mask.sigma, pair["a"].blocks[0].attn.gmm_mask.sigma)
+    deep = attach(small_vit(depth=4), init="paper")
+    deep.blocks = nn.Sequential(deep.blocks[1], deep.blocks[3])  # a student that takes every other block
+    student = load_masks(small_vit(), deep.state_dict())
+    assert torch.equal(student.blocks[1].attn.gmm_mask.alpha, deep.blocks[1].attn.gmm_mask.alpha)
+    shared = small_vit()
+    shared.blocks[1].attn = shared.blocks[0].attn
+    state = attach(shared, init="paper").state_dict()
+    again = small_vit()
+    again.blocks[1].attn = again.blocks[0].attn
+    assert torch.equal(mask_parameters(load_masks(again, state))[0], mask_parameters(shared)[0])
+
+
+def test_loading_a_state_leaves_a_mask_at_its_place():
+    teacher, student = attach(small_vit(depth=4), layers=[3], init="paper"), attach(small_vit(depth=4), layers=[0])
+    student.blocks[0].attn.load_state_dict(teacher.blocks[3].attn.state_dict())
+    again = load_masks(small_vit(depth=4), student.state_dict())
+    assert [layer.action for layer in describe(again)] == ["gmm", "free", "free", "free"]
+
+
+def test_masks_come_back_through_the_meta_device():
+    model, images = attach(small_vit(), init="paper"), torch.randn(1, 3, 32, 32)
+    state, expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}, model(images)
+    empty = attach(small_vit()).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(state)
+    assert torch.equal(empty(images), expected)
+    assigned = attach(small_vit()).to("meta")
+    assigned.load_state_dict(state, assign=True)
+    assert torch.equal(assigned(images), expected)

@@ -1,6 +1,7 @@
 """Models that are changed, shared or built in unusual ways round `attach`: right outputs or one sentence."""
 
 import copy
+import inspect
 import itertools
 import pickle
 import threading
@@ -11,6 +12,7 @@ from donor import small_vit
 from torch import nn
 from torch.nn.utils import parametrize
 
+import gmmvit
 from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
 
 timm = pytest.importorskip("timm")
@@ -59,9 +61,11 @@ def test_copies_have_a_grid_of_their_own(again):
 def test_a_patch_embedding_that_is_replaced_is_an_error_not_a_wrong_grid():
     model = flexible()
     model(WIDE)
-    model.patch_embed.proj = nn.Conv2d(3, 48, 8, 8)
-    with pytest.raises(ValueError, match="the patch embedding that told the grid was replaced after attach"):
-        model(HIGH)
+    copied = copy.deepcopy(flexible())
+    for changed in (model, copied):  # that has seen images, and that has not
+        changed.patch_embed.proj = nn.Conv2d(3, 48, 8, 8)
+        with pytest.raises(ValueError, match="the patch embedding that told the grid was replaced after attach"):
+            changed(HIGH)
     state = model.state_dict()
     again = load_masks(detach(model), state)
     assert torch.equal(again(HIGH), load_masks(copy.deepcopy(detach(model)), state)(HIGH))
@@ -162,3 +166,126 @@ def test_an_attached_model_is_traced_and_vectorised():
     model(images).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(each[name].sum(0), parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def gradients(model, batches, run=lambda model, batch: model(batch)):
+    model.zero_grad()
+    sum(run(model, batch).square().sum() for batch in batches).backward()
+    return [parameter.grad.clone() for parameter in mask_parameters(model)]
+
+
+def test_gradient_checkpointing_is_right_or_an_error():
+    model = flexible()
+    alone = [gradients(model, [images]) for images in (WIDE, HIGH)]
+    model.set_grad_checkpointing()
+    model(HIGH)  # its outputs are dropped, so nothing is ambiguous
+    for images, expected in zip((WIDE, HIGH), alone, strict=True):
+        torch.testing.assert_close(gradients(model, [images]), expected)
+    with pytest.raises(ValueError, match=r"repeats a forward pass of 32 patches, and images of several grids"):
+        gradients(model, [WIDE, HIGH])
+    torch.testing.assert_close(gradients(model, [WIDE]), alone[0])
+
+
+def test_a_backward_pass_outlives_the_model():
+    model = attach(small_vit(global_pool="avg"), init="paper").train()
+    model.set_grad_checkpointing()
+    parameters = mask_parameters(model)
+    loss = model(torch.randn(1, 3, 32, 32)).square().sum()
+    del model
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in parameters)
+
+
+def test_models_that_share_a_patch_embedding_keep_their_grids():
+    a, b = (small_vit(dynamic_img_size=True, global_pool="avg") for _ in range(2))
+    b.patch_embed = a.patch_embed
+    attach(a, init="paper")
+    alone = copy.deepcopy(a)
+    attach(b, init="paper")
+    assert torch.equal(a(HIGH), alone(HIGH))
+    with pytest.raises(ValueError, match="the patch embedding of masks outside of it: detach the whole model"):
+        detach(a.patch_embed)
+    detach(b)
+    assert torch.equal(a(WIDE), alone(WIDE))
+    assert type(detach(a).patch_embed.proj) is nn.Conv2d
+
+
+def test_blocks_behind_two_patch_embeddings_are_refused():
+    a, b = small_vit(), small_vit()
+    b.blocks = a.blocks
+    with pytest.raises(ValueError, match="stands behind several patch embeddings"):
+        attach(nn.ModuleList([a, b]))
+
+
+def test_what_the_donor_would_pass_by_is_refused_and_its_scale_is_kept():
+    model = small_vit()
+    for block in model.blocks:
+        block.attn.scale, block.attn.fused_attn = 3.0, False
+    images = torch.randn(1, 3, 32, 32)
+    expected = model(images)
+    torch.testing.assert_close(attach(model)(images), expected, atol=1e-5, rtol=1e-5)
+
+    class Recorder(nn.Identity):
+        pass
+
+    model = small_vit()
+    model.blocks[0].attn.attn_drop = Recorder()
+    assert describe(model)[0].reason == "its attn_drop is a Recorder, which a mask would pass by: put Dropout back"
+
+
+def test_parts_with_fixed_code_and_derived_attentions_are_told():
+    model = small_vit()
+    model.blocks[0] = torch.fx.symbolic_trace(model.blocks[0])
+    with pytest.raises(ValueError, match=r"blocks\.0 is a .*, whose code is fixed"):
+        attach(model)
+
+    class Fancy(type(small_vit().blocks[0].attn)):
+        pass
+
+    model = small_vit()
+    model.blocks[0].attn.__class__ = Fancy
+    assert "derived from timm" in describe(model)[0].reason
+    assert [layer.action for layer in describe(attach(model))] == ["left alone", "gmm"]
+
+
+def test_a_forward_that_is_wrapped_after_attach_is_unwrapped_before_detach():
+    model = attach(small_vit())
+    attention = model.blocks[0].attn
+    inner = attention.forward
+    attention.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+    with pytest.raises(ValueError, match=r"'blocks\.0\.attn' had its forward replaced after attach: undo that before"):
+        detach(model)
+    del attention.forward
+    detach(model)(torch.randn(1, 3, 32, 32))
+
+
+def test_an_export_with_open_sizes_leaves_the_model_usable():
+    model = flexible()
+    size = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    torch.export.export(model, (torch.randn(2, 3, 32, 48),), dynamic_shapes=(size,))
+    again = copy.deepcopy(model)
+    assert [layer.grid for layer in describe(model)] == [(4, 4), (4, 4)]
+    assert torch.equal(again(WIDE), model(WIDE))
+
+
+def test_a_default_device_does_not_reach_the_model():
+    model, images = flexible(), torch.randn(1, 3, 32, 32)
+    expected = model(images)
+    with torch.device("meta"):
+        assert torch.equal(model(images), expected)
+
+
+def test_attach_is_pickled_and_has_its_signature():
+    again = pickle.loads(pickle.dumps(gmmvit.attach))
+    assert again is gmmvit.attach
+    assert list(inspect.signature(gmmvit.attach).parameters)[:2] == ["model", "mask"]
+
+
+def test_an_unknown_number_of_tokens_before_the_patches_is_asked_for():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes))
+    model.config.model_type = "new"
+    with pytest.raises(ValueError, match=r"how many tokens stand before the patches in '.*' is not known"):
+        attach(model)
+    attach(model, prefix_tokens=1)(torch.randn(1, 3, 16, 16))

@@ -206,7 +206,7 @@ def test_a_part_that_was_detached_leaves_nothing_behind():
     model = attach(small_vit())
     detach(model.blocks)
     again = attach(copy.deepcopy(model))
-    assert again.patch_embed.proj.gmm_box is again.blocks[0].attn.gmm_site.box
+    assert again.patch_embed.proj.gmm_boxes == (again.blocks[0].attn.gmm_site.box,)
     assert type(detach(model).patch_embed.proj) is nn.Conv2d
     with pytest.raises(ValueError, match="nothing to detach"):
         detach(model)

@@ -4,6 +4,8 @@ The package can be called like its function, so that `gmmvit.attach(model)` work
 interpreter met first.
 """
 
+import importlib
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,18 +16,18 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from gmmvit.attach.place import Grid, GridBox, Mark, Site
+from gmmvit.attach.place import Grid, GridBox, Mark, Record, Site
 from gmmvit.attach.refuse import check_module, refuse_unfit
 from gmmvit.attach.saved import load_mask, read_masks
-from gmmvit.attach.surgery import GridRecorder, MaskedDonor, restorable, restore, swap
+from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, restore, swap, unrestorable
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
-from gmmvit.attention.checks import integer, one_of, pair
-from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, check_mask_options, create_mask
+from gmmvit.attention.checks import integer, known_options, one_of, pair
+from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
 
 __all__ = ["Layer", "Layers", "attach", "describe", "detach", "load_masks", "mask_parameters"]
 
-
+_OPTIONS = {"gmm": ("covariance", "learn_center"), "elm": ("per_head",)}  # beside the arguments of `attach`
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -97,6 +99,7 @@ def attach(
     refuse_unfit(model)
     one_of("mask", mask, ("gmm", "elm"))
     one_of("mode", mode, MODES)
+    known_options(f"the {mask} mask", options, _OPTIONS[mask])
     grid = None if grid is None else pair(grid, "grid", "(rows, cols)")
     if prefix_tokens is not None:
         integer("prefix_tokens", prefix_tokens, 0)
@@ -109,7 +112,6 @@ def attach(
         raise ValueError(f"{type(model).__name__} has no attention that can carry a mask: {what}")
     if mask == "gmm":
         options["num_kernels"] = num_kernels
-    check_mask_options(mask, options)
     free, places = places, _chosen(places, layers)
     sites = _sites(places, mode, grid, prefix_tokens)
     # All masks are built before the first module is touched: an error leaves the model as it was.
@@ -124,18 +126,19 @@ def attach(
         swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
         if item.tower is None or grid is not None:
             continue
-        source = item.tower.source
-        if isinstance(source, GridRecorder):  # by an attention before, or by a part that was detached
-            source.gmm_box = site.box
-        else:
-            swap(source, item.tower.recorder, gmm_box=site.box)
+        source: Any = item.tower.source
+        if not isinstance(source, GridRecorder):
+            swap(source, item.tower.recorder, gmm_boxes=())
+        # Those of another model that has the same embedding stay, those of a part that was detached do not.
+        others = [box for box in source.gmm_boxes if box is not site.box and box.needed_beside(sites)]
+        source.gmm_tell(*others, site.box)
     return model
 
 
 def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
     if layers is None:
         return places
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
+    if isinstance(layers, str | bytes) or not isinstance(layers, Iterable):
         raise TypeError(f"layers must be some whole numbers, as range(6) or [0, -1], got {layers!r}")
     wanted = set()
     for index in layers:
@@ -153,19 +156,26 @@ def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int
     boxes: dict[int, GridBox] = {}
     sites = []
     for item in places:
+        prefix = _prefix(item)
         if item.window is not None:
-            sites.append(Site(GridBox(item.window), _prefix(item), mode))
+            sites.append(Site(GridBox(item.window), prefix or 0, mode))
             continue
+        prefix = prefix if prefix_tokens is None else prefix_tokens
+        if prefix is None:
+            raise ValueError(
+                f"how many tokens stand before the patches in {item.name!r} is not known: say it with prefix_tokens="
+            )
         tower = item.tower
         own = GridBox(grid if tower is None or grid is not None else tower.grid)
         box = boxes.setdefault(0 if tower is None else id(tower.source), own)
         if box.grid is None:
             raise ValueError(f"the patch grid of {item.name!r} depends on the image: say it with grid=(rows, cols)")
-        sites.append(Site(box, _prefix(item) if prefix_tokens is None else prefix_tokens, mode))
+        sites.append(Site(box, prefix, mode))
     return sites
 
 
-def _prefix(item: Found) -> int:
+def _prefix(item: Found) -> int | None:
+    """The tokens before its patches, None if the model is one of which it is not known."""
     own = None if item.adapter is None else item.adapter.gmm_prefix(item.module)
     return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
@@ -181,7 +191,7 @@ def _mask_of(item: Found, site: Site, mask: str, mark: Mark, **options: Any) -> 
     with weight.device:  # whatever default device the caller has set
         module = create_mask(mask, _grid(site), heads, mode=site.mode, steps=item.steps, **options)
         # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
-        module.register_buffer("site", torch.tensor(mark))  # type: ignore[union-attr]
+        module.add_module("site", Record(mark, one_grid=mask == "elm"))  # type: ignore[union-attr]
     return module.to(dtype=torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)  # type: ignore[union-attr]
 
 
@@ -191,17 +201,26 @@ def detach(model: Model) -> Model:
     Raises ValueError if there is none, or if the model is compiled, wrapped or parametrized.
     """
     refuse_unfit(model)
-    there = [*(module for _, module in masked(model)), *recorders(model)]  # a part that was detached leaves recorders
-    if not there:
+    attentions, embeddings = [module for _, module in masked(model)], recorders(model)
+    sites = [module.gmm_site for module in attentions]
+    # An embedding that other models share, or that of a part, goes on telling the others.
+    needed = {module: [box for box in module.gmm_boxes if box.needed_beside(sites)] for module in embeddings}
+    if not attentions and any(needed.values()):
+        raise ValueError(
+            f"{type(model).__name__} is the patch embedding of masks outside of it: detach the whole model"
+        )
+    if not attentions and not embeddings:
         raise ValueError(f"{type(model).__name__} carries no mask: there is nothing to detach")
     names = {module: name for name, module in model.named_modules()}
+    there: list[Swapped] = [*attentions, *(module for module in embeddings if not needed[module])]
     for module in there:
-        if not restorable(module):
-            raise ValueError(
-                f"{names[module]!r} became a {type(module).__name__} after attach: undo that before detach"
-            )
+        if reason := unrestorable(module):
+            raise ValueError(f"{names[module]!r} {reason}: undo that before detach")
     for module in there:
         restore(module)
+    for module in embeddings:
+        if needed[module]:
+            module.gmm_tell(*needed[module])
     return model
 
 
@@ -223,16 +242,15 @@ def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> M
     """
     refuse_unfit(model)
     saved = read_masks(path)
-    free = [item for item in survey(model, located="grid" in saved.options) if item.adapter is not None]
-    if len(free) != saved.places and not masked(model):
-        raise ValueError(
-            f"the masks were saved from a model with {saved.places} attentions that can carry one, "
-            f"{type(model).__name__} has {len(free)}"
-        )
-    attach(model, layers=saved.by_place, **saved.options)
+    if there := masked(model):
+        raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
+    found = survey(model, located="grid" in saved.options)
+    free = [item.name for item in found if item.adapter is not None]
+    by_place = saved.by_place(free, type(model).__name__)
+    attach(model, layers=by_place, **saved.options)
     try:
-        for (name, module), index in zip(masked(model), sorted(saved.by_place), strict=True):
-            load_mask(name, module.gmm_mask, saved.by_place[index])
+        for (name, module), place in zip(masked(model), sorted(by_place), strict=True):
+            load_mask(name, module.gmm_mask, by_place[place])
     except ValueError:  # the model stays as it was
         detach(model)
         raise
@@ -259,7 +277,7 @@ def _layer(item: Found) -> Layer:
     module = item.module
     if isinstance(module, MaskedDonor):
         action = "elm" if isinstance(module.gmm_mask, ElementwiseMask) else "gmm"
-        grid, prefix = module.gmm_window(module) or module.gmm_site.box.grid, module.gmm_site.prefix_tokens
+        grid, prefix = module.gmm_window(module) or module.gmm_site.box.known, module.gmm_site.prefix_tokens
         return Layer(item.name, item.kind, action, grid, module.gmm_heads(module), prefix)
     if item.adapter is None:
         return Layer(item.name, item.kind, "left alone", reason=item.reason)
@@ -270,8 +288,13 @@ def _layer(item: Found) -> Layer:
 class _CallableModule(ModuleType):
     """`import gmmvit.attach` binds the package to the name that `gmmvit.attach(model)` calls."""
 
+    __signature__ = inspect.signature(attach)
+
     def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
         return attach(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _CallableModule

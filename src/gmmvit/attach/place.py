@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -41,6 +41,10 @@ class PerThread(Generic[T]):
         return PerThread, (self.get(),)
 
 
+class _Alive:
+    """Lies in a node of autograd's graph and lives as long as that does."""
+
+
 class GridBox:
     """The grid of the images that are in the model now: written by its patch embedding, read by its attentions.
 
@@ -49,9 +53,12 @@ class GridBox:
     """
 
     def __init__(self, grid: Grid | None) -> None:
+        self._first = grid
         self._now: PerThread[tuple[Grid | None, Tensor | None]] = PerThread((grid, None))
-        self._seen: dict[int, Grid] = {}
+        self._forward: list[tuple[Grid, Tensor | None, weakref.ref[_Alive]]] = []  # since the last backward pass
+        self._in_backward = False
         self._source: weakref.ref[nn.Module] | None = None
+        self._sites: weakref.WeakSet[Site] = weakref.WeakSet()
 
     @property
     def grid(self) -> Grid | None:
@@ -61,28 +68,65 @@ class GridBox:
     def positions(self) -> Tensor | None:
         return self._now.get()[1]
 
-    def note(self, source: nn.Module, grid: Grid, positions: Tensor | None = None) -> None:
-        """Takes the grid that the patch embedding `source` made just now."""
-        if torch.compiler.is_compiling():
-            self._now.set((grid, positions))
-            return
-        if torch.jit.is_tracing():  # sizes are tensors there; a trace is of one image size
-            grid = (int(grid[0]), int(grid[1]))
-        self._now.set((grid, positions))
-        self._seen[grid[0] * grid[1]] = grid
+    @property
+    def known(self) -> Grid | None:
+        """The grid in numbers: torch.export with open sizes leaves symbols behind."""
+        grid = self.grid
+        return grid if grid is not None and all(type(side) is int for side in grid) else self._first
+
+    def told_by(self, source: nn.Module) -> None:
+        """From now on the patch embedding `source` writes the grid."""
         self._source = weakref.ref(source)
 
-    def recomputed(self, patches: int) -> Grid | None:
+    def join(self, site: "Site") -> None:
+        self._sites.add(site)
+
+    def needed_beside(self, sites: Collection["Site"]) -> bool:
+        """Whether other attentions than those of `sites` read this box."""
+        return any(all(site is not other for other in sites) for site in self._sites)
+
+    def note(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
+        """Takes the grid that the patch embedding made just now, with its output."""
+        if not torch.compiler.is_compiling():
+            if torch.jit.is_tracing():  # sizes are tensors there; a trace is of one image size
+                grid = (int(grid[0]), int(grid[1]))
+            self._remember(grid, positions, made)
+        self._now.set((grid, positions))
+
+    def _remember(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
+        """For gradient checkpointing, which repeats forward passes in the backward pass."""
+        self._forward = [] if self._in_backward else [past for past in self._forward if past[2]() is not None]
+        self._in_backward = False
+        metadata = getattr(made.grad_fn, "metadata", None)
+        if metadata is not None:
+            alive = metadata.setdefault("gmmvit", _Alive())  # as long as this forward pass can be gone back through
+            self._forward.append((grid, positions, weakref.ref(alive)))
+
+    def recomputed(self, patches: int) -> tuple[Grid, Tensor | None] | None:
         """The grid of so many patches while gradient checkpointing repeats a forward pass in the backward pass: images
-        of another size may have been in the model since."""
-        return self._seen.get(patches) if torch._C._current_graph_task_id() != -1 else None
+        of another size may have been in the model since.
+
+        Raises ValueError where several had so many.
+        """
+        self._in_backward = True
+        found: list[tuple[Grid, Tensor | None]] = []
+        for grid, positions, alive in self._forward:
+            fits = (grid[0] * grid[1] if positions is None else positions.shape[1]) == patches
+            if fits and alive() is not None and all(grid != g or positions is not p for g, p in found):
+                found.append((grid, positions))
+        if len(found) > 1:
+            raise ValueError(
+                f"gradient checkpointing repeats a forward pass of {patches} patches, and images of several grids with "
+                "so many were in the model since the last backward pass: call backward after each of them"
+            )
+        return found[0] if found else None
 
     def stale(self) -> bool:
         """Whether the patch embedding that wrote the grid exists no more."""
         return self._source is not None and self._source() is None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_source": None}  # a copy has a patch embedding of its own, which will tell
+    def __reduce__(self) -> Any:
+        return GridBox, (self.known,)  # a copy has a patch embedding of its own, which will tell
 
 
 class Site:
@@ -92,34 +136,39 @@ class Site:
     def __init__(self, box: GridBox, prefix_tokens: int, mode: str) -> None:
         self.box, self.prefix_tokens, self.mode = box, prefix_tokens, mode
         self.ran = PerThread(False)
+        box.join(self)
 
-    def grid(self, tokens: int) -> Grid:
-        """The grid behind a sequence of that many tokens.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.box.join(self)
+
+    def now(self, tokens: int) -> tuple[Grid, Tensor | None]:
+        """The grid behind a sequence of that many tokens; the positions of its patches where each sample has its own.
 
         Raises ValueError where the two do not fit, as when patches are dropped in training.
         """
-        if not torch.compiler.is_compiling() and self.box.stale():
-            raise ValueError(
-                "the patch embedding that told the grid was replaced after attach, so the grid is not known: keep "
-                "state = model.state_dict(), call detach(model), then load_masks(model, state)"
-            )
+        prefix = self.prefix_tokens
+        if not torch.compiler.is_compiling():
+            if torch._C._current_graph_task_id() != -1:  # in a backward pass
+                before = self.box.recomputed(tokens - prefix)
+                if before is not None:
+                    return before
+            elif self.box.stale():
+                raise ValueError(
+                    "the patch embedding that told the grid was replaced after attach, so the grid is not known: keep "
+                    "state = model.state_dict(), call detach(model), then load_masks(model, state)"
+                )
         rows, cols = self.box.grid  # type: ignore[misc]
         positions = self.box.positions
-        if positions is not None and positions.shape[1] + self.prefix_tokens != tokens:
+        patches = rows * cols if positions is None else positions.shape[1]
+        if patches + prefix != tokens:
+            what = f"a {rows} x {cols} grid" if positions is None else "the patch embedding"
             raise ValueError(
-                f"the attention got {tokens} tokens, the patch embedding {positions.shape[1]} patches with "
-                f"{self.prefix_tokens} tokens before them: no patches may be dropped"
+                f"the attention got {tokens} tokens, {what} has {patches} patches with {prefix} tokens before them: no "
+                "patches may be dropped; say another grid or number of tokens before it with attach(grid=, "
+                "prefix_tokens=), and attach anew after a change of the patch size"
             )
-        if positions is None and rows * cols + self.prefix_tokens != tokens:
-            before = self.box.recomputed(tokens - self.prefix_tokens)
-            if before is not None:
-                return before
-            raise ValueError(
-                f"the attention got {tokens} tokens; a {rows} x {cols} grid with {self.prefix_tokens} before it has "
-                f"{rows * cols + self.prefix_tokens}: no patches may be dropped; say another grid with attach(grid=), "
-                "and attach anew after a change of the patch size"
-            )
-        return rows, cols
+        return (rows, cols), positions
 
 
 class Mark(NamedTuple):
@@ -143,12 +192,13 @@ class Mark(NamedTuple):
     @classmethod
     def read(cls, tensor: Tensor, layer: str) -> "Mark":
         """Raises ValueError that names the layer where the numbers cannot be those that `attach` saves."""
-        numbers: Sequence[Any] = tensor.flatten().tolist()
-        whole = not tensor.is_floating_point() and len(numbers) == len(cls._fields)
-        if whole:
-            mark = cls(*numbers)
+        plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
+        numbers: Sequence[Any] = tensor.flatten().tolist() if plain else []
+        # Files that were averaged or cast to another precision hold the same numbers as floats.
+        if len(numbers) == len(cls._fields) and all(number == int(number) for number in numbers if number == number):
+            mark = cls(*(int(number) if number == number else -1 for number in numbers))
             within = 0 <= mark.mode < len(MODES) and 0 <= mark.place < mark.places
-            if within and min(numbers) >= 0 and min(mark.rows, mark.cols) > 0 and max(mark[-3:]) <= 1:
+            if within and min(mark) >= 0 and min(mark.rows, mark.cols) > 0 and max(mark[-3:]) <= 1:
                 return mark
         raise ValueError(f"{layer}: its gmm_mask.site is none that attach saves, got {numbers[:10]}")
 
@@ -171,3 +221,35 @@ class Mark(NamedTuple):
             kinds = ("the whole image", "a window")
             return f"belongs to an attention inside {kinds[saved.window]}, here it would be {kinds[self.window]}"
         return ""
+
+
+class Record(nn.Module):
+    """Keeps a mask's mark and puts it into `state_dict()`: neither parameter nor buffer, so that no average, cast or
+    `to_empty` changes it. Loading compares it and changes nothing."""
+
+    def __init__(self, mark: Mark, one_grid: bool) -> None:
+        super().__init__()
+        self.mark, self.one_grid = mark, one_grid
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.mark, device="cpu")
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing: the mask stays where it is."""
+
+    def misfit(self, saved: Mark) -> str:
+        """As `Mark.misfit`; a mask of one grid fits no other."""
+        own = self.mark
+        if self.one_grid and (own.rows, own.cols) != (saved.rows, saved.cols):
+            return f"is element-wise on a {saved.rows} x {saved.cols} grid, which a {own.rows} x {own.cols} grid is not"
+        return own.misfit(saved)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None:
+            try:
+                misfit = self.misfit(Mark.read(saved, prefix.removesuffix(".gmm_mask.site.")))
+            except ValueError as error:
+                misfit = str(error)
+            args[-1].extend([f"{prefix.removesuffix('.site.')} {misfit}"] if misfit else [])

@@ -12,6 +12,8 @@ _WRAPPERS = {
 }
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "bitsandbytes", "torchao", "optimum.quanto")
 
+_DROPOUT_AND_SOFTMAX = {"attn_drop": (nn.Dropout, nn.Identity), "softmax": (nn.Softmax,)}
+
 
 def check_module(model: object) -> None:
     """Raises TypeError unless `model` is a module."""
@@ -24,11 +26,13 @@ def check_module(model: object) -> None:
 def refuse_unfit(model: Any) -> None:
     """Raises for what cannot be changed in place any more: TypeError if it is no module, else ValueError."""
     check_module(model)
-    kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    if isinstance(model, nn.modules.lazy.LazyModuleMixin) or kind.startswith(("torch.jit.", "torch.fx.")):
-        raise ValueError(f"model is a {type(model).__name__}, whose code is fixed: attach the model it was made from")
     for name, module in model.named_modules():
-        wrapper = _WRAPPERS.get(f"{type(module).__module__}.{type(module).__qualname__}")
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        lazy = not name and isinstance(module, nn.modules.lazy.LazyModuleMixin)
+        if lazy or kind.startswith(("torch.jit.", "torch.fx.")):
+            what = f"{name or 'model'} is a {type(module).__name__}, whose code is fixed"
+            raise ValueError(f"{what}: attach the model it was made from")
+        wrapper = _WRAPPERS.get(kind)
         if wrapper:
             inside = f"{name}.module" if name else "model.module"
             raise ValueError(
@@ -60,6 +64,10 @@ def spoiled(module: nn.Module) -> str:
         return "its forward was replaced on the instance, which a mask would not reach: attach before that"
     if parametrize.is_parametrized(module):
         return "it is parametrized: attach before that"
+    for name, kinds in _DROPOUT_AND_SOFTMAX.items():
+        child = module._modules.get(name)
+        if child is not None and type(child) not in kinds:
+            return f"its {name} is a {type(child).__name__}, which a mask would pass by: put {kinds[0].__name__} back"
     owned = (*vars(module), *module._parameters, *module._buffers, *module._modules)
     ours = next((name for name in owned if name.startswith("gmm_")), None)
     return f"it has a {ours!r} of its own, a name that attach uses" if ours else ""

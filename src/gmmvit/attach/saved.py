@@ -11,7 +11,9 @@ from gmmvit.attach.place import Mark
 from gmmvit.attention import MODES
 from gmmvit.weight_files import read_tensors, unwrapped
 
-_MARK = "gmm_mask."
+_MASK = "gmm_mask."
+SITE = "site._extra_state"  # of `Record`, beside the parameters of its mask
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class SavedMask(NamedTuple):
@@ -34,11 +36,36 @@ class SavedMask(NamedTuple):
 
 
 class SavedMasks(NamedTuple):
-    """The options of `attach` that made them, how many attentions could have had one, and the masks by their place."""
+    """The options of `attach` that made them, and the masks."""
 
     options: dict[str, Any]
-    places: int
-    by_place: dict[int, SavedMask]
+    masks: list[SavedMask]
+
+    def by_place(self, free: list[str], model: str) -> dict[int, SavedMask]:
+        """The masks by their place among the attentions of a model that can carry one, whose names are `free`.
+
+        Names decide where the file has those of the model; libraries rename layers between model and file, and then it
+        is the place at which each mask was. Raises ValueError where neither fits.
+        """
+        if {mask.layer for mask in self.masks} <= set(free):
+            return {free.index(mask.layer): mask for mask in self.masks}
+        found: dict[int, SavedMask] = {}
+        for mask in self.masks:
+            if mask.mark.places != len(free):
+                raise ValueError(
+                    f"the masks were saved from a model with {mask.mark.places} attentions that can carry one, "
+                    f"{model} has {len(free)}, and none named {mask.layer!r}"
+                )
+            twin = found.setdefault(mask.mark.place, mask)
+            if twin is not mask and not _same(twin.tensors, mask.tensors):  # an attention of two blocks is there twice
+                raise ValueError(
+                    f"the masks of {twin.layer!r} and {mask.layer!r} are of one place, and {model} has neither name"
+                )
+        return found
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def read_masks(source: str | Path | Mapping[str, Tensor]) -> SavedMasks:
@@ -47,9 +74,9 @@ def read_masks(source: str | Path | Mapping[str, Tensor]) -> SavedMasks:
     Raises FileNotFoundError without a file, ValueError where there are no masks or they are damaged.
     """
     if isinstance(source, Mapping):
-        tensors = {name: tensor for name, tensor in unwrapped(source, "the state_dict").items() if _MARK in name}
+        tensors = {name: tensor for name, tensor in unwrapped(source, "the state_dict").items() if _MASK in name}
     elif isinstance(source, str | Path):
-        tensors = read_tensors(source, lambda name: _MARK in name)
+        tensors = read_tensors(source, lambda name: _MASK in name)
     else:
         raise TypeError(f"path must be a file, a folder or a state_dict, got {type(source).__name__}")
     if not tensors:
@@ -57,40 +84,37 @@ def read_masks(source: str | Path | Mapping[str, Tensor]) -> SavedMasks:
         raise ValueError(f"{where}: no masks in it; attach(model) starts new ones")
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        layer, _, name = key.rpartition(_MARK)
+        layer, _, name = key.rpartition(_MASK)
         layers.setdefault(layer.removesuffix("."), {})[name] = tensor
     return _checked([_mask(layer, tensors) for layer, tensors in layers.items()])
 
 
 def _mask(layer: str, tensors: dict[str, Tensor]) -> SavedMask:
-    if "site" not in tensors:
-        raise ValueError(f"{layer}: its mask has no 'site', so it was not saved from an attached model")
+    if SITE not in tensors:
+        raise ValueError(f"{layer}: its mask has no '{SITE}', so it was not saved from an attached model")
+    mark = Mark.read(tensors.pop(SITE), layer)
     for name, tensor in tensors.items():
-        if name != "site" and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+        usual = tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in _FLOATS
+        if not usual or not tensor.isfinite().all():
             raise ValueError(f"{layer}: the {name} of its mask must be finite real numbers: the file is damaged")
-    return SavedMask(layer, Mark.read(tensors["site"], layer), tensors)
+    return SavedMask(layer, mark, tensors)
 
 
 def _checked(masks: list[SavedMask]) -> SavedMasks:
     """Raises ValueError unless one call of `attach` could have made them all."""
-    first = masks[0]
-    options, places = first.options(), first.mark.places
-    by_place = {mask.mark.place: mask for mask in masks}
+    options = masks[0].options()
     for mask in masks:
-        if by_place[mask.mark.place] is not mask:
-            twin = by_place[mask.mark.place].layer
-            raise ValueError(f"the masks of {mask.layer!r} and {twin!r} claim the same place, so the file is damaged")
-        if mask.options() != options or mask.mark.places != places:
+        if mask.options() != options:
             raise ValueError(
-                f"the masks of {first.layer!r} and {mask.layer!r} are not of one attach call: {options} of {places} "
-                f"and {mask.options()} of {mask.mark.places}"
+                f"the masks of {masks[0].layer!r} and {mask.layer!r} are not of one attach call: {options} and "
+                f"{mask.options()}"
             )
-    return SavedMasks(options, places, by_place)
+    return SavedMasks(options, masks)
 
 
 def load_mask(name: str, mask: nn.Module, saved: SavedMask) -> None:
     """Puts a saved mask into that of the layer `name`. Raises ValueError where they do not fit."""
-    own = mask.state_dict()
+    own = dict(mask.named_parameters())
     extra = sorted(set(saved.tensors) - set(own))
     if extra:
         raise ValueError(f"the saved mask does not fit {name!r}: it has a {extra[0]!r}, which this mask has not")
@@ -101,7 +125,7 @@ def load_mask(name: str, mask: nn.Module, saved: SavedMask) -> None:
             raise ValueError(
                 f"the saved mask does not fit {name!r}: {key} must be of {tuple(tensor.shape)}, is {sizes}"
             )
-    misfit = Mark.read(own["site"], name).misfit(saved.mark)
+    misfit = mask.site.misfit(saved.mark)  # type: ignore[union-attr,operator]
     if misfit:
         raise ValueError(f"the saved mask does not fit {name!r}: it {misfit}")
-    mask.load_state_dict(saved.tensors)
+    mask.load_state_dict(saved.tensors, strict=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attach.place import Grid, GridBox, Mark, Site
+from gmmvit.attach.place import Grid, GridBox, Record, Site
 from gmmvit.attention import OffsetTable, gmm_attention, with_prefix
 from gmmvit.attention.eager import eager_attention
 from gmmvit.attention.reference import EVERY_PATCH, Steps, mask_at, modulate
@@ -44,9 +44,9 @@ class Swapped(nn.Module):
 
 
 class GridRecorder(Swapped):
-    """A patch embedding's convolution that notes the grid it makes."""
+    """A patch embedding's convolution that notes the grid it makes, for each model that it is a part of."""
 
-    gmm_box: GridBox
+    gmm_boxes: tuple[GridBox, ...]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -54,19 +54,33 @@ class GridRecorder(Swapped):
         return out
 
     def gmm_note(self, out: Any, *args: Any, **kwargs: Any) -> None:
-        """Writes the grid of `out`, which the embedding made of its arguments, into the box."""
-        self.gmm_box.note(self, (out.shape[-2], out.shape[-1]))
+        """Writes the grid of `out`, which the embedding made of its arguments, into the boxes."""
+        self.gmm_write((out.shape[-2], out.shape[-1]), None, out)
+
+    def gmm_write(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
+        for box in self.gmm_boxes:
+            box.note(grid, positions, made)
+
+    def gmm_tell(self, *boxes: GridBox) -> None:
+        """From now on it writes into these boxes."""
+        self.gmm_boxes = boxes
+        for box in boxes:
+            box.told_by(self)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self.gmm_tell(*self.gmm_boxes)
 
 
 @dataclass(frozen=True)
 class Tower:
     """The part of a model that cuts images into patches: `source` is the module that does it, `recorder` knows its
     outputs, `grid` is what it makes of the model's own image size (None if it has none), `prefix_tokens` what is put
-    before the patches."""
+    before the patches (None if not known)."""
 
     source: nn.Module
     grid: Grid | None
-    prefix_tokens: int
+    prefix_tokens: int | None
     recorder: type[GridRecorder] = GridRecorder
 
 
@@ -115,21 +129,28 @@ class MaskedDonor(Swapped):
         """Why this one module cannot carry a mask though its class can; empty if it can."""
         return ""
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        saved = state_dict.get(f"{prefix}gmm_mask.site")
-        if saved is not None:
-            own = Mark.read(self.gmm_mask.site, prefix)
-            try:
-                misfit = own.misfit(Mark.read(saved, prefix.removesuffix(".")))
-            except ValueError as error:
-                args[-1].append(str(error))
-            else:
-                args[-1].extend([f"{prefix}gmm_mask {misfit}"] if misfit else [])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.gmm_refresh()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.gmm_refresh()
+        super()._load_from_state_dict(*args)
+
+    def gmm_refresh(self) -> None:
+        """Brings the mask's record up to its grid, which `resample` may have changed."""
+        record = getattr(self.gmm_mask, "site", None)
+        if isinstance(record, Record):
+            record.mark = record.mark._replace(rows=self.gmm_mask.grid[0], cols=self.gmm_mask.grid[1])
+
+    def gmm_now(self, tokens: int) -> tuple[Grid, Tensor | None]:
+        """The grid of the tokens that came in, the window if there is one, else that of the patch embedding; and the
+        positions of the patches where each sample has its own."""
+        window = self.gmm_window(self)
+        return self.gmm_site.now(tokens) if window is None else (window, None)
 
     def gmm_grid(self, tokens: int) -> Grid:
-        """The grid of the tokens that came in: the window if there is one, else that of the patch embedding."""
-        return self.gmm_window(self) or self.gmm_site.grid(tokens)
+        return self.gmm_now(tokens)[0]
 
     def gmm_dropout(self) -> float:
         return self.attn_drop.p if self.training else 0.0
@@ -148,12 +169,12 @@ class MaskedDonor(Swapped):
     ) -> Tensor:
         """Masked attention of q, k, v [B, H, T, D]; `bias` as in `gmm_attention`, or boolean (True takes part); `mask`
         where it is not that of the grid row by row."""
-        grid = self.gmm_grid(q.shape[2]) if grid is None else grid
+        grid, positions = self.gmm_now(q.shape[2]) if grid is None else (grid, None)
         site, bias = self.gmm_site, additive(bias)
         q, k = q.to(v.dtype), k.to(v.dtype)
         dropout_p = self.gmm_dropout() if dropout_p is None else dropout_p
-        if site.box.positions is not None:
-            each = self.gmm_mask_at(site.box.positions, grid)
+        if positions is not None:
+            each = self.gmm_mask_at(positions, grid)
             return self.gmm_attend_by(each, q, k, v, bias, scale=scale, dropout_p=dropout_p)
         return gmm_attention(
             q,
@@ -240,9 +261,11 @@ def swap(module: nn.Module, adapter: type[Swapped], **state: Any) -> None:
     module.__class__ = _composed(adapter, type(module))
 
 
-def restorable(module: Swapped) -> bool:
-    """Whether the class is still the one that `swap` made: parametrizations, for one, exchange it again."""
-    return type(module) is _COMPOSED.get((module.gmm_adapter, module.gmm_donor))
+def unrestorable(module: Swapped) -> str:
+    """Why `restore` would destroy it; empty if it would not."""
+    if type(module) is not _COMPOSED.get((module.gmm_adapter, module.gmm_donor)):  # parametrizations, for one
+        return f"became a {type(module).__name__} after attach"
+    return "had its forward replaced after attach" if "forward" in vars(module) else ""
 
 
 def restore(module: Swapped) -> None:

@@ -49,42 +49,69 @@ def survey(model: nn.Module, *, located: bool = False) -> list[Found]:
     names = [name for name, module in modules.items() if _is_attention(module)]
     # A wrapper round another attention is not one itself.
     leaves = [n for n in names if not any(other != n and other.startswith(f"{n}." if n else "") for other in names)]
-    return [_found(name, modules, located) for name in leaves]
+    paths: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(name)
+    everything = {name: module for module, own in paths.items() for name in own}
+    return [_found(name, paths[modules[name]], everything, located) for name in leaves]
 
 
 def _is_attention(module: nn.Module) -> bool:
     kind = qualified(module)
-    return kind in ATTENTIONS or kind in LEFT_ALONE or bool(_LOOKS_LIKE_ATTENTION.search(kind.rsplit(".", 1)[-1]))
+    if kind in ATTENTIONS or kind in LEFT_ALONE or _LOOKS_LIKE_ATTENTION.search(kind.rsplit(".", 1)[-1]):
+        return True
+    return _base(module) is not None
 
 
-def _found(name: str, modules: dict[str, nn.Module], located: bool) -> Found:
+def _base(module: nn.Module) -> str | None:
+    """The known attention that the class of `module` was derived from, under a name that does not say so."""
+    bases = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__[1:])
+    return next((base for base in bases if base in ATTENTIONS), None) if not isinstance(module, Swapped) else None
+
+
+def _ancestors(path: str, modules: dict[str, nn.Module]) -> list[nn.Module]:
+    """The modules round the one at `path`, from the whole model down to its parent."""
+    parts = path.split(".")
+    return [modules[".".join(parts[:i])] for i in range(len(parts))] if path else []
+
+
+def _tower(ancestors: list[nn.Module]) -> Tower | None:
+    return next((tower for find in TOWERS if (tower := find(ancestors)) is not None), None)
+
+
+def _found(name: str, paths: list[str], modules: dict[str, nn.Module], located: bool) -> Found:
     module = modules[name]
     kind = qualified(module)
-    parts = name.split(".")
-    ancestors = [modules[".".join(parts[:i])] for i in range(len(parts))] if name else []
+    ancestors = _ancestors(name, modules)
     adapter = ATTENTIONS.get(kind)
     if adapter is None:
-        return Found(name, module, None, reason=LEFT_ALONE.get(kind, "not known to gmmvit"))
+        base = _base(module)
+        unknown = "not known to gmmvit" + (f": a class of its own, derived from {base}" if base else "")
+        return Found(name, module, None, reason=LEFT_ALONE.get(kind, unknown))
     reason = adapter.gmm_refusal(module, ancestors)
-    unknown = sorted(key for key in set(module._modules) - adapter.gmm_parts if not key.startswith("gmm_"))
     if not reason and not isinstance(module, Swapped):
         reason = spoiled(module)
-    if unknown and not reason:
-        reason = f"has parts that this version of gmmvit does not know: {', '.join(unknown)}"
+    unknown_parts = sorted(key for key in set(module._modules) - adapter.gmm_parts if not key.startswith("gmm_"))
+    if unknown_parts and not reason:
+        reason = f"has parts that this version of gmmvit does not know: {', '.join(unknown_parts)}"
+    window = adapter.gmm_window_at(module, ancestors)
+    tower = _tower(ancestors) if window is None else None
+    if not reason and window is None and not located:
+        reason = _without_grid(tower, [_tower(_ancestors(path, modules)) for path in paths])
     if reason:
         return Found(name, module, None, reason=reason)
-    window = adapter.gmm_window_at(module, ancestors)
-    tower = None
-    if window is None:
-        tower = next((t for find in TOWERS if (t := find(ancestors)) is not None), None)
-        if tower is None and not located:
-            return Found(name, module, None, reason="the patch grid was not found; say it with grid=(rows, cols)")
-        if tower is not None and not located and not isinstance(tower.source, Swapped):
-            reason = spoiled(tower.source)
-            if reason:
-                return Found(name, module, None, reason=f"the patch embedding does not tell its grid: {reason}")
     steps, state = adapter.gmm_steps(module, ancestors), adapter.gmm_state(module, ancestors)
     return Found(name, module, adapter, tower, window, steps, state)
+
+
+def _without_grid(tower: Tower | None, towers: list[Tower | None]) -> str:
+    """Why the grid of an attention is not known, whose paths through the model lead to these towers; empty if it is."""
+    if tower is None:
+        return "the patch grid was not found; say it with grid=(rows, cols)"
+    if any(other is None or other.source is not tower.source for other in towers):
+        return "it stands behind several patch embeddings, so its grid is not known"
+    damage = "" if isinstance(tower.source, Swapped) else spoiled(tower.source)
+    return f"the patch embedding does not tell its grid: {damage}" if damage else ""
 
 
 def masked(model: nn.Module) -> list[tuple[str, MaskedDonor]]:

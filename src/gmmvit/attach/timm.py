@@ -30,7 +30,7 @@ class TimmAttention(MaskedDonor):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = self.gmm_rotate(q, rope), self.gmm_rotate(k, rope)
-        out = self.gmm_attend(q, k, v, bias).transpose(1, 2).flatten(2)
+        out = self.gmm_attend(q, k, v, bias, scale=self.scale).transpose(1, 2).flatten(2)
         if getattr(self, "norm", None) is not None:
             out = self.norm(out)
         if gate is not None:
@@ -137,11 +137,10 @@ class NaFlexRecorder(GridRecorder):
     def gmm_note(
         self, out: Any, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
     ) -> None:
-        if patch_coord is None:
-            _, grid = out
-        else:  # the donor reads the grids of its samples on the host in the same place
+        made, grid = out
+        if patch_coord is not None:  # the donor reads the grids of its samples on the host in the same place
             grid = (patch_coord.amax((0, 1)) + 1).tolist()
-        self.gmm_box.note(self, (grid[0], grid[1]), patch_coord)
+        self.gmm_write((grid[0], grid[1]), patch_coord, made)
 
 
 _VIT = "timm.models.vision_transformer"

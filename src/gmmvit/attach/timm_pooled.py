@@ -167,7 +167,7 @@ class MaskUnitAttention(MaskedDonor):
     def forward(self, x: Tensor) -> Tensor:
         """[B, G*T, C] in the donor's order -> [B, G*Tq, C]."""
         windows = x.shape[1] // _tokens(self) if self.use_mask_unit_attn else 1
-        (rows, cols), strides = self.gmm_site.grid(x.shape[1] // windows), self.gmm_strides
+        (rows, cols), strides = self.gmm_site.now(x.shape[1] // windows)[0], self.gmm_strides
         # The windows run faster than the tokens inside of them.
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unflatten(1, (-1, windows))
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # [B*G, H, T, D] each

@@ -24,7 +24,7 @@ class MultiheadAttention(MaskedDonor):
             return "nn.TransformerEncoderLayer computes in eval mode without calling its attention"
         if isinstance(parent, nn.TransformerDecoderLayer):
             return "nn.TransformerDecoderLayer attends to other things than patches"
-        if type(parent).__name__ == "SiglipMultiheadAttentionPoolingHead":
+        if any("PoolingHead" in type(module).__name__ for module in ancestors):
             return "pools the tokens: its queries are no patches"
         if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
             return "has keys of another width or added keys"

@@ -97,9 +97,9 @@ class SwinAttention(InterfaceAttention):
         side = module.config.window_size
         return side, side
 
-    def gmm_grid(self, tokens: int) -> Grid:
+    def gmm_now(self, tokens: int) -> tuple[Grid, None]:
         side = math.isqrt(tokens)
-        return side, side
+        return (side, side), None
 
 
 class QueryAttention(InterfaceAttention):
@@ -206,6 +206,8 @@ _PREFIX = {
     "dinov3_vit": 1,
     "beit": 1,
     "clip_vision_model": 1,
+    "siglip_vision_model": 0,
+    "swin": 0,
 }
 
 
@@ -215,9 +217,12 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
         config: Any = getattr(model, "config", None)
         if not type(model).__module__.startswith("transformers.") or not hasattr(config, "patch_size"):
             continue
-        patch, image = pair(config.patch_size, "patch_size"), pair(config.image_size, "image_size")
+        patch, size = pair(config.patch_size, "patch_size"), getattr(config, "image_size", None)
         sources = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == m.stride == patch]
         if sources:
-            prefix = _PREFIX.get(config.model_type, 0) + getattr(config, "num_register_tokens", 0)
-            return Tower(sources[0], (image[0] // patch[0], image[1] // patch[1]), prefix)
+            prefix = _PREFIX.get(config.model_type)
+            if prefix is not None:
+                prefix += getattr(config, "num_register_tokens", 0)
+            image = None if size is None else pair(size, "image_size")
+            return Tower(sources[0], image and (image[0] // patch[0], image[1] // patch[1]), prefix)
     return None

@@ -66,7 +66,7 @@ def fraction(name: str, value: Any) -> None:
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raises ValueError unless `value` is allowed."""
     choices = list(allowed)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
@@ -85,7 +85,7 @@ def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") 
     Raises TypeError or ValueError that names the argument.
     """
     values: Any = (value, value) if is_integer(value) else value
-    typed = isinstance(values, Sequence) and all(is_integer(side) for side in values)
+    typed = isinstance(values, Sequence) and not isinstance(values, bytes) and all(is_integer(side) for side in values)
     if not typed or len(values) != 2 or min(values) < 1:
         raise (ValueError if typed else TypeError)(
             f"{name} must be a positive int or a pair {sides} of them, got {value!r}"

@@ -64,7 +64,9 @@ def _chunks(batch: int, heads: int, tokens: int, bias: Tensor | None, itemsize: 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[b, h, T, D] -> contiguous [b*h, T, D]."""
-    return torch.empty(x.shape, dtype=dtype).copy_(x).flatten(0, 1)  # one pass; `to` and `reshape` would be two
+    return (
+        torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 1)
+    )  # one pass; `to` and `reshape` would be two
 
 
 def _of(x: Tensor, heads: slice) -> Tensor:
@@ -101,13 +103,13 @@ class _ChunkedAttention(torch.autograd.Function):
         bias2 = None if bias is None else bias * LOG2_E
         # Laid out as the layer wants it next: [B, T, H, D], a view away from [B, T, H*D].
         out = q.new_empty(batch, tokens, heads, width).transpose(1, 2)
-        weights = torch.empty(batch, heads, tokens, tokens, dtype=narrow) if keep_weights else None
+        weights = q.new_empty(batch, heads, tokens, tokens, dtype=narrow) if keep_weights else None
         ctx.chunks = _chunks(batch, heads, tokens, bias, wide.itemsize) if tokens else []
         for chunk in ctx.chunks:
             qc, kc = _flat(q[chunk], wide), _flat(k[chunk], wide)
             # Kept as they are, the scores become the weights where those will lie.
             shape = (*q[chunk].shape[:2], tokens, tokens)
-            scores = weights[chunk] if weights is not None and narrow == wide else torch.empty(shape, dtype=wide)
+            scores = weights[chunk] if weights is not None and narrow == wide else q.new_empty(shape, dtype=wide)
             torch.bmm(qc, kc.transpose(1, 2), out=scores.flatten(0, 1))
             scores.mul_(scale * LOG2_E if factor2 is None else _of(factor2, chunk[1]))
             if bias2 is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from gmmvit.attach.place import Mark
+from gmmvit.attach.saved import SITE
 from gmmvit.config import RecipeError
 from gmmvit.layers import Grid, resample_position
 from gmmvit.optim import is_mask_parameter
@@ -38,15 +39,15 @@ def renamed_masks(masks: State, model: nn.Module) -> State:
     """Attached masks under the names of `model`: a library may name layers in its files otherwise, places stay."""
 
     def of(state: State) -> dict[str, int]:
-        marks = {name: tensor for name, tensor in state.items() if name.endswith("gmm_mask.site")}
+        marks = {name: tensor for name, tensor in state.items() if name.endswith(SITE)}
         try:
             return {name: Mark.read(tensor, name).place for name, tensor in marks.items()}
         except ValueError as error:
             raise RecipeError(f"the given weights are damaged: {error}") from error
 
     places = {place: name for name, place in of(model.state_dict()).items()}
-    names = {name.removesuffix("site"): places.get(place) for name, place in of(masks).items()}
-    found = {prefix: place.removesuffix("site") for prefix, place in names.items() if place is not None}
+    names = {name.removesuffix(SITE): places.get(place) for name, place in of(masks).items()}
+    found = {prefix: place.removesuffix(SITE) for prefix, place in names.items() if place is not None}
     split = {name: name[: name.rindex("gmm_mask.") + len("gmm_mask.")] for name in masks if "gmm_mask." in name}
     return {found.get(prefix, prefix) + name[len(prefix) :]: masks[name] for name, prefix in split.items()}
 
