@@ -101,10 +101,14 @@ UNUSED: dict[str, tuple[str, ...]] = {
 _FILE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
 
 
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of a finished training; one sentence."""
+
+
 def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file of the original code, on the CPU; nothing but tensors and numbers is unpickled.
 
-    Raises FileNotFoundError, or ValueError where the file is no checkpoint.
+    Raises FileNotFoundError, or CheckpointError (a ValueError) where the file is no checkpoint.
     """
     import pickle
 
@@ -114,16 +118,16 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         start = stream.read(max(map(len, _FILE_STARTS)))
     if not start.startswith(_FILE_STARTS):  # the unpickler says anything but that of other files
-        raise ValueError(f"{file} is not a checkpoint of torch.save")
+        raise CheckpointError(f"{file} is not a checkpoint of torch.save")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
         reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__  # more is advice to read unsafely
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it also holds {code[1]}, which would be run" if code else reason
-        raise ValueError(f"{file} is not a checkpoint of tensors that can be read safely: {reason}") from error
+        raise CheckpointError(f"{file} is not a checkpoint of tensors that can be read safely: {reason}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected a mapping of names to tensors")
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a mapping of names to tensors")
     return _unwrapped(content)
 
 
@@ -134,7 +138,7 @@ def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         raise TypeError(f"the state_dict must be a mapping of names to tensors, got {type(inner).__name__}")
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor) and isinstance(name, str)}
     if not tensors:
-        raise ValueError(f"the checkpoint must hold tensors or a 'model_state_dict' of them, it has {list(inner)[:5]}")
+        raise CheckpointError(f"expected tensors, or a 'model_state_dict' of them, got {list(inner)[:5]}")
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 

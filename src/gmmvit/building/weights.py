@@ -70,6 +70,11 @@ def _tensors(file: Path, content: Any) -> State:
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
+def not_finite(state: State) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None where all are finite."""
+    return next((n for n, t in state.items() if not bool(torch.isfinite(t).all())), None)
+
+
 def split_masks(state: State) -> tuple[State, State]:
     """A state_dict without the masks, and theirs."""
     masks = {name for name in state if is_mask_parameter(name)}

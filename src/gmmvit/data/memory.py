@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -20,6 +21,24 @@ def fits_in_memory(size: int) -> bool:
         return True
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return size <= free / 2 / (int(processes) if processes.isdecimal() and int(processes) else 1)
+
+
+def in_words(size: int) -> str:
+    """A number of bytes as 512 MiB, 16.3 TiB."""
+    value, units = float(size), iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, None)) is not None:
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+def refused_bytes(error: BaseException) -> int | None:
+    """How many bytes could not be allocated, 0 where the error does not tell; None for any other error."""
+    told = str(error)
+    if not isinstance(error, MemoryError) and not re.search(r"allocate memory|out of memory|Invalid buffer size", told):
+        return None
+    asked = re.search(r"allocate (\d+) bytes", told)
+    return int(asked[1]) if asked else 0
 
 
 def free_memory() -> int | None:
