@@ -41,18 +41,18 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Raises ValueError where a state_dict is empty, or holds moments of another shape than their parameter or NaN:
-    the optimiser would take it as it is. A parameter that no loss reaches has no moments."""
+    """Raises ValueError where a state_dict is empty, or holds moments of another shape than their parameter or NaN: the
+    optimiser would take them as they are, and its fused form reads beyond them. A parameter that no loss reaches has
+    no moments."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = saved["state"]
-    if not state:
+    if not saved["state"]:
         raise ValueError("it has no state of the optimizer")
-    for index, entry in state.items():
-        for name in ("exp_avg", "exp_avg_sq"):
-            moment = entry.get(name)
-            fits = index in range(len(parameters)) and isinstance(moment, Tensor)
-            if not fits or moment.shape != parameters[index].shape or bool(moment.isnan().any()):
-                raise ValueError(f"{name} of parameter {index} is not of this model or NaN")
+    for index, entry in saved["state"].items():
+        shape = parameters[index].shape if index in range(len(parameters)) else None
+        for name, expected in (("step", torch.Size()), ("exp_avg", shape), ("exp_avg_sq", shape)):
+            value = entry.get(name)
+            if not isinstance(value, Tensor) or value.shape != expected or bool(value.isnan().any()):
+                raise ValueError(f"{name} of parameter {index} is NaN or not of this model")
 
 
 def learning_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:

@@ -251,7 +251,9 @@ def _check_same_sizes(path: Path, model: dict[str, Any], data: dict[str, Any]) -
         value = len(data[name]) if name == "classes" else data[name]
         given = arguments.get(argument, value)
         if given != value and [given, given] != value:  # one int for a square
-            raise RunError(f"{path} is damaged: its model was made with {argument} {given}, and data.{name} tells of {value}")
+            raise RunError(
+                f"{path} is damaged: its model was made with {argument} {given}, and data.{name} tells of {value}"
+            )
 
 
 def recipe_of(folder: str | Path) -> Recipe:

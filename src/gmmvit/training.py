@@ -298,9 +298,11 @@ def _finish(setting: Setting, state: State) -> dict[str, Any]:
     return summary
 
 
-def _finish_all(started: list[Started], failed: Sequence[tuple[Path, Exception]] = (), finished: int = 0) -> list[dict[str, Any]]:
-    """The summaries of the trainings; raises TrainingError at their end where one failed, or had `failed` before.
-    `finished` ones before them count in its words."""
+def _finish_all(
+    started: list[Started], failed: Sequence[tuple[Path, Exception]] = (), finished: int = 0
+) -> list[dict[str, Any]]:
+    """The summaries of the trainings; raises TrainingError at their end where one failed, or had `failed` before, and
+    counts those that were `finished` before among them."""
     summaries = _run_all(started) if started else []
     for (setting, state), summary in zip(started, summaries, strict=True):
         if not isinstance(summary, Exception):

@@ -13,8 +13,8 @@ _DECIDING = ("image_size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio
 
 
 def check_size(options: dict[str, Any], bytes_each: int = HELD) -> None:
-    """Raises MemoryError where the model of `create_model(**options)` takes more than is free at `bytes_each` parameter,
-    naming the fields that make it so large; ValueError and TypeError as `create_model`."""
+    """Raises MemoryError where the model of `create_model(**options)` takes more memory than is free, at `bytes_each`
+    parameter; it names the fields that make it so large. Raises ValueError and TypeError as `create_model`."""
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             parameters = sum(parameter.numel() for parameter in create_model(**options).parameters())
