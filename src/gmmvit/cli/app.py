@@ -32,4 +32,9 @@ def exit_status(error: BaseException) -> int:
 
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks."""
+    if isinstance(error, RuntimeError):  # torch is loaded
+        from gmmvit.data.memory import refusal
+
+        if (memory := refusal(error)) is not None:
+            return f"memory ran out: {memory}"
     return " ".join(str(error).split()) or type(error).__name__

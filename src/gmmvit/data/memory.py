@@ -41,6 +41,14 @@ def refused_bytes(error: BaseException) -> int | None:
     return int(asked[1]) if asked else 0
 
 
+def refusal(error: BaseException) -> str | None:
+    """What torch's allocator of the CPU says, in the words of this project; None for any other error."""
+    asked, free = refused_bytes(error), free_memory()
+    if not asked:
+        return None
+    return f"{in_words(asked)} of memory were asked for at once" + (f", and {in_words(free)} are free" if free else "")
+
+
 def free_memory() -> int | None:
     """Bytes that can be allocated without swapping: of the machine, or of the container where that is less."""
     known = [free for free in (_machine(), _container()) if free is not None]
