@@ -127,8 +127,8 @@ def test_a_step_that_is_larger_than_memory_tells_its_images(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("gmmvit: the memory of cpu ran out (2 GiB at once) in a step of 512 images 128 x 128")
-    assert "through vit; take a smaller --batch-size" in done.stderr
+    assert done.stderr.startswith("gmmvit: the memory of cpu ran out (2 GiB were asked for at once, and ")
+    assert "in a step of 512 images 128 x 128 through vit; take a smaller --batch-size" in done.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path):

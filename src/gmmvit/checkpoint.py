@@ -152,6 +152,7 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
 
     Raises:
         RunError: where the folder is not a run, or its weights are missing, damaged, not finite or of another model.
+        MemoryError: a model of ours that is larger than the free memory.
     """
     folder = as_folder(folder)
     if weights not in WEIGHTS:

@@ -11,7 +11,7 @@ from gmmvit import checkpoint, run_folder
 from gmmvit.building import first_line
 from gmmvit.config import Recipe, RecipeError
 from gmmvit.data import Dataset
-from gmmvit.data.memory import in_words, refused_bytes
+from gmmvit.data.memory import refusal
 from gmmvit.distributed import full_weights, join, lost_contact
 from gmmvit.interleave import finish, take_turns
 from gmmvit.loop import fit, save_weights
@@ -279,13 +279,12 @@ def _fitted(setting: Setting, state: State) -> Generator[None, None, dict[str, A
     try:
         return (yield from fit(setting, state))
     except (MemoryError, RuntimeError) as error:
-        if (asked := refused_bytes(error)) is None:
+        if (memory := refusal(error)) is None:
             raise
         recipe, images = setting.recipe, setting.data.train.images
         height, width = images.shape[2:]
-        more = f" ({in_words(asked)} at once)" if asked else ""
         raise TrainingError(
-            f"the memory of {setting.device} ran out{more} in a step of {step_images(recipe, len(images))} images "
+            f"the memory of {setting.device} ran out ({memory}) in a step of {step_images(recipe, len(images))} images "
             f"{height} x {width} through {recipe.model}; take a smaller --batch-size (with --accumulate for the same "
             "step), a smaller --image-size or model, or larger patches"
         ) from error

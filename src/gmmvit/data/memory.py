@@ -32,21 +32,17 @@ def in_words(size: int) -> str:
     return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
 
-def refused_bytes(error: BaseException) -> int | None:
-    """How many bytes could not be allocated, 0 where the error does not tell; None for any other error."""
-    told = str(error)
-    if not isinstance(error, MemoryError) and not re.search(r"allocate memory|out of memory|Invalid buffer size", told):
-        return None
-    asked = re.search(r"allocate (\d+) bytes", told)
-    return int(asked[1]) if asked else 0
-
-
 def refusal(error: BaseException) -> str | None:
-    """What torch's allocator of the CPU says, in the words of this project; None for any other error."""
-    asked, free = refused_bytes(error), free_memory()
-    if not asked:
+    """Where an error says that memory ran out, what was asked for and what is free; None for any other error."""
+    told = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not re.search(r"allocate memory|out of memory", told):
         return None
-    return f"{in_words(asked)} of memory were asked for at once" + (f", and {in_words(free)} are free" if free else "")
+    if asked := re.search(r"tried to allocate (\d+) bytes", told):  # torch on the CPU
+        free = free_memory()
+        known = "" if free is None else f", and {in_words(free)} are free"
+        return f"{in_words(int(asked[1]))} were asked for at once{known}"
+    of_gpu = re.search(r"Tried to allocate .*? is free", told)
+    return of_gpu[0] if of_gpu else told
 
 
 def free_memory() -> int | None:
