@@ -73,6 +73,13 @@ def test_python_m_is_the_command():
         (["train", "--quiet", "--model", "vitt", "--out", "never"], "did you mean 'vit'"),
         (["predict", "somewhere"], "at least one image"),
         (["report"], "at least one run folder"),
+        (["resume", __file__, __file__], "at least one run folder"),
+        (["train", "--quiet", "--dataset", "cifar11"], "cifar10"),
+        (["train", "--quiet", "--device", "cuda:99", "--out", "never"], "device 'cuda:99' cannot be used"),
+        (["train", "--quiet", "--patch-size", "3", "--out", "never"], "nearest image size"),
+        (["train", "--quiet", "--dim", "10", "--num-heads", "3", "--out", "never"], "dim must be a multiple of num_he"),
+        (["convert", "x.pth", "--family", "vitt", "--mask", "gmm", "--out", "never"], "family must be one of ['vit'"),
+        (["models", "--image-size", "8", "--num-classes", "1"], "num_classes must be at least 2"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(capsys, arguments, words):
@@ -80,16 +87,18 @@ def test_wrong_usage_is_one_sentence_and_status_2(capsys, arguments, words):
     assert status == 2
     assert out == ""
     assert words in err
-    assert len(err.splitlines()) == 1
-    assert err.startswith("gmmvit: ")
+    assert len(err.splitlines()) == 1 + arguments.count(__file__)
+    assert err.splitlines()[-1].startswith("gmmvit: ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--dataset", "cifar11"], "cifar10"),
-        (["train", "--device", "cuda:99", "--out", "never"], "device 'cuda:99' cannot be used"),
-        (["train", "--patch-size", "3", "--out", "never"], "nearest image size"),
+        (["train", "--dataset", "folder:nowhere"], "does not exist"),
+        (["train", "--image-size", "100000", "--out", "never"], "100000 x 100000 in grey"),
+        (["train", "--dim", "100000", "--num-heads", "1", "--out", "never"], "dim 100000, depth 4, num_heads 1"),
+        (["train", "--mask", "elm", "--image-size", "400", "--patch-size", "1", "--out", "never"], "mask elm"),
+        (["convert", __file__, "--family", "vit", "--mask", "gmm", "--out", "never"], "not a checkpoint"),
         (["resume", "never"], "not a run folder"),
         (["eval", "never"], "not a run folder"),
         (["report", "never"], "not a run folder"),
@@ -103,6 +112,23 @@ def test_a_failure_is_one_sentence_and_status_1(capsys, arguments, words, tmp_pa
     assert len(err.splitlines()) <= 2
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_that_is_larger_than_memory_tells_its_images(tmp_path):
+    """A gigabyte is left to the process when all its libraries are loaded; the batch's first activation takes two."""
+    fields = ["--image-size", "128", "--patch-size", "1", "--batch-size", "512", "--mask", "none", "--dim", "64"]
+    code = (
+        "import pathlib, resource, sys\nfrom gmmvit.cli import main\n"
+        f"main(['train', '--out', {str(tmp_path / 'first')!r}, '--epochs', '1', *{TINY!r}])\n"
+        "held = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (held + 2**30, held + 2**30))\n"
+        f"sys.exit(main(['train', '--threads', '1', '--quiet', '--out', {str(tmp_path / 'a')!r}, *{fields!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("gmmvit: the memory of cpu ran out (2 GiB were asked for at once, and ")
+    assert "in a step of 512 images 128 x 128 through vit; take a smaller --batch-size" in done.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -134,6 +160,25 @@ def test_eval_and_predict_agree_with_the_summary(capsys, run, tmp_path):
     assert str(paths[0]) in out
     assert "broken.png" in err
     assert "missing.png" in err
+
+
+def test_predict_takes_the_images_of_a_folder_in_order(capsys, run, tmp_path):
+    names = ["b/2.png", "b/deep/1.png", "a.jpg", "c.png"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    status, out, err = call(capsys, "predict", run, tmp_path / "in", tmp_path / "in" / "a.jpg", "--json")
+    assert status == 0
+    assert [row["image"] for row in json.loads(out)] == [
+        str(tmp_path / "in" / name) for name in ("a.jpg", "b/2.png", "b/deep/1.png", "c.png", "a.jpg")
+    ]
+    assert err == f"ignored 1 file that is no image: .txt 1 (in {tmp_path / 'in'})\n"
+    (tmp_path / "empty").mkdir()
+    status, out, err = call(capsys, "predict", run, tmp_path / "empty", tmp_path / "in" / "a.jpg")
+    assert status == 1
+    assert err == f"gmmvit: {tmp_path / 'empty'} holds no images\n"
+    assert "a.jpg: " in out
 
 
 def test_from_a_folder_of_mixed_images_to_a_report(capsys, tmp_path):

@@ -39,6 +39,19 @@ def test_a_recipe_survives_yaml():
     assert make_recipe(yaml.safe_load(yaml.safe_dump(as_dict(recipe)))) == recipe
 
 
+def test_a_name_that_is_no_text_is_a_type_error():
+    with pytest.raises(TypeError, match="name must be that of a recipe or the path of a YAML file, got None"):
+        load_recipe(None)
+
+
+def test_nesting_without_end_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "deep.yaml").write_text("lr: " + "[" * 100_000)
+    with pytest.raises(RecipeError, match=r"deep.yaml is not valid YAML: it is nested too deeply"):
+        load_recipe(tmp_path / "deep.yaml")
+    with pytest.raises(RecipeError, match="model_args must be names and values"):
+        load_recipe(model="timm:vit", model_args="a=" + "-" * 100_000 + "1")
+
+
 def test_a_file_with_overrides(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("lr: 1e-3\nepochs: 7\n")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gmmvit.augment import normalize
-from gmmvit.building import build_model
+from gmmvit.building import build_model, first_line, not_finite
 from gmmvit.config import Recipe, as_dict
 from gmmvit.data import decode_image
 from gmmvit.run_folder import (
@@ -18,6 +18,7 @@ from gmmvit.run_folder import (
     CONFIG,
     WEIGHTS,
     RunError,
+    as_folder,
     load_config,
     read_rows,
     recipe_of,
@@ -52,11 +53,30 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:
         raise RunError(f"{path} is damaged and cannot be resumed from: it is not a whole checkpoint") from error
-    kinds = {"epoch": int, "images_seen": int, "model": dict, "optimizer": dict, "best": dict, "recipe": dict}
+    kinds: dict[str, Any] = dict.fromkeys(("model", "optimizer", "best", "recipe", "scaler"), dict)
+    kinds |= {"epoch": int, "images_seen": int, "average": dict | None}
     if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise RunError(f"{path} is damaged and cannot be resumed from: it is not the state of a training")
     _check_same_recipe(path, state["recipe"], as_dict(recipe))
+    _check_tensors(path, state)
     return state
+
+
+def _check_tensors(path: Path, state: dict[str, Any]) -> None:
+    """Raises RunError for weights that no training keeps: NaN and infinity, and best ones of another model."""
+    told = f"{path} is damaged and cannot be resumed from"
+    cure = "put back a copy of it, or train anew with --overwrite"
+    model, best = state["model"], state["best"].get("weights")
+    fits = isinstance(best, dict) and _shapes(best) == _shapes(model) and {"epoch", "val_top1"} <= set(state["best"])
+    if not fits:
+        raise RunError(f"{told}: the best weights in it are not those of its model; {cure}")
+    for part, weights in (("model", model), ("best", best), ("average", state.get("average") or {})):
+        if (name := not_finite(weights)) is not None:
+            raise RunError(f"{told}: {name} ({part}) holds numbers that are not finite; {cure}")
+
+
+def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.shape if isinstance(tensor, Tensor) else None for name, tensor in weights.items()}
 
 
 # Where a training runs and what it says may change between its parts; nothing that decides its result may.
@@ -131,9 +151,10 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         device: where the model goes.
 
     Raises:
-        RunError: where the folder is not a run, or its weights are missing, damaged or of another model.
+        RunError: where the folder is not a run, or its weights are missing, damaged, not finite or of another model.
+        MemoryError: a model of ours that is larger than the free memory.
     """
-    folder = Path(folder)
+    folder = as_folder(folder)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {list(WEIGHTS)}, got {weights!r}")
     data = load_config(folder)["data"]
@@ -142,9 +163,16 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
     if not path.is_file():
         raise RunError(f"{folder} has no {path.name} yet: its training has not finished an epoch")
     try:
-        model.load_state_dict(load_file(path))
+        state = load_file(path)
+        model.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise RunError(f"{path} does not hold the weights of this run: {str(error).splitlines()[0]}") from None
+        raise RunError(f"{path} does not hold the weights of this run: {first_line(error)}") from None
+    if (name := not_finite(state)) is not None:
+        other = "last" if weights == "best" else "best"
+        raise RunError(
+            f"{path} is damaged: {name} holds numbers that are not finite; put back a copy of it, take --weights "
+            f"{other}, or train anew"
+        )
     return LoadedRun(
         folder=folder,
         model=model.to(device).eval(),

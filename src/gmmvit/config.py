@@ -237,7 +237,7 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
             else ast.literal_eval(k.value)
             for k in call.keywords
         }
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two where it is nested too deeply
         return None
 
 
@@ -292,26 +292,37 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
             raise RecipeError(f"{path} names {key!r} twice; keep one of them")
 
 
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; raises RecipeError where it is damaged or names a field twice."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        _refuse_repeated_keys(node, path)
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+    raise RecipeError(f"{path} is not valid YAML: {reason}")
+
+
 def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     """A shipped recipe by name, or a YAML file by path, with fields replaced by `overrides`.
 
     With another `model` than the recipe's, the recipe's sizes and weights are left out: the model's own hold.
 
-    Raises RecipeError for an unknown recipe, file, field or value.
+    Raises RecipeError for an unknown recipe, file, field or value, TypeError for a name that is none.
     """
-    import yaml
-
+    if not isinstance(name, str | Path):
+        raise TypeError(f"name must be that of a recipe or the path of a YAML file, got {name!r}")
     path = RECIPES / f"{name}.yaml" if str(name) in recipe_names() else Path(name)
     if not path.is_file():
         near = difflib.get_close_matches(str(name), recipe_names(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(f"no recipe and no file {str(name)!r}; shipped are {', '.join(recipe_names())}{hint}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        _refuse_repeated_keys(yaml.compose(text, yaml.SafeLoader), path)
-        values = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold fields as `name: value`, got a {type(values).__name__}")
     if isinstance(values.get("recipe"), dict):  # the config.yaml of a run repeats that run

@@ -12,8 +12,10 @@ from gmmvit.attention.checks import one_of, pair
 from gmmvit.checkpoint import save_weights
 from gmmvit.config import Recipe
 from gmmvit.data import class_names, load_dataset, numbered_classes
+from gmmvit.masks import MASKS
+from gmmvit.models import FAMILIES
 from gmmvit.reference_weights import load_reference
-from gmmvit.weight_files import read_tensors
+from gmmvit.weight_files import WeightsError, read_tensors
 
 
 class TrainedOn(NamedTuple):
@@ -61,6 +63,8 @@ def convert(
     Raises:
         ValueError: naming the tensor or size that does not fit; RunError for the folder.
     """
+    one_of("family", family, FAMILIES)
+    one_of("mask", mask, MASKS)
     if dataset is not None:
         one_of("dataset", dataset, DATASETS)
     folder = Path(out)
@@ -69,7 +73,7 @@ def convert(
     model = load_reference(state, family=family, mask=mask, **sizes)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"tensor {name!r} of {file} is not finite: that training diverged")
+            raise WeightsError(f"tensor {name!r} of {file} is not finite: that training diverged")
     options = json.loads(json.dumps({"family": family, **model.config}))
     size = pair(options["image_size"], "image_size")
     if dataset is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gmmvit import checkpoint, run_folder
 from gmmvit.augment import to_device
+from gmmvit.building import not_finite
 from gmmvit.config import Recipe, as_dict
 from gmmvit.data import Split
 from gmmvit.distributed import full_weights, load_weights
@@ -182,7 +183,7 @@ def _check_finite(loss: Tensor | float, epoch: int, step: int, recipe: Recipe) -
 
 def _check_good(row: dict[str, Any], weights: dict[str, Tensor], recipe: Recipe) -> None:
     """Raises TrainingError where an epoch ended in NaN, before anything of it is kept."""
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    finite = not_finite(weights) is None
     if not finite or not run_folder.all_finite(row):
         what = "the validation loss is" if finite else "some weights are"
         raise _diverged(f"{what} not finite after epoch {row['epoch']}", row["epoch"] - 1, recipe)

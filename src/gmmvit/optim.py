@@ -1,9 +1,10 @@
 """The optimiser of a training: parameter groups, learning-rate schedule, average of the weights."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gmmvit.config import Recipe
@@ -37,6 +38,21 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW in its fused form over the groups of `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, fused=True)
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Raises ValueError where a state_dict is empty, or holds moments of another shape than their parameter or NaN: the
+    optimiser would take them as they are, and its fused form reads beyond them. A parameter that no loss reaches has
+    no moments."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not saved["state"]:
+        raise ValueError("it has no state of the optimizer")
+    for index, entry in saved["state"].items():
+        shape = parameters[index].shape if index in range(len(parameters)) else None
+        for name, expected in (("step", torch.Size()), ("exp_avg", shape), ("exp_avg_sq", shape)):
+            value = entry.get(name)
+            if not isinstance(value, Tensor) or value.shape != expected or bool(value.isnan().any()):
+                raise ValueError(f"{name} of parameter {index} is NaN or not of this model")
 
 
 def learning_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:

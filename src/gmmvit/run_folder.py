@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import reprlib
 import shutil
 import signal
 import sys
@@ -15,27 +16,50 @@ from typing import IO, Any
 
 import torch
 
-from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
+from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe, read_yaml
 from gmmvit.version import __version__
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
 EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}
 FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), "report.html", *EXPORTS.values())
-# What config.yaml says of the data, and the types of it.
-DATA_FIELDS = {
-    "classes": list,
-    "image_size": list,
-    "channels": int,
-    "mean": list,
-    "std": list,
-    "fit": str,
-    "fingerprints": dict,
+
+
+def _list_of(fits: Callable[[Any], bool], least: int, most: float = math.inf) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(fits, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# What config.yaml says of the data: in words, and whether a value is that.
+_DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "classes": ("a list of two names or more", _list_of(lambda value: isinstance(value, str), 2)),
+    "image_size": ("[height, width] in pixels", _list_of(lambda value: type(value) is int and value > 0, 2, 2)),
+    "channels": ("1 or 3", lambda value: type(value) is int and value in (1, 3)),
+    "mean": ("a list of finite numbers", _list_of(_is_number, 1)),
+    "std": ("a list of finite numbers above 0", _list_of(lambda value: _is_number(value) and value > 0, 1)),
+    "fit": ("crop, stretch or pad", lambda value: value in ("crop", "stretch", "pad")),
+    "fingerprints": ("a mapping", lambda value: isinstance(value, dict)),
+}
+# What the model's description calls sizes of the data: of our families, of timm's models, of transformers'.
+_MODEL_SIZES = {
+    "": {"classes": "num_classes", "channels": "channels", "image_size": "image_size"},
+    "timm": {"classes": "num_classes", "channels": "in_chans"},
+    "hf": {"classes": "num_labels"},
 }
 
 
 class RunError(RuntimeError):
     """A run folder that cannot be written, read or continued; one sentence."""
+
+
+def as_folder(folder: str | Path) -> Path:
+    """A run folder as a path; raises TypeError for what is none."""
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"a run folder must be given as a path, got {folder!r}")
+    return Path(folder)
 
 
 @contextmanager
@@ -190,25 +214,46 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
     Raises RunError where the folder is not a run, or the file is damaged.
     """
-    import yaml
-
-    path = Path(folder) / CONFIG
+    path = as_folder(folder) / CONFIG
     with _told(path, "read"):
         if not path.is_file():
             raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} is not the configuration of a run: {' '.join(str(error).split())}") from None
+            content = read_yaml(path)
+        except RecipeError as error:
+            raise RunError(f"the configuration of a run is damaged: {error}") from None
     for name in ("recipe", "model", "data", "versions"):
         if not isinstance(content, dict) or not isinstance(content.get(name), dict):
             raise RunError(f"{path} is not the configuration of a run: it has no mapping {name!r}")
-    for name, kind in DATA_FIELDS.items():
-        if not isinstance(content["data"].get(name), kind):
-            raise RunError(
-                f"{path} is damaged: data.{name} must be a {kind.__name__}, got {content['data'].get(name)!r}"
-            )
+    _check_data(path, content["data"])
+    _check_same_sizes(path, content["model"], content["data"])
     return content
+
+
+def _check_data(path: Path, data: dict[str, Any]) -> None:
+    """Raises RunError that names what config.yaml tells of the data and cannot be so."""
+    for name, (wanted, fits) in _DATA_RULES.items():
+        if not fits(data.get(name)):
+            raise RunError(f"{path} is damaged: data.{name} must be {wanted}, got {reprlib.repr(data.get(name))}")
+    for name in ("mean", "std"):
+        if len(data[name]) != data["channels"]:
+            raise RunError(
+                f"{path} is damaged: data.{name} must hold a number for each of {data['channels']} channels, got "
+                f"{data[name]!r}"
+            )
+
+
+def _check_same_sizes(path: Path, model: dict[str, Any], data: dict[str, Any]) -> None:
+    """Raises RunError where classes, channels or image size of the data are not those the model was made for."""
+    arguments = model.get("arguments", model)
+    known = _MODEL_SIZES.get(str(model.get("library", "")), {}) if isinstance(arguments, dict) else {}
+    for name, argument in known.items():
+        value = len(data[name]) if name == "classes" else data[name]
+        given = arguments.get(argument, value)
+        if given != value and [given, given] != value:  # one int for a square
+            raise RunError(
+                f"{path} is damaged: its model was made with {argument} {given}, and data.{name} tells of {value}"
+            )
 
 
 def recipe_of(folder: str | Path) -> Recipe:
@@ -230,12 +275,20 @@ def read_summary(folder: str | Path) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        summary = json.loads(content)
+        summary = _from_json(content)
     except ValueError as error:
         raise RunError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(summary, dict):
         raise RunError(f"{path} is not the summary of a run")
     return summary
+
+
+def _from_json(content: bytes) -> Any:
+    """What JSON holds; raises ValueError for any fault of it."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:
@@ -256,7 +309,7 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = _from_json(line)
             if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
                 raise ValueError("no row of an epoch")
         except ValueError:

@@ -28,7 +28,7 @@ from gmmvit.distributed import (
     optimizer_state,
     wrap,
 )
-from gmmvit.optim import make_average, make_optimizer
+from gmmvit.optim import check_optimizer_state, make_average, make_optimizer
 from gmmvit.progress import Progress, require_loggers
 from gmmvit.run_folder import load_config
 
@@ -66,6 +66,8 @@ class State:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
+        """Raises KeyError, TypeError, ValueError or RuntimeError for what `persistent` did not make of such a model."""
+        check_optimizer_state(self.optimizer, saved["optimizer"])
         load_weights(self.model, saved["model"])
         load_optimizer_state(self.model, self.optimizer, saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
@@ -105,7 +107,7 @@ def seed_everything(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is a GPU where there is one; raises TrainingError for a device that is not there."""
+    """ "auto" is a GPU where there is one; raises RecipeError for a device that is not there."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local_device())
     if name == "auto":
@@ -115,7 +117,7 @@ def choose_device(name: str) -> torch.device:
         torch.ones(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TrainingError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -2,19 +2,21 @@
 
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from gmmvit import checkpoint, run_folder
+from gmmvit.building import first_line
 from gmmvit.config import Recipe, RecipeError
 from gmmvit.data import Dataset
+from gmmvit.data.memory import refusal
 from gmmvit.distributed import full_weights, join, lost_contact
 from gmmvit.interleave import finish, take_turns
 from gmmvit.loop import fit, save_weights
 from gmmvit.progress import Progress, clock
-from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, with_data_at
+from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, step_images, with_data_at
 
 Started = tuple[Setting, State]
 
@@ -37,8 +39,9 @@ def train(
         The content of summary.json; accuracies as fractions.
 
     Raises:
-        ValueError (RecipeError, DataError), RunError, TrainingError: one sentence each.
+        TypeError, ValueError (RecipeError, DataError), RunError, TrainingError, MemoryError: one sentence each.
     """
+    _check_recipe(recipe)
     with ExitStack() as locks:
         return _finish(*_start_all([recipe], [_folder(recipe, out)], overwrite, quiet, locks)[0])
 
@@ -63,6 +66,8 @@ def train_several(
     """
     if isinstance(recipes, Recipe) or not recipes:
         raise ValueError(f"recipes must be a list of at least one recipe, got {recipes!r}")
+    for recipe in recipes:
+        _check_recipe(recipe)
     folders = [_folder(recipe, Path(out) / _name(recipe) if out is not None else None) for recipe in recipes]
     _check_different(folders)
     with ExitStack() as locks:
@@ -76,23 +81,35 @@ def resume(folder: str | Path, *, data_dir: str | None = None, quiet: bool = Fal
     lies now, if it moved; of a folder of images, the folder itself. Returns and raises as `train`.
     """
     with ExitStack() as locks:
-        continued = _continue(Path(folder), data_dir, quiet, locks)
+        continued = _continue(run_folder.as_folder(folder), data_dir, quiet, locks)
         return continued if isinstance(continued, dict) else _finish(*continued)
 
 
 def resume_several(
     folders: Sequence[str | Path], *, data_dir: str | None = None, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Continues trainings of `train_several` in one process. Returns and raises as that; finished ones are left."""
+    """Continues trainings of `train_several` in one process. Returns and raises as that; finished ones are left.
+
+    Where one of them cannot be resumed, the others go on to their ends first.
+    """
     if isinstance(folders, str | Path) or not folders:
         raise ValueError(f"folders must be a list of at least one run folder, got {folders!r}")
-    _check_different([Path(folder) for folder in folders])
+    paths = [run_folder.as_folder(folder) for folder in folders]
+    _check_different(paths)
     with ExitStack() as locks:
         continued: list[Started | dict[str, Any]] = []
-        for folder in map(Path, folders):
+        failed: list[tuple[Path, Exception]] = []
+        for folder in paths:
             known = next((item for item in continued if not isinstance(item, dict)), None)
-            continued.append(_continue(folder, data_dir, quiet, locks, known, f"{folder.name}: "))
-        summaries = iter(_finish_all([item for item in continued if not isinstance(item, dict)]))
+            try:
+                continued.append(_continue(folder, data_dir, quiet, locks, known, f"{folder.name}: "))
+            except Exception as error:  # of one run, whatever it is: told now and at the end
+                if join().size > 1:  # the other processes wait for this one, or have ended
+                    raise
+                Progress().notice(f"{folder} cannot be resumed and is left out: {first_line(error)}")
+                failed.append((folder, error))
+        started = [item for item in continued if not isinstance(item, dict)]
+        summaries = iter(_finish_all(started, failed, finished=len(continued) - len(started)))
         return [item if isinstance(item, dict) else next(summaries) for item in continued]
 
 
@@ -108,6 +125,11 @@ def comparison(summaries: Sequence[dict[str, Any]]) -> str:
             cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "no test part")
         lines.append(f"{mask:<6} {len(runs):>5}  {cells[0]:>20}  {cells[1]:>20}")
     return "\n".join(lines)
+
+
+def _check_recipe(recipe: Any) -> None:
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a Recipe, as gmmvit.load_recipe('digits') makes it, got {recipe!r}")
 
 
 def _name(recipe: Recipe) -> str:
@@ -215,9 +237,12 @@ def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
     try:
         state.restore(saved)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         path = folder / run_folder.CHECKPOINT
-        raise run_folder.RunError(f"{path} does not fit the model of {run_folder.CONFIG}: {reason}") from None
+        raise run_folder.RunError(
+            f"{path} does not fit the model of {run_folder.CONFIG}: {reason}; put back a copy of it, or train "
+            "anew with --overwrite"
+        ) from None
 
 
 def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
@@ -249,30 +274,53 @@ def _interruptible(work: Callable[[], Any], started: Sequence[Started]) -> Any:
         ) from error
 
 
+def _fitted(setting: Setting, state: State) -> Generator[None, None, dict[str, Any]]:
+    """`fit`; where memory runs out, what asked for it is told."""
+    try:
+        return (yield from fit(setting, state))
+    except (MemoryError, RuntimeError) as error:
+        if (memory := refusal(error)) is None:
+            raise
+        recipe, images = setting.recipe, setting.data.train.images
+        height, width = images.shape[2:]
+        raise TrainingError(
+            f"the memory of {setting.device} ran out ({memory}) in a step of {step_images(recipe, len(images))} images "
+            f"{height} x {width} through {recipe.model}; take a smaller --batch-size (with --accumulate for the same "
+            "step), a smaller --image-size or model, or larger patches"
+        ) from error
+
+
 def _finish(setting: Setting, state: State) -> dict[str, Any]:
     _begin(setting, state)
-    summary = _interruptible(lambda: finish(fit(setting, state)), [(setting, state)])
+    summary = _interruptible(lambda: finish(_fitted(setting, state)), [(setting, state)])
     _done(setting, state, summary)
     return summary
 
 
-def _finish_all(started: list[Started]) -> list[dict[str, Any]]:
-    if not started:
-        return []
-    for setting, state in started:
-        _begin(setting, state)
-    trainings = [fit(setting, state) for setting, state in started]
-    device, compiled = started[0][0].device, any(setting.recipe.compile for setting, _ in started)
-    summaries = _interruptible(lambda: take_turns(trainings, device, own_streams=not compiled), started)
+def _finish_all(
+    started: list[Started], failed: Sequence[tuple[Path, Exception]] = (), finished: int = 0
+) -> list[dict[str, Any]]:
+    """The summaries of the trainings; raises TrainingError at their end where one failed, or had `failed` before, and
+    counts those that were `finished` before among them."""
+    summaries = _run_all(started) if started else []
     for (setting, state), summary in zip(started, summaries, strict=True):
         if not isinstance(summary, Exception):
             _done(setting, state, summary)
-    failed = [(setting.folder, error) for (setting, _), error in zip(started, summaries, strict=True)
-              if isinstance(error, Exception)]  # fmt: skip
-    if failed:
-        told = "; ".join(f"{folder}: {error}" for folder, error in failed)
-        raise TrainingError(f"{len(failed)} of {len(started)} trainings failed: {told}") from failed[0][1]
+    ended = [(setting.folder, error) for (setting, _), error in zip(started, summaries, strict=True)
+             if isinstance(error, Exception)]  # fmt: skip
+    if wrong := [*failed, *ended]:
+        total = len(started) + len(failed) + finished
+        told = "; ".join(f"{folder}: {error}" for folder, error in wrong)
+        raise TrainingError(f"{len(wrong)} of {total} trainings failed: {told}") from wrong[0][1]
     return summaries
+
+
+def _run_all(started: list[Started]) -> list[Any]:
+    for setting, state in started:
+        _begin(setting, state)
+    trainings = [_fitted(setting, state) for setting, state in started]
+    device, compiled = started[0][0].device, any(setting.recipe.compile for setting, _ in started)
+    return _interruptible(lambda: take_turns(trainings, device, own_streams=not compiled), started)
 
 
 def _begin(setting: Setting, state: State) -> None:

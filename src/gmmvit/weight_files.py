@@ -14,6 +14,10 @@ _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
 
 
+class WeightsError(ValueError):
+    """A file that holds no weights, or damaged ones; one sentence."""
+
+
 def read_tensors(place: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
     """The tensors of a file or of those in a folder (of a run, timm's, transformers'), on the CPU.
 
@@ -24,7 +28,7 @@ def read_tensors(place: str | Path, wanted: Callable[[str], bool] = lambda name:
 
     Raises:
         FileNotFoundError: no such file or folder, or no weights in it. OSError: it cannot be opened.
-        ValueError: a damaged file or one of another kind, in one sentence.
+        WeightsError (a ValueError): a damaged file or one of another kind, in one sentence.
     """
     tensors: dict[str, Tensor] = {}
     for file in _files(Path(place).expanduser()):
@@ -32,7 +36,7 @@ def read_tensors(place: str | Path, wanted: Callable[[str], bool] = lambda name:
             of_torch = stream.read(max(map(len, _TORCH_STARTS))).startswith(_TORCH_STARTS)
         read = _read_torch(file, wanted) if of_torch else _read_safetensors(file, wanted)
         if twice := sorted(tensors.keys() & read.keys()):
-            raise ValueError(f"{file.parent} holds several checkpoints ({twice[0]} twice): give one of the files")
+            raise WeightsError(f"{file.parent} holds several checkpoints ({twice[0]} twice): give one of the files")
         tensors |= read
     return tensors
 
@@ -61,7 +65,7 @@ def _read_safetensors(file: Path, wanted: Callable[[str], bool]) -> dict[str, Te
             names = [name for name in content.keys() if wanted(name)]  # noqa: SIM118 (no dict)
             return {name: content.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or no file of weights (safetensors, or .pth of tensors)") from error
+        raise WeightsError(f"{file} is damaged or no file of weights (safetensors, or .pth of tensors)") from error
 
 
 def _read_torch(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -72,13 +76,13 @@ def _read_torch(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
-            raise ValueError(
+            raise WeightsError(
                 f"{file} also holds {code[1]}, which would be run: it is read only if it holds nothing but tensors, as "
                 "torch.save(model.state_dict(), file) writes it"
             ) from error
-        raise ValueError(f"{file} is damaged or no file of weights (safetensors, or .pth of tensors)") from error
+        raise WeightsError(f"{file} is damaged or no file of weights (safetensors, or .pth of tensors)") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{file} holds no state_dict but a {type(content).__name__}: expected tensors by name")
+        raise WeightsError(f"{file} holds no state_dict but a {type(content).__name__}: expected tensors by name")
     return {name: tensor for name, tensor in unwrapped(content, str(file)).items() if wanted(name)}
 
 
@@ -86,7 +90,7 @@ def unwrapped(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """The tensors of a state_dict, or of a checkpoint that has one under a name of `NESTED`, without the `module.` of
     data parallel training.
 
-    Raises an error that begins with `where`: TypeError if it is no mapping, ValueError if there are no tensors.
+    Raises an error that begins with `where`: TypeError if it is no mapping, WeightsError if there are no tensors.
     """
     if not isinstance(content, Mapping):
         raise TypeError(f"{where} must be a mapping of names to tensors, got {type(content).__name__}")
@@ -95,7 +99,7 @@ def unwrapped(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
         inner = nested
     tensors = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(
+        raise WeightsError(
             f"{where} holds no state_dict: expected tensors by name, or such under {', '.join(NESTED)}, it has "
             f"{[str(name) for name in content][:5]}"
         )

@@ -215,6 +215,10 @@ def test_masks_positions_and_tokens_have_no_weight_decay(runs):
         (["timm:deit_tiny_patch16_224", "--model-args", "foo=1"], "has no argument 'foo'"),
         (["timm:deit_tiny_patch16_224", "--model-args", "num_heads=5"], "dim should be divisible by num_heads"),
         (["timm:deit_tiny_patch16_224", "--model-args", "num_classes=5"], "the data or another field .* decides it"),
+        (
+            ["timm:deit_tiny_patch16_224", "--model-args", "embed_dim=3000000"],
+            "embed_dim=3000000.* were asked for at once",
+        ),
         (["timm:deit_tiny_patch16_224", "--model-args", "depth"], "names and values, as depth=4,embed_dim=64"),
         (["timm:resnet18"], r"takes no mask \(--mask none trains it\): .*no attention at all"),
         (["timm:xcit_nano_12_p8_224", "--image-size", "16"], "attends across channels, not patches"),
@@ -223,6 +227,7 @@ def test_masks_positions_and_tokens_have_no_weight_decay(runs):
         (["hf:./nowhere"], "needs a config.json|no folder with a config.json"),
         (["hf:vit", "--model-args", "hiden_size=4"], "did you mean 'hidden_size'"),
         (["hf:vit", "--model-args", "hidden_size=many"], "hidden_size=many.*: Validation error"),
+        (["hf:vit", "--model-args", "hidden_size=1200000"], "hidden_size=1200000.* were asked for at once"),
         (["hf:vit", "--pretrained", "true"], "a type of models without weights"),
         (["vit", "--model-args", "depth=1"], "model_args are for models of timm: and hf:"),
         (["vit", "--pretrained", "true"], "pretrained must be false or a file or folder of weights"),

@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from gmmvit.data import memory
+from gmmvit.data import cache, decoding, memory
 from gmmvit.data.cache import cache_folder
 
 CHILD = """
@@ -116,6 +117,32 @@ def test_damaged_cache_is_written_again(load, two_classes, lines, tmp_path, dama
     assert same(load(two_classes), first)
     assert decoded(lines)
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("place", ["first pixel", "last pixel", "label"])
+def test_a_cache_overwritten_in_place_is_decoded_anew_with_a_notice(load, two_classes, lines, tmp_path, place):
+    first = load(two_classes)
+    [file] = cache_files(tmp_path)
+    whole, times = file.read_bytes(), file.stat()
+    at = {"first pixel": 0, "last pixel": 50 * 3 * 64 - 1, "label": 50 * 3 * 64}[place]
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    lines.clear()
+    assert same(load(two_classes), first)
+    assert lines[0] == f"cache {file} was changed after it was written: its images are decoded anew"
+    assert decoded(lines)
+    assert file.read_bytes() == whole
+
+
+def test_of_a_large_cache_a_spread_sample_is_checked(load, two_classes, lines, tmp_path, monkeypatch):
+    load(two_classes)
+    monkeypatch.setattr(cache, "_CHECKED_BYTES", 10 * 3 * 64)  # 10 of 50 images
+    lines.clear()
+    [file] = cache_files(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: 25 * 3 * 64] + bytes(2 * 3 * 64) + whole[27 * 3 * 64 :])
+    load(two_classes)
+    assert decoded(lines)
 
 
 def test_what_a_killed_process_left_is_removed(load, two_classes, tmp_path):
@@ -221,6 +248,20 @@ def test_paths_in_an_unknown_home_are_data_errors(data_error, load):
         ("svhn", {"data_dir": "~nosuchuser/x"}),
     ):
         assert "the home folder in ~nosuchuser/x is not known: give a path" in data_error(load, name, **options)
+
+
+def test_images_that_memory_cannot_hold_are_refused_before_they_are_decoded(data_error, load, two_classes, monkeypatch):
+    monkeypatch.setattr(decoding, "free_memory", lambda: 2 * 50 * 3 * 64 - 1)
+    assert (
+        "50 images of 8 x 8 in colour, and their split, take 18.8 KiB, and 18.7 KiB of memory are free: choose a"
+        in (data_error(load, two_classes, cache_dir=two_classes / "cat" / "000.png"))
+    )
+    assert len(load(two_classes).train) == 36  # a cache on the disk holds more
+
+
+def test_sums_of_large_images_are_exact():
+    images = np.full((2, 1, 300, 300), 255, dtype=np.uint8)
+    assert decoding.image_sums(images).tolist() == [[[255 * 90000], [255**2 * 90000]]] * 2
 
 
 def test_processes_share_free_memory(monkeypatch):

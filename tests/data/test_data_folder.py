@@ -170,16 +170,25 @@ def test_class_too_small_to_split(data_error, load, two_classes, draw):
     assert "too few images to split class 'fish'" in data_error(load, two_classes)
 
 
-def test_broken_files_are_all_reported_and_the_error_names_the_first(data_error, load, two_classes, lines):
+def test_every_broken_file_is_told_once(data_error, load, two_classes, lines):
+    reason = "(not an image that Pillow can identify)"
+    (two_classes / "cat" / "bad00.png").write_bytes(b"broken")
+    assert f"1 broken image: cat/bad00.png {reason}; repair or remove" in data_error(load, two_classes)
+    assert not any("bad00" in line for line in lines)
     for index in range(25):
         (two_classes / "cat" / f"bad{index:02d}.png").write_bytes(b"broken")
     message = data_error(load, two_classes)
-    reason = "(not an image that Pillow can identify)"
-    assert f"25 broken images: cat/bad00.png {reason}, cat/bad01.png" in message
-    assert "cat/bad02.png" in message
+    assert "25 broken images, named above; repair or remove them, or go on without them by --skip-broken" in message
+    assert lines[-25:] == [f"broken image: cat/bad{index:02d}.png {reason}" for index in range(25)]
+
+
+def test_the_error_names_the_first_of_many_broken_files_where_nobody_listens(data_error, load, two_classes):
+    for index in range(25):
+        (two_classes / "cat" / f"bad{index:02d}.png").write_bytes(b"broken")
+    message = data_error(load, two_classes, report=None)
+    assert "25 broken images: cat/bad00.png (not an image that Pillow can identify), cat/bad01.png" in message
     assert "bad03" not in message
     assert "and 22 more; repair or remove them, or go on without them by --skip-broken (in Python skip_b" in message
-    assert lines[-25:] == [f"broken image: cat/bad{index:02d}.png {reason}" for index in range(25)]
 
 
 def test_skip_broken_goes_on_and_reports(load, two_classes, lines):

@@ -37,7 +37,7 @@ def test_linked_folders_in_a_class_are_not_followed(load, two_classes, lines):
     (two_classes / "cat" / "more").symlink_to(two_classes / "dog")
     (two_classes / "cat" / "round").symlink_to(two_classes)
     assert len(load(two_classes, **ALL).train) == 50
-    assert ignored(lines) == [f"ignored 2 linked folders in the classes of {two_classes}: cat/more, cat/round"]
+    assert ignored(lines) == [f"ignored 2 linked folders below {two_classes}: cat/more, cat/round"]
 
 
 def test_linked_images_and_linked_classes_are_read(load, two_classes, lines, tmp_path, fill):

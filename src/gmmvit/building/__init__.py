@@ -13,11 +13,12 @@ from torch import nn
 from gmmvit.attach import attach
 from gmmvit.building import timm, transformers
 from gmmvit.building.request import Request, first_line, require
-from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
+from gmmvit.building.size import HELD, TRAINED, check_size
+from gmmvit.building.weights import not_finite, read_state, renamed_masks, split_masks, transfer
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
 from gmmvit.models import FAMILIES, SIZES, create_model
 
-__all__ = ["build_model", "check_model", "start_model"]
+__all__ = ["build_model", "check_model", "first_line", "not_finite", "start_model"]
 
 _LIBRARIES: dict[str, Any] = {"timm": timm, "hf": transformers}
 
@@ -53,6 +54,7 @@ def start_model(
 
     Raises:
         RecipeError: an argument, image size, mask or file of weights that does not fit; ValueError from our families.
+        MemoryError: a model of ours that is larger than what is free.
     """
     of_library = library_of(recipe.model)
     if of_library is None:
@@ -61,6 +63,8 @@ def start_model(
             "channels": data["channels"],
             "num_classes": len(data["classes"]),
         }
+        on_cpu = recipe.device == "cpu" or not torch.accelerator.is_available()
+        check_size(options, TRAINED if on_cpu else HELD)
         model: nn.Module = create_model(**options)
         if recipe.pretrained:
             state = read_state(str(recipe.pretrained))
@@ -90,6 +94,7 @@ def build_model(options: dict[str, Any]) -> nn.Module:
     Raises ValueError or TypeError where the description is damaged, ModuleNotFoundError where a library is missing.
     """
     if "library" not in options:
+        check_size(options)
         return create_model(**options)
     wrong = {"library", "name", "arguments", "mask", "mode"} - set(options)
     library = options["library"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gmmvit.config import Recipe
+from gmmvit.data.memory import refusal
 
 _PACKAGES = {"timm": "timm", "hf": "transformers"}
 
@@ -48,6 +49,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says, shortened."""
+    if (memory := refusal(error)) is not None:
+        return memory
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]).rstrip(".") or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

@@ -6,11 +6,8 @@ import signal
 import sys
 from contextlib import suppress
 
-from cyclopts import CycloptsError
-
 from gmmvit.cli import runs, tools
-from gmmvit.cli.app import EXIT_FAILED, EXIT_USAGE, app, one_line
-from gmmvit.config import RecipeError
+from gmmvit.cli.app import EXIT_FAILED, app, exit_status, one_line
 
 __all__ = ["app", "main", "runs", "tools"]  # the two modules register their commands
 
@@ -48,4 +45,4 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         print(f"{name}: {one_line(error)}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, CycloptsError | RecipeError) else EXIT_FAILED
+        return exit_status(error)

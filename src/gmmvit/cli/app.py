@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
+from gmmvit.config import RecipeError
 from gmmvit.version import __version__
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -19,6 +20,21 @@ app = App(
 )
 
 
+def exit_status(error: BaseException) -> int:
+    """2 where the command was given what it does not take, 1 where it failed.
+
+    What the project raises for a wrong argument is a RecipeError or a plain ValueError or TypeError; faults of data and
+    files have classes of their own (DataError, RunError, UnicodeError ...), some of them below ValueError.
+    """
+    wrong = isinstance(error, CycloptsError | RecipeError) or type(error) in (ValueError, TypeError)
+    return EXIT_USAGE if wrong else EXIT_FAILED
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks."""
+    if isinstance(error, RuntimeError):  # torch is loaded
+        from gmmvit.data.memory import refusal
+
+        if (memory := refusal(error)) is not None:
+            return f"memory ran out: {memory}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -87,7 +87,7 @@ def resume(
     run
         Folder of the run.
     others
-        More runs that were trained in one process with it.
+        More runs that were trained in one process with it; files beside them are skipped.
     data_dir
         Where the data lies now, if it moved; of a folder of images, the folder itself.
     quiet
@@ -99,7 +99,7 @@ def resume(
     from gmmvit.distributed import leads, leave
 
     if others:
-        result: Any = training.resume_several([run, *others], data_dir=data_dir, quiet=quiet)
+        result: Any = training.resume_several(_folders([run, *others]), data_dir=data_dir, quiet=quiet)
     else:
         result = training.resume(run, data_dir=data_dir, quiet=quiet)
     leave()
@@ -107,6 +107,17 @@ def resume(
         print(json.dumps(result))
     elif others and leads():
         print(training.comparison(result))
+
+
+def _folders(paths: list[Path]) -> list[Path]:
+    """The paths without those of plain files, as runs/* names them too."""
+    for path in paths:
+        if path.is_file():
+            print(f"skipped {path}: a file, and no run folder", file=sys.stderr)
+    folders = [path for path in paths if not path.is_file()]
+    if not folders:
+        raise RecipeError("resume needs at least one run folder: gmmvit resume RUN...")
+    return folders
 
 
 @app.command(name="eval")
@@ -176,7 +187,7 @@ def predict(
     run
         Folder of the run.
     images
-        Image files.
+        Image files, and folders: of a folder all images in it and below it, sorted.
     top
         How many classes to name for each.
     weights
@@ -192,18 +203,21 @@ def predict(
         raise RecipeError(f"--top must be at least 1, got {top}")
     from gmmvit.checkpoint import load_run
     from gmmvit.data import DataError
+    from gmmvit.data.walk import expanded_folders
     from gmmvit.session import choose_device
 
     model = load_run(run, weights=weights, device=choose_device(device))
     rows, failed = [], False
-    for image in images:
+    for image in expanded_folders(images, lambda line: print(line, file=sys.stderr)):
         try:
+            if Path(image).is_dir():
+                raise DataError(f"{image} holds no images")
             classes = model.predict(image, top)
         except (DataError, OSError) as error:
             failed = True
             print(f"gmmvit: {one_line(error)}", file=sys.stderr)
             continue
-        rows.append({"image": str(image), "classes": [{"class": name, "probability": p} for name, p in classes]})
+        rows.append({"image": image, "classes": [{"class": name, "probability": p} for name, p in classes]})
         if not as_json:
             print(f"{image}: " + ", ".join(f"{name} {p:.1%}" for name, p in classes))
     if as_json:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from gmmvit.data.decode import decode_pixels, quiet_pillow
+from gmmvit.data.memory import free_memory, in_words
 from gmmvit.data.records import Contents, DataError, Part, Report
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _BLOCK_IMAGES = 128
 _BLOCK_BYTES = 8 * 2**20
 _SMALL_BYTES = 16384
 _PROGRESS_SECONDS = 5.0
+_DECODING_BYTES = 8  # a value of one image: Pillow's own, ours, and those of its sums
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class MemorySink:
         self._count = 0
 
     def reserve(self, count: int) -> None:
+        shape = self._images.shape[1:]
+        check_room(2 * count * int(np.prod(shape)), f"{count:,} images of {_size(shape)}, and their split,")
         self._images = np.empty((count, *self._images.shape[1:]), dtype=np.uint8)
 
     def append(self, images: np.ndarray) -> None:
@@ -88,6 +92,20 @@ class MemorySink:
 
     def images(self) -> np.ndarray:
         return self._images[: self._count]
+
+
+def check_room(size: int, what: str) -> None:
+    """Raises DataError where more bytes are needed than are free: the system would kill the process later."""
+    free = free_memory()
+    if free is not None and size > free:
+        raise DataError(
+            f"{what} take {in_words(size)}, and {in_words(free)} of memory are free: choose a smaller --image-size"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return f"{height} x {width} in {'colour' if channels == 3 else 'grey'}"
 
 
 def in_memory(produce: Producer, shape: tuple[int, int, int]) -> Decoded:
@@ -104,8 +122,9 @@ def decode_contents(
     """Decode all parts into the sink, in order, with a progress line every few seconds.
 
     Raises:
-        DataError: a label is out of range.
+        DataError: a label is out of range, or a single image is larger than memory.
     """
+    check_room(_DECODING_BYTES * int(np.prod(shape)), f"{name}: the decoder's copies of one image of {_size(shape)}")
     for part in contents.parts.values():
         _check_labels(part, len(contents.classes))
     total = sum(len(part.labels) for part in contents.parts.values())
@@ -125,7 +144,7 @@ def decode_contents(
                 broken.append((part.names[seen + offset], reason))
             seen += block.size
             sink.append(block.images)
-            sums.append(_sums(block.images))
+            sums.append(image_sums(block.images))
             progress.advance(block.size)
         kept.append(part.labels[good])
         names.extend(part.names[index] for index in np.flatnonzero(good).tolist())
@@ -174,9 +193,12 @@ def _decoded_blocks(sources: Iterator[ImageSource], shape: tuple[int, int, int],
         yield from (future.result() for future in pending)
 
 
-def _sums(images: np.ndarray) -> np.ndarray:
-    wide = images.astype(np.int64)
-    return np.stack([wide.sum(axis=(2, 3)), (wide * wide).sum(axis=(2, 3))], axis=1)
+def image_sums(images: np.ndarray) -> np.ndarray:
+    """Sum and sum of squares of uint8 images `[n, C, H, W]`: int64 `[n, 2, C]`."""
+    values = images.reshape(*images.shape[:2], -1)
+    squares = values.astype(np.uint16) ** 2  # 255 squared fits
+    narrow = np.uint32 if values.shape[2] * 255**2 < 2**32 else np.uint64  # twice as fast in 32 bits
+    return np.stack([values.sum(2, dtype=narrow), squares.sum(2, dtype=narrow)], axis=1).astype(np.int64)
 
 
 def _check_labels(part: Part, num_classes: int) -> None:

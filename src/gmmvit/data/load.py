@@ -78,12 +78,12 @@ def load_dataset(
 
     Raises:
         DataError: a fault of the data, or a package that they need is missing, in one sentence. Where it is broken
-            images, each of them has been reported.
+            images, it names them, unless they are many and have been reported, a line each.
         ValueError, TypeError: an argument is out of range or of another type.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be the name of a data set, {_known_names()}, got {name!r}")
-    report = _printable(report or silent)
+    heard, report = report is not None, _printable(report or silent)
     check_fraction("val_fraction", val_fraction)
     check_fraction("test_fraction", test_fraction)
     check_seed(split_seed)
@@ -93,7 +93,7 @@ def load_dataset(
         source = _find(name, data_dir or "data", download, report)
         shape = (source.channels if channels is None else channels, *(size or source.image_size))
         decoded, path = _decode(name, source, shape, fit, cache_dir, report)
-    _check_decoded(name, decoded.catalog, skip_broken, report)
+    _check_decoded(name, decoded.catalog, skip_broken, report, heard=heard)
     catalog = decoded.catalog
     chosen = choose_parts(
         {part: catalog.labels[first:last] for part, (first, last) in catalog.parts.items()},
@@ -173,16 +173,18 @@ def _decode(
     return fetch(path, state, shape, read_and_decode, report), (path, state)
 
 
-def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Report) -> None:
+def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Report, *, heard: bool) -> None:
     if catalog.broken:
         broken = [f"{image} ({reason})" for image, reason in catalog.broken]
-        for line in broken:
+        in_lines = skip_broken or (heard and len(broken) > _BROKEN_SHOWN)  # each is told once
+        for line in broken if in_lines else ():
             report(f"broken image: {line}")
         found = f"{name}: {counted(len(broken), 'broken image')}"
         if not skip_broken:
+            which = ", named above" if in_lines else f": {listing(broken, _BROKEN_SHOWN)}"
             raise DataError(
-                f"{found}: {listing(broken, _BROKEN_SHOWN)}; repair or remove them, or go on without them by "
-                "--skip-broken (in Python skip_broken=True)"
+                f"{found}{which}; repair or remove them, or go on without them by --skip-broken (in Python "
+                "skip_broken=True)"
             )
         report(f"{found} skipped")
     if len(catalog.classes) < 2:

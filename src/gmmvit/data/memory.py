@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -20,6 +21,28 @@ def fits_in_memory(size: int) -> bool:
         return True
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return size <= free / 2 / (int(processes) if processes.isdecimal() and int(processes) else 1)
+
+
+def in_words(size: int) -> str:
+    """A number of bytes as 512 MiB, 16.3 TiB."""
+    value, units = float(size), iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, None)) is not None:
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+def refusal(error: BaseException) -> str | None:
+    """Where an error says that memory ran out, what was asked for and what is free; None for any other error."""
+    told = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not re.search(r"allocate memory|out of memory", told):
+        return None
+    if asked := re.search(r"tried to allocate (\d+) bytes", told):  # torch on the CPU
+        free = free_memory()
+        known = "" if free is None else f", and {in_words(free)} are free"
+        return f"{in_words(int(asked[1]))} were asked for at once{known}"
+    of_gpu = re.search(r"Tried to allocate .*? is free", told)
+    return of_gpu[0] if of_gpu else told
 
 
 def free_memory() -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class PassedOver:
             report(f"ignored {count} {are}: {listing(kinds)} (in {root})")
         if self.links:
             links = listing([relative(link, root) for link in self.links])
-            report(f"ignored {counted(len(self.links), 'linked folder')} in the classes of {root}: {links}")
+            report(f"ignored {counted(len(self.links), 'linked folder')} below {root}: {links}")
 
 
 def visible_folders(path: Path) -> list[Path]:
@@ -60,6 +60,19 @@ def images_below(folder: str | Path, passed: PassedOver) -> Iterator[str]:
             yield entry.path
         else:
             passed.extensions[os.path.splitext(entry.name)[1].lower() or "no extension"] += 1
+
+
+def expanded_folders(paths: Iterable[str | Path], report: Report) -> Iterator[str]:
+    """The paths, with every folder among them replaced by the images in it and below it, sorted; a folder without
+    images comes as it is. Tells of what it passes over, as in the class folders of a data set."""
+    for path in paths:
+        if not os.path.isdir(path):
+            yield str(path)
+            continue
+        passed = PassedOver()
+        images = list(images_below(path, passed))
+        passed.tell(Path(path), report)
+        yield from images or [str(path)]
 
 
 def _sorted_entries(path: Path | str) -> list[os.DirEntry[str]]:

@@ -44,7 +44,7 @@ def write_report(
 
     Raises:
         RunError: a folder is not a run, or the file cannot be written.
-        TrainingError: the device is not there.
+        RecipeError: the device is not there.
         ValueError: no run was given.
     """
     folders = [runs] if isinstance(runs, str | Path) else list(runs)

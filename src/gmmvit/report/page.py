@@ -50,17 +50,18 @@ figure{margin:0;min-width:0}
 .scroll{overflow-x:auto;max-width:100%;border:1px solid var(--rule);border-radius:8px;background:var(--card)}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 .scroll>table{min-width:100%}
+.scroll th:first-child{position:sticky;left:0;background:var(--card)}
 th,td{padding:.34rem .55rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 tr:last-child>*{border-bottom:0}
 th{font-weight:600;color:var(--soft)}
 .l,tbody th{text-align:left}
 tbody th{color:var(--text);font-weight:500}
-tr.mean>*{background:var(--shade);font-weight:600}
+.scroll tr.mean>*{background:var(--shade);font-weight:600}
 td.best{color:var(--ok);font-weight:700}
 .matrix th,.matrix td{padding:.28rem .35rem;text-align:center;min-width:2.3rem}
 .matrix thead th{vertical-align:bottom}
 .matrix .up{writing-mode:vertical-rl;transform:rotate(180deg);margin:0 auto;max-height:9rem;overflow:hidden}
-.matrix tbody th{text-align:right;position:sticky;left:0;background:var(--card);max-width:9rem;overflow:hidden;
+.matrix tbody th{text-align:right;max-width:9rem;overflow:hidden;
 text-overflow:ellipsis}
 .matrix td.hit{outline:1px solid var(--soft);outline-offset:-1px}
 .bar{display:block;height:.7rem;border-radius:2px;background:var(--s0);min-width:1px}
@@ -87,7 +88,9 @@ details{margin:.5rem 0 1rem}summary{cursor:pointer;color:var(--link);font-size:.
 @media(max-width:520px){main{padding:18px 14px 40px}h1{font-size:1.4rem}
 .facts{grid-template-columns:repeat(2,minmax(0,1fr))}
 .chart text{font-size:14.5px}
-.cards{grid-template-columns:repeat(auto-fill,minmax(100px,1fr))}th,td{padding:.3rem .5rem}}
+.cards{grid-template-columns:repeat(auto-fill,minmax(100px,1fr))}th,td{padding:.3rem .5rem}
+.scroll tbody th{max-width:9rem;white-space:normal;overflow-wrap:break-word}
+.matrix tbody th{white-space:nowrap}}
 @media print{.scroll{overflow:visible}details{display:block}}
 """
 
