@@ -5,7 +5,9 @@ training is that of one process with the same batch size, whatever their number 
 processes resumes with another. Dropout and drop path alone are drawn by each process for itself.
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -98,10 +100,17 @@ def join() -> Team:
 
 
 def leave() -> None:
-    """Ends the team, all processes at once: one that ends while another still holds its connection may abort it."""
+    """Ends the processes of a team, all at once and with status 0, when their work is done; alone it does nothing.
+
+    A process that ends while another still holds its connection may abort that, hence the barrier. Python's exit
+    functions run, destructors of torch's do not: threads of gloo that FSDP2 leaves aborted 1 process in 12 in theirs.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def lost_contact(error: RuntimeError) -> bool:

@@ -138,7 +138,7 @@ class GaussianMixtureMask(nn.Module):
     def table(self, grid: int | tuple[int, int] | None = None) -> Tensor:
         """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""
         wanted = self._grid(grid)
-        own = wanted == self.grid
+        own = all(type(side) is int for side in wanted) and wanted == self.grid
         offsets = self.offsets if own else patch_offsets(wanted, self.offsets.device, self.steps.shift)
         if self.float32_table:
             offsets = _as_float32_tells(offsets)

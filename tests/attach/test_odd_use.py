@@ -259,13 +259,15 @@ def test_a_forward_that_is_wrapped_after_attach_is_unwrapped_before_detach():
     detach(model)(torch.randn(1, 3, 32, 32))
 
 
-def test_an_export_with_open_sizes_leaves_the_model_usable():
+def test_an_export_with_open_sizes_takes_all_of_them_and_leaves_the_model_usable():
     model = flexible()
     size = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    torch.export.export(model, (torch.randn(2, 3, 32, 48),), dynamic_shapes=(size,))
+    program = torch.export.export(model, (torch.randn(1, 3, 32, 48),), dynamic_shapes=(size,)).module()
     again = copy.deepcopy(model)
     assert [layer.grid for layer in describe(model)] == [(4, 4), (4, 4)]
     assert torch.equal(again(WIDE), model(WIDE))
+    for images in (WIDE, HIGH, torch.randn(1, 3, 48, 48)):
+        torch.testing.assert_close(program(images), model(images))
 
 
 def test_a_default_device_does_not_reach_the_model():

@@ -90,7 +90,9 @@ def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") 
         raise (ValueError if typed else TypeError)(
             f"{name} must be a positive int or a pair {sides} of them, got {value!r}"
         )
-    return int(values[0]), int(values[1])
+    # A size that torch.export keeps open stays open.
+    first, second = (side if isinstance(side, torch.SymInt) else int(side) for side in values)
+    return first, second
 
 
 def per_stage(

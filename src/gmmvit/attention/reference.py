@@ -97,9 +97,18 @@ def dense_mask(table: OffsetTable, steps: Steps = EVERY_PATCH) -> Tensor:
     values, (rows, cols) = table
     (q_row, q_col), (k_row, k_col) = steps.query, steps.key
     # The window of query (r, c) starts at (rows-1-r, cols-1-c): windows in reverse order, then a plain reshape.
-    windows = values.unfold(1, rows, 1).unfold(2, cols, 1)  # [H, rows, cols, rows, cols]
+    windows = _windows(values, rows, cols)
     windows = windows[:, (rows - 1) % q_row :: q_row, (cols - 1) % q_col :: q_col, ::k_row, ::k_col].flip(1, 2)
     return windows.flatten(3).flatten(1, 2)
+
+
+def _windows(values: Tensor, rows: int, cols: int) -> Tensor:
+    """Every window of a table: [H, R, C] -> [H, rows, cols, rows, cols], a view."""
+    if type(rows) is int and type(cols) is int:
+        return values.unfold(1, rows, 1).unfold(2, cols, 1)
+    values = values.contiguous()  # `unfold` would fix sizes that torch.export keeps open
+    head, row, col = values.stride()
+    return values.as_strided((values.shape[0], rows, cols, rows, cols), (head, row, col, row, col))
 
 
 def mask_at(table: OffsetTable, positions: Tensor) -> Tensor:

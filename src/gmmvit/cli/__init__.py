@@ -34,7 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, _interrupt)
     name = "gmmvit" if leads else f"gmmvit (process {os.environ['RANK']})"
     try:
-        return app(arguments, exit_on_error=False, print_error=False) or 0
+        status = app(arguments, exit_on_error=False, print_error=False) or 0
+        if status == 0 and os.environ.get("WORLD_SIZE", "1") != "1":
+            from gmmvit.distributed import leave
+
+            leave()
+        return status
     except KeyboardInterrupt as error:
         print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return EXIT_FAILED

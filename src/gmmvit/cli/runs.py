@@ -54,7 +54,7 @@ def train(
     loaded = load_recipe(name, **given)
     variants = variants_of(loaded, seeds, masks)
     from gmmvit import training
-    from gmmvit.distributed import leads, leave
+    from gmmvit.distributed import leads
 
     if recipe is None and not quiet and leads():
         print(f"recipe {name} (choose with --recipe: {', '.join(recipe_names())})", file=sys.stderr)
@@ -62,7 +62,6 @@ def train(
         result: Any = training.train(loaded, out, overwrite=overwrite, quiet=quiet)
     else:
         result = training.train_several(variants, out, overwrite=overwrite, quiet=quiet)
-    leave()
     if not leads():
         return
     if as_json:
@@ -96,13 +95,12 @@ def resume(
         Print the summary as JSON.
     """
     from gmmvit import training
-    from gmmvit.distributed import leads, leave
+    from gmmvit.distributed import leads
 
     if others:
         result: Any = training.resume_several(_folders([run, *others]), data_dir=data_dir, quiet=quiet)
     else:
         result = training.resume(run, data_dir=data_dir, quiet=quiet)
-    leave()
     if as_json and leads():
         print(json.dumps(result))
     elif others and leads():
