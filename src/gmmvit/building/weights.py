@@ -42,7 +42,7 @@ def split_masks(state: State) -> tuple[State, State]:
 
 
 def renamed_masks(masks: State, model: nn.Module) -> State:
-    """Attached masks under the names of `model`: a library may name layers in its files otherwise, places stay."""
+    """Attached masks under the names of `model`: where a library names layers in its files otherwise, places stay."""
 
     def of(state: State) -> dict[str, int]:
         marks = {name: tensor for name, tensor in state.items() if name.endswith(SITE)}
@@ -51,8 +51,11 @@ def renamed_masks(masks: State, model: nn.Module) -> State:
         except ValueError as error:
             raise RecipeError(f"the given weights are damaged: {error}") from error
 
-    places = {place: name for name, place in of(model.state_dict()).items()}
-    names = {name.removesuffix(SITE): places.get(place) for name, place in of(masks).items()}
+    own, given = of(model.state_dict()), of(masks)
+    if given.keys() <= own.keys():
+        return masks
+    places = {place: name for name, place in own.items()}
+    names = {name.removesuffix(SITE): places.get(place) for name, place in given.items()}
     found = {prefix: place.removesuffix(SITE) for prefix, place in names.items() if place is not None}
     split = {name: name[: name.rindex("gmm_mask.") + len("gmm_mask.")] for name in masks if "gmm_mask." in name}
     return {found.get(prefix, prefix) + name[len(prefix) :]: masks[name] for name, prefix in split.items()}
