@@ -32,7 +32,7 @@ def chunked_attention(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Masked attention on the CPU; arguments and result as in `reference_attention`, modes "multiply" and "log" and no
-    dropout. Half precisions are computed in float32 chunk by chunk."""
+    dropout. The scores are float32 or wider."""
     if mode == "log" and mask is not None:
         logarithm = log_mask(mask)
         mask, bias = None, logarithm if bias is None else bias + logarithm
@@ -53,7 +53,7 @@ def fast_bfloat16() -> bool:
 
 def _chunks(batch: int, heads: int, tokens: int, bias: Tensor | None, itemsize: int) -> list[tuple[slice, slice]]:
     """Samples and heads of each chunk; where a bias repeats along the batch, whole groups and all heads."""
-    groups = bias.shape[0] if bias is not None and bias.dim() == 4 else 1
+    groups = bias.shape[0] if bias is not None and bias.dim() == 4 and bias.shape[0] != batch else 1
     at_once = max(1, CHUNK_BYTES // max(1, tokens * tokens * itemsize))  # heads, of any sample
     if at_once < heads and groups == 1:
         parts = [slice(first, min(first + at_once, heads)) for first in range(0, heads, at_once)]
@@ -64,14 +64,15 @@ def _chunks(batch: int, heads: int, tokens: int, bias: Tensor | None, itemsize: 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[b, h, T, D] -> contiguous [b*h, T, D]."""
-    return (
-        torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 1)
-    )  # one pass; `to` and `reshape` would be two
+    # One pass; `to` and `reshape` would be two.
+    return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 1)
 
 
-def _of(x: Tensor, heads: slice) -> Tensor:
-    """A factor or bias [T, T] or [..., H or 1, T, T] for some of the heads."""
-    return x[..., heads, :, :] if x.dim() > 2 and x.shape[-3] > 1 else x
+def _of(x: Tensor, chunk: tuple[slice, slice], batch: int) -> Tensor:
+    """The part of a factor or bias [T, T], [H or 1, T, T] or [G, H or 1, T, T] that a chunk of the batch needs."""
+    if x.dim() == 4 and x.shape[0] == batch:
+        x = x[chunk[0]]
+    return x[..., chunk[1], :, :] if x.dim() > 2 and x.shape[-3] > 1 else x
 
 
 def _softmax2_(x: Tensor) -> Tensor:
@@ -111,9 +112,10 @@ class _ChunkedAttention(torch.autograd.Function):
             shape = (*q[chunk].shape[:2], tokens, tokens)
             scores = weights[chunk] if weights is not None and narrow == wide else q.new_empty(shape, dtype=wide)
             torch.bmm(qc, kc.transpose(1, 2), out=scores.flatten(0, 1))
-            scores.mul_(scale * LOG2_E if factor2 is None else _of(factor2, chunk[1]))
+            scores.mul_(scale * LOG2_E if factor2 is None else _of(factor2, chunk, batch))
             if bias2 is not None:
-                _grouped(scores, bias2).add_(_of(bias2, chunk[1]))
+                part = _of(bias2, chunk, batch)
+                _grouped(scores, part).add_(part)
             w = _softmax2_(scores).to(narrow)
             if weights is not None and narrow != wide:
                 weights[chunk] = w
@@ -127,9 +129,10 @@ class _ChunkedAttention(torch.autograd.Function):
     @torch.autocast("cpu", enabled=False)
     def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
         q, k, v, factor, bias, weights, out = ctx.saved_tensors
+        batch = q.shape[0]
         wide, narrow = torch.promote_types(q.dtype, torch.float32), weights.dtype
         scaled = None if factor is None else factor * ctx.scale
-        grad_q, grad_k, grad_v = (torch.zeros_like(out) for _ in range(3))
+        grad_q, grad_k, grad_v = (torch.empty_like(out) for _ in range(3))
         grad_factor = torch.zeros_like(factor) if ctx.needs_input_grad[3] else None
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
         for chunk in ctx.chunks:
@@ -141,12 +144,12 @@ class _ChunkedAttention(torch.autograd.Function):
             rowsum = (go * _flat(out[chunk], wide)).sum(-1, keepdim=True)
             grad_s = torch.bmm(go, vc.transpose(1, 2)).sub_(rowsum).mul_(w.to(wide)).view_as(weights[chunk])
             if grad_bias is not None:
-                _accumulate(_of(grad_bias, chunk[1]), grad_s)
+                _accumulate(_of(grad_bias, chunk, batch), grad_s)
             if grad_factor is not None:
                 raw = torch.bmm(qc, kc.transpose(1, 2)).to(wide).view_as(grad_s)
-                own = _of(grad_factor, chunk[1])
+                own = _of(grad_factor, chunk, batch)
                 own += raw.mul_(grad_s).sum_to_size(own.shape)
-            grad_s = grad_s.mul_(ctx.scale if scaled is None else _of(scaled, chunk[1])).flatten(0, 1).to(narrow)
+            grad_s = grad_s.mul_(ctx.scale if scaled is None else _of(scaled, chunk, batch)).flatten(0, 1).to(narrow)
             grad_q[chunk] = torch.bmm(grad_s, kc).view_as(q[chunk])
             grad_k[chunk] = torch.bmm(grad_s.transpose(1, 2), qc).view_as(q[chunk])
         if grad_factor is not None:
