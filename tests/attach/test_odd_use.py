@@ -8,9 +8,11 @@ import threading
 
 import pytest
 import torch
-from donor import small_vit
+from donor import naflex_batch, small_vit
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 import gmmvit
 from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
@@ -184,6 +186,78 @@ def test_gradient_checkpointing_is_right_or_an_error():
     with pytest.raises(ValueError, match=r"repeats a forward pass of 32 patches, and images of several grids"):
         gradients(model, [WIDE, HIGH])
     torch.testing.assert_close(gradients(model, [WIDE]), alone[0])
+
+
+SQUARE = torch.randn(1, 3, 48, 48)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpointed_passes_of_several_sizes_share_a_backward_pass(frozen):
+    model = flexible()
+    if frozen:
+        model.patch_embed.requires_grad_(False)
+    expected = gradients(model, [WIDE, SQUARE])
+    model.set_grad_checkpointing()
+    loss = sum(model(images).square().sum() for images in (WIDE, SQUARE))
+    with torch.no_grad():
+        model(HIGH)  # an evaluation in between
+    model.zero_grad()
+    loss.backward()
+    for parameter, value in zip(mask_parameters(model), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, value)
+
+
+def test_checkpointed_passes_go_back_in_any_order():
+    model = flexible()
+    expected = gradients(model, [WIDE, WIDE, SQUARE])
+    model.set_grad_checkpointing()
+    model.zero_grad()
+    first, second = (model(WIDE).square().sum() for _ in range(2))
+    first.backward()
+    third = model(SQUARE).square().sum()
+    second.backward()
+    third.backward()
+    for parameter, value in zip(mask_parameters(model), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, value)
+
+
+def test_a_forward_pass_inside_a_backward_pass_has_its_own_grid():
+    model, inside = flexible(), []
+    with torch.no_grad():
+        expected = model(HIGH)
+
+    def look(gradient):
+        with torch.no_grad():
+            inside.append(model(HIGH))
+
+    out = model(WIDE)
+    out.register_hook(look)
+    out.sum().backward()
+    assert torch.equal(inside[0], expected)
+    whole = [gradients(model, [WIDE, HIGH])]
+    run = lambda model, images: checkpoint(model, images, use_reentrant=False)  # noqa: E731
+    torch.testing.assert_close(gradients(model, [WIDE, HIGH], run), whole[0])
+
+
+def test_two_views_of_a_naflex_batch_share_a_checkpointed_backward_pass():
+    model = timm.create_model("naflexvit_base_patch16_gap", embed_dim=48, depth=2, num_heads=3, patch_size=8)
+    attach(model, init="paper").train()
+    generator = torch.Generator().manual_seed(0)
+    views = [naflex_batch([(4, 6), (6, 4)], generator, torch.float32) for _ in range(2)]
+    expected = gradients(model, views)
+    model.set_grad_checkpointing()
+    for got, value in zip(gradients(model, views), expected, strict=True):
+        torch.testing.assert_close(got, value)
+    turned = naflex_batch([(6, 4), (4, 6)], generator, torch.float32)
+    with pytest.raises(ValueError, match="images of several grids with so many"):
+        gradients(model, [views[0], turned])
+
+
+def test_a_file_without_the_masks_loads_as_torch_distributed_does():
+    model = attach(small_vit())
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, small_vit().state_dict(), options=options)
+    assert describe(model)[0].action == "gmm"
 
 
 def test_a_backward_pass_outlives_the_model():

@@ -12,6 +12,7 @@ from gmmvit.attention import MODES
 
 Grid = tuple[int, int]  # (rows, cols) in patches
 T = TypeVar("T")
+_MOST_PAST = 16  # forward passes of a frozen patch embedding that are remembered
 
 
 class PerThread(Generic[T]):
@@ -45,6 +46,31 @@ class _Alive:
     """Lies in a node of autograd's graph and lives as long as that does."""
 
 
+class _Past(NamedTuple):
+    """A forward pass that a backward pass may repeat; of a frozen embedding no graph tells whether it still may."""
+
+    grid: Grid
+    positions: Tensor | None
+    alive: weakref.ref[_Alive] | None
+
+    @property
+    def frozen(self) -> bool:
+        return self.alive is None
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1] if self.positions is None else self.positions.shape[1]
+
+    def waits(self) -> bool:
+        return self.alive is None or self.alive() is not None
+
+    def same(self, grid: Grid, positions: Tensor | None) -> bool:
+        """Whether its patches lie at those places."""
+        if self.grid != grid or self.positions is None or positions is None:
+            return self.grid == grid and self.positions is positions
+        return self.positions is positions or torch.equal(self.positions, positions)
+
+
 class GridBox:
     """The grid of the images that are in the model now: written by its patch embedding, read by its attentions.
 
@@ -55,8 +81,9 @@ class GridBox:
     def __init__(self, grid: Grid | None) -> None:
         self._first = grid
         self._now: PerThread[tuple[Grid | None, Tensor | None]] = PerThread((grid, None))
-        self._forward: list[tuple[Grid, Tensor | None, weakref.ref[_Alive]]] = []  # since the last backward pass
-        self._in_backward = False
+        self._forward: list[_Past] = []
+        self._in_backward = False  # whether one was repeated since the last that was not
+        self._task = -1  # the backward pass in which the grid was written, -1 outside of any
         self._source: weakref.ref[nn.Module] | None = None
         self._sites: weakref.WeakSet[Site] = weakref.WeakSet()
 
@@ -95,31 +122,37 @@ class GridBox:
 
     def _remember(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
         """For gradient checkpointing, which repeats forward passes in the backward pass."""
-        self._forward = [] if self._in_backward else [past for past in self._forward if past[2]() is not None]
+        self._task = torch._C._current_graph_task_id()
+        self._forward = [past for past in self._forward if past.waits() and not (past.frozen and self._in_backward)]
         self._in_backward = False
         metadata = getattr(made.grad_fn, "metadata", None)
         if metadata is not None:
             alive = metadata.setdefault("gmmvit", _Alive())  # as long as this forward pass can be gone back through
-            self._forward.append((grid, positions, weakref.ref(alive)))
+            self._forward.append(_Past(grid, positions, weakref.ref(alive)))
+        elif torch.is_grad_enabled() and not any(
+            past.frozen and past.grid == grid and past.positions is positions for past in self._forward
+        ):
+            self._forward = [*self._forward[-_MOST_PAST:], _Past(grid, positions, None)]
 
     def recomputed(self, patches: int) -> tuple[Grid, Tensor | None] | None:
         """The grid of so many patches while gradient checkpointing repeats a forward pass in the backward pass: images
-        of another size may have been in the model since.
+        of another size may have been in the model since. None where the embedding ran in this backward pass too.
 
         Raises ValueError where several had so many.
         """
+        if self._task == torch._C._current_graph_task_id():
+            return None
         self._in_backward = True
-        found: list[tuple[Grid, Tensor | None]] = []
-        for grid, positions, alive in self._forward:
-            fits = (grid[0] * grid[1] if positions is None else positions.shape[1]) == patches
-            if fits and alive() is not None and all(grid != g or positions is not p for g, p in found):
-                found.append((grid, positions))
+        found: list[_Past] = []
+        for past in self._forward:
+            if past.patches == patches and past.waits() and not any(past.same(f.grid, f.positions) for f in found):
+                found.append(past)
         if len(found) > 1:
             raise ValueError(
                 f"gradient checkpointing repeats a forward pass of {patches} patches, and images of several grids with "
-                "so many were in the model since the last backward pass: call backward after each of them"
+                "so many are still to be gone back through: call backward after each of them, and keep no old outputs"
             )
-        return found[0] if found else None
+        return (found[0].grid, found[0].positions) if found else None
 
     def stale(self) -> bool:
         """Whether the patch embedding that wrote the grid exists no more."""
@@ -247,7 +280,7 @@ class Record(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         saved = state_dict.get(f"{prefix}_extra_state")
-        if saved is not None:
+        if isinstance(saved, Tensor):  # torch.distributed puts an object of its own where the file has none
             try:
                 misfit = self.misfit(Mark.read(saved, prefix.removesuffix(".gmm_mask.site.")))
             except ValueError as error:

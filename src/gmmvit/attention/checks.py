@@ -92,7 +92,7 @@ def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") 
         )
     # A size that torch.export keeps open stays open.
     first, second = (side if isinstance(side, torch.SymInt) else int(side) for side in values)
-    return first, second
+    return first, second  # type: ignore[return-value]
 
 
 def per_stage(
