@@ -68,6 +68,17 @@ def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 1)
 
 
+def _buffer(q: Tensor, chunks: list[tuple[slice, slice]], dtype: torch.dtype) -> Tensor:
+    """Room for the scores of the first chunk, which is the largest."""
+    tokens = q.shape[2]
+    return q.new_empty(*(q[chunks[0]].shape[:2] if chunks else (0, 0)), tokens, tokens, dtype=dtype)
+
+
+def _like(buffer: Tensor, part: Tensor) -> Tensor:
+    """The beginning of a buffer, as the scores of a part [b, h, T, D] of q."""
+    return buffer[: part.shape[0], : part.shape[1]]
+
+
 def _of(x: Tensor, chunk: tuple[slice, slice], batch: int) -> Tensor:
     """The part of a factor or bias [T, T], [H or 1, T, T] or [G, H or 1, T, T] that a chunk of the batch needs."""
     if x.dim() == 4 and x.shape[0] == batch:
@@ -106,19 +117,20 @@ class _ChunkedAttention(torch.autograd.Function):
         out = q.new_empty(batch, tokens, heads, width).transpose(1, 2)
         weights = q.new_empty(batch, heads, tokens, tokens, dtype=narrow) if keep_weights else None
         ctx.chunks = _chunks(batch, heads, tokens, bias, wide.itemsize) if tokens else []
+        buffer = None if keep_weights and narrow == wide else _buffer(q, ctx.chunks, wide)
         for chunk in ctx.chunks:
             qc, kc = _flat(q[chunk], wide), _flat(k[chunk], wide)
-            # Kept as they are, the scores become the weights where those will lie.
-            shape = (*q[chunk].shape[:2], tokens, tokens)
-            scores = weights[chunk] if weights is not None and narrow == wide else q.new_empty(shape, dtype=wide)
-            torch.bmm(qc, kc.transpose(1, 2), out=scores.flatten(0, 1))
+            # The scores become the weights in place, where those will lie if they are kept as they are.
+            scores = (weights[chunk] if buffer is None else _like(buffer, q[chunk])).flatten(0, 1)
+            torch.bmm(qc, kc.transpose(1, 2), out=scores)
+            scores = scores.unflatten(0, q[chunk].shape[:2])
             scores.mul_(scale * LOG2_E if factor2 is None else _of(factor2, chunk, batch))
             if bias2 is not None:
                 part = _of(bias2, chunk, batch)
                 _grouped(scores, part).add_(part)
-            w = _softmax2_(scores).to(narrow)
-            if weights is not None and narrow != wide:
-                weights[chunk] = w
+            w = _softmax2_(scores)
+            if buffer is not None:
+                w = w.to(narrow) if weights is None else weights[chunk].copy_(w)
             out[chunk] = torch.bmm(w.flatten(0, 1), _flat(v[chunk], narrow)).view_as(q[chunk])
         ctx.save_for_backward(q, k, v, factor, bias, weights, out)
         ctx.scale = scale
@@ -135,21 +147,28 @@ class _ChunkedAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = (torch.empty_like(out) for _ in range(3))
         grad_factor = torch.zeros_like(factor) if ctx.needs_input_grad[3] else None
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
+        # Written anew in every chunk: what is allocated anew costs page faults.
+        one, two = (_buffer(q, ctx.chunks, wide) for _ in range(2))
+        small = one if narrow == wide else _buffer(q, ctx.chunks, narrow)
         for chunk in ctx.chunks:
             qc, kc = _flat(q[chunk], narrow), _flat(k[chunk], narrow)
             go, vc = _flat(grad_out[chunk], wide), _flat(v[chunk], wide)
             w = weights[chunk].flatten(0, 1)  # [b*h, T, T]
+            grad_s, other, cast = (_like(x, q[chunk]).flatten(0, 1) for x in (one, two, small))
             grad_v[chunk] = torch.bmm(w.transpose(1, 2), go.to(narrow)).view_as(q[chunk])
             # Softmax backward: dS = P * (dP - rowsum(P * dP)), and that row sum is <dO, O>.
             rowsum = (go * _flat(out[chunk], wide)).sum(-1, keepdim=True)
-            grad_s = torch.bmm(go, vc.transpose(1, 2)).sub_(rowsum).mul_(w.to(wide)).view_as(weights[chunk])
+            torch.bmm(go, vc.transpose(1, 2), out=grad_s)
+            grad_s.sub_(rowsum).mul_(w if narrow == wide else other.copy_(w))
             if grad_bias is not None:
-                _accumulate(_of(grad_bias, chunk, batch), grad_s)
+                _accumulate(_of(grad_bias, chunk, batch), grad_s.view_as(weights[chunk]))
             if grad_factor is not None:
-                raw = torch.bmm(qc, kc.transpose(1, 2)).to(wide).view_as(grad_s)
+                torch.bmm(qc, kc.transpose(1, 2), out=other if narrow == wide else cast)
+                raw = other if narrow == wide else other.copy_(cast)
                 own = _of(grad_factor, chunk, batch)
-                own += raw.mul_(grad_s).sum_to_size(own.shape)
-            grad_s = grad_s.mul_(ctx.scale if scaled is None else _of(scaled, chunk, batch)).flatten(0, 1).to(narrow)
+                own += raw.mul_(grad_s).view_as(weights[chunk]).sum_to_size(own.shape)
+            grad_s.view_as(weights[chunk]).mul_(ctx.scale if scaled is None else _of(scaled, chunk, batch))
+            grad_s = grad_s if narrow == wide else cast.copy_(grad_s)
             grad_q[chunk] = torch.bmm(grad_s, kc).view_as(q[chunk])
             grad_k[chunk] = torch.bmm(grad_s.transpose(1, 2), qc).view_as(q[chunk])
         if grad_factor is not None:
