@@ -8,11 +8,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gmmvit.attach.passes import Grid, Passes
 from gmmvit.attention import MODES
 
-Grid = tuple[int, int]  # (rows, cols) in patches
 T = TypeVar("T")
-_MOST_PAST = 16  # forward passes of a frozen patch embedding that are remembered
 
 
 class PerThread(Generic[T]):
@@ -42,35 +41,6 @@ class PerThread(Generic[T]):
         return PerThread, (self.get(),)
 
 
-class _Alive:
-    """Lies in a node of autograd's graph and lives as long as that does."""
-
-
-class _Past(NamedTuple):
-    """A forward pass that a backward pass may repeat; of a frozen embedding no graph tells whether it still may."""
-
-    grid: Grid
-    positions: Tensor | None
-    alive: weakref.ref[_Alive] | None
-
-    @property
-    def frozen(self) -> bool:
-        return self.alive is None
-
-    @property
-    def patches(self) -> int:
-        return self.grid[0] * self.grid[1] if self.positions is None else self.positions.shape[1]
-
-    def waits(self) -> bool:
-        return self.alive is None or self.alive() is not None
-
-    def same(self, grid: Grid, positions: Tensor | None) -> bool:
-        """Whether its patches lie at those places."""
-        if self.grid != grid or self.positions is None or positions is None:
-            return self.grid == grid and self.positions is positions
-        return self.positions is positions or torch.equal(self.positions, positions)
-
-
 class GridBox:
     """The grid of the images that are in the model now: written by its patch embedding, read by its attentions.
 
@@ -81,9 +51,7 @@ class GridBox:
     def __init__(self, grid: Grid | None) -> None:
         self._first = grid
         self._now: PerThread[tuple[Grid | None, Tensor | None]] = PerThread((grid, None))
-        self._forward: list[_Past] = []
-        self._in_backward = False  # whether one was repeated since the last that was not
-        self._task = -1  # the backward pass in which the grid was written, -1 outside of any
+        self.passes = Passes()
         self._source: weakref.ref[nn.Module] | None = None
         self._sites: weakref.WeakSet[Site] = weakref.WeakSet()
 
@@ -117,42 +85,8 @@ class GridBox:
         if not torch.compiler.is_compiling():
             if torch.jit.is_tracing():  # sizes are tensors there; a trace is of one image size
                 grid = (int(grid[0]), int(grid[1]))
-            self._remember(grid, positions, made)
+            self.passes.note(grid, positions, made)
         self._now.set((grid, positions))
-
-    def _remember(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
-        """For gradient checkpointing, which repeats forward passes in the backward pass."""
-        self._task = torch._C._current_graph_task_id()
-        self._forward = [past for past in self._forward if past.waits() and not (past.frozen and self._in_backward)]
-        self._in_backward = False
-        metadata = getattr(made.grad_fn, "metadata", None)
-        if metadata is not None:
-            alive = metadata.setdefault("gmmvit", _Alive())  # as long as this forward pass can be gone back through
-            self._forward.append(_Past(grid, positions, weakref.ref(alive)))
-        elif torch.is_grad_enabled() and not any(
-            past.frozen and past.grid == grid and past.positions is positions for past in self._forward
-        ):
-            self._forward = [*self._forward[-_MOST_PAST:], _Past(grid, positions, None)]
-
-    def recomputed(self, patches: int) -> tuple[Grid, Tensor | None] | None:
-        """The grid of so many patches while gradient checkpointing repeats a forward pass in the backward pass: images
-        of another size may have been in the model since. None where the embedding ran in this backward pass too.
-
-        Raises ValueError where several had so many.
-        """
-        if self._task == torch._C._current_graph_task_id():
-            return None
-        self._in_backward = True
-        found: list[_Past] = []
-        for past in self._forward:
-            if past.patches == patches and past.waits() and not any(past.same(f.grid, f.positions) for f in found):
-                found.append(past)
-        if len(found) > 1:
-            raise ValueError(
-                f"gradient checkpointing repeats a forward pass of {patches} patches, and images of several grids with "
-                "so many are still to be gone back through: call backward after each of them, and keep no old outputs"
-            )
-        return (found[0].grid, found[0].positions) if found else None
 
     def stale(self) -> bool:
         """Whether the patch embedding that wrote the grid exists no more."""
@@ -183,9 +117,9 @@ class Site:
         prefix = self.prefix_tokens
         if not torch.compiler.is_compiling():
             if torch._C._current_graph_task_id() != -1:  # in a backward pass
-                before = self.box.recomputed(tokens - prefix)
+                before = self.box.passes.repeated(tokens - prefix)
                 if before is not None:
-                    return before
+                    return before.grid, before.positions
             elif self.box.stale():
                 raise ValueError(
                     "the patch embedding that told the grid was replaced after attach, so the grid is not known: keep "
