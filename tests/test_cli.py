@@ -252,3 +252,22 @@ def test_a_closed_pipe_is_no_error_message():
     done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_runs_and_a_data_folder_without_its_word_are_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "compare" / "vit-gmm-s0").mkdir(parents=True)
+    (tmp_path / "compare" / "vit-gmm-s0" / "config.yaml").write_text("{}")
+    for arguments, words in (
+        (["report", "compare"], "it has no config.yaml; it holds 1 run folders, as compare/vit-gmm-s0"),
+        (["report", "nowhere"], "nowhere is not a run folder: there is no such folder"),
+        (["train", "--dataset", "compare", "--out", "never"], "did you mean 'folder:compare'?"),
+    ):
+        assert main(arguments) > 0
+        assert words in capsys.readouterr().err
+
+
+def test_the_modules_of_the_library_need_no_import_of_their_own():
+    code = "import gmmvit, torch; print(gmmvit.attention.explain(torch.ones(1, 1, 4, 4)).splitlines()[0])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("chunked: taken")

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("attention", "masks", "models"):  # modules of the library that need no import of their own
+        return importlib.import_module(f"gmmvit.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'gmmvit' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

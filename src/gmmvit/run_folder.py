@@ -217,7 +217,10 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     path = as_folder(folder) / CONFIG
     with _told(path, "read"):
         if not path.is_file():
-            raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
+            inside = sorted(file.parent for file in path.parent.glob(f"*/{CONFIG}"))
+            hint = f"; it holds {len(inside)} run folders, as {inside[0]}" if inside else ""
+            what = f"it has no {CONFIG}" if path.parent.is_dir() else "there is no such folder"
+            raise RunError(f"{folder} is not a run folder: {what}{hint}")
         try:
             content = read_yaml(path)
         except RecipeError as error:

@@ -32,6 +32,8 @@ from gmmvit.optim import check_optimizer_state, make_average, make_optimizer
 from gmmvit.progress import Progress, require_loggers
 from gmmvit.run_folder import load_config
 
+_FEW = 50  # validation images below which one is more than 2 %
+
 
 class TrainingError(RuntimeError):
     """A training that cannot go on; one sentence."""
@@ -256,6 +258,11 @@ def _check_team(recipe: Recipe, team: Team) -> None:
         raise RecipeError("shard and ema do not go together: an average of the weights would need a second model")
 
 
+def _held_out(data: Dataset) -> str:
+    parts = {"validation": data.val, "test": data.test}
+    return "".join(f", {len(part):,} {name} images" for name, part in parts.items() if part is not None)
+
+
 def prepare(
     recipe: Recipe,
     folder: Path,
@@ -316,5 +323,11 @@ def prepare(
     progress.line(
         f"{recipe.model} with mask {recipe.mask}, {parameters:,} parameters, on {device} in {str(dtype)[6:]}; "
         f"{recipe.dataset}: {len(data.train):,} training images {height} x {width}, {len(data.classes)} classes"
+        f"{_held_out(data)}"
     )
+    if data.val is not None and len(data.val) < _FEW:
+        progress.line(
+            f"{len(data.val)} validation images are few to choose the best epoch by: look at the last epoch too, or "
+            "hold out more with --val-fraction"
+        )
     return setting, state, {"model": options, "data": described}

@@ -145,7 +145,8 @@ def _find(name: str, data_dir: str | os.PathLike[str], download: bool, report: R
         return digits_source()
     if name in NAMED:
         return named_source(name, Path(os.path.realpath(expanded(data_dir))), download=download, report=report)
-    raise ValueError(f"dataset must be {_known_names()}, got {name!r}")
+    hint = f"; did you mean 'folder:{name}'?" if os.path.isdir(expanded(name)) else ""
+    raise ValueError(f"dataset must be {_known_names()}, got {name!r}{hint}")
 
 
 def _decode(
