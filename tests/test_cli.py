@@ -194,7 +194,7 @@ def test_predict_takes_the_images_of_a_folder_in_order(capsys, run, tmp_path):
     (tmp_path / "empty").mkdir()
     status, out, err = call(capsys, "predict", run, tmp_path / "empty", tmp_path / "in" / "a.jpg")
     assert status == 1
-    assert err == f"gmmvit: {tmp_path / 'empty'} holds no images\n"
+    assert err == f"gmmvit: {tmp_path / 'empty'} holds no images\ngmmvit: 1 of 2 could not be predicted\n"
     assert "a.jpg: " in out
 
 

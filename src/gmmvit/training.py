@@ -215,7 +215,7 @@ def _continue(
     run_folder.read_rows(folder)  # a damaged file is told before any work
     summary = run_folder.read_summary(folder)
     if summary is not None and saved is not None and saved["epoch"] >= recipe.epochs:
-        progress.line(f"{folder} is finished: {recipe.epochs} epochs")
+        progress.line(f"{folder} is finished after epoch {recipe.epochs}")
         return summary
     if summary is not None and saved is None:
         source = summary.get("converted_from", "a training whose checkpoint is gone")

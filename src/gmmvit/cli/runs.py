@@ -205,14 +205,14 @@ def predict(
     from gmmvit.session import choose_device
 
     model = load_run(run, weights=weights, device=choose_device(device))
-    rows, failed = [], False
+    rows, failed = [], 0
     for image in expanded_folders(images, lambda line: print(line, file=sys.stderr)):
         try:
             if Path(image).is_dir():
                 raise DataError(f"{image} holds no images")
             classes = model.predict(image, top)
         except (DataError, OSError) as error:
-            failed = True
+            failed += 1
             print(f"gmmvit: {one_line(error)}", file=sys.stderr)
             continue
         rows.append({"image": image, "classes": [{"class": name, "probability": p} for name, p in classes]})
@@ -220,6 +220,8 @@ def predict(
             print(f"{image}: " + ", ".join(f"{name} {p:.1%}" for name, p in classes))
     if as_json:
         print(json.dumps(rows, indent=2))
+    if failed and rows:
+        print(f"gmmvit: {failed} of {failed + len(rows)} could not be predicted", file=sys.stderr)
     return EXIT_FAILED if failed else 0
 
 
