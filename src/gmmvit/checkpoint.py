@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gmmvit.augment import normalize
-from gmmvit.building import build_model, first_line, not_finite
+from gmmvit.building import build_model, first_line
 from gmmvit.config import Recipe, as_dict
 from gmmvit.data import decode_image
 from gmmvit.run_folder import (
@@ -25,6 +25,7 @@ from gmmvit.run_folder import (
     replace_file,
     write_whole,
 )
+from gmmvit.weight_files import not_finite
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:

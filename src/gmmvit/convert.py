@@ -15,7 +15,7 @@ from gmmvit.data import class_names, load_dataset, numbered_classes
 from gmmvit.masks import MASKS
 from gmmvit.models import FAMILIES
 from gmmvit.reference_weights import load_reference
-from gmmvit.weight_files import WeightsError, read_tensors
+from gmmvit.weight_files import WeightsError, not_finite, read_tensors
 
 
 class TrainedOn(NamedTuple):
@@ -71,9 +71,8 @@ def convert(
     run_folder.check_free(folder, overwrite=overwrite)
     state = read_tensors(file)
     model = load_reference(state, family=family, mask=mask, **sizes)
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise WeightsError(f"tensor {name!r} of {file} is not finite: that training diverged")
+    if (name := not_finite(state)) is not None:
+        raise WeightsError(f"tensor {name!r} of {file} is not finite: that training diverged")
     options = json.loads(json.dumps({"family": family, **model.config}))
     size = pair(options["image_size"], "image_size")
     if dataset is None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from gmmvit import checkpoint, run_folder
 from gmmvit.augment import to_device
-from gmmvit.building import not_finite
 from gmmvit.config import Recipe, as_dict
 from gmmvit.data import Split
 from gmmvit.distributed import full_weights, load_weights
@@ -23,6 +22,7 @@ from gmmvit.masks import is_mask_parameter
 from gmmvit.optim import learning_rate, set_learning_rate
 from gmmvit.progress import open_loggers
 from gmmvit.session import Setting, State, TrainingError, seed_everything, step_images
+from gmmvit.weight_files import not_finite
 
 WARM_UP = 10  # steps of an epoch in which a GPU may still compile and record its graphs
 

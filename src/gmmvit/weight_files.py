@@ -104,3 +104,8 @@ def unwrapped(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
             f"{[str(name) for name in content][:5]}"
         )
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None where all are finite."""
+    return next((n for n, t in state.items() if not bool(torch.isfinite(t).all())), None)

@@ -131,6 +131,7 @@ def site(index, *numbers):
         (site(1, 7, 1, 2, 1, 4, 4, 0, 0, 0), "none that attach saves"),
         (site(1, 0, 1), "none that attach saves"),
         (site(1, 0.5, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
+        (site(1, torch.inf, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
         (site(1, torch.nan, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
         (lambda state: state.update({"blocks.0.attn.gmm_mask.sigma": torch.ones(3, 5, device="meta")}), "finite real"),
         (lambda state: state.update({"blocks.0.attn.gmm_mask.sigma": torch.ones(3, 5).to_sparse()}), "finite real"),

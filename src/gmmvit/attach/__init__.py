@@ -83,7 +83,7 @@ def attach(
         num_kernels: Gaussians per head; read by "gmm" alone.
         layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
         grid: (rows, cols) in patches where the model does not tell; it then holds for every image.
-        prefix_tokens: class and register tokens before the patches; the model's own by default, 0 if it is not known.
+        prefix_tokens: class and register tokens before the patches; the model's own by default, 0 in one of your own.
         options: further arguments of the mask's class (`covariance`, `learn_center`, `per_head`).
 
     Returns:
@@ -91,8 +91,8 @@ def attach(
 
     Raises:
         TypeError: model is no module, or an option does not exist.
-        ValueError: nothing to attach to (lists what was found), masks are there already, or the model is compiled,
-            wrapped or quantised.
+        ValueError: nothing to attach to (lists what was found), grid or prefix_tokens not known and not said, masks are
+            there already, or the model is compiled, wrapped or quantised.
 
     Source: arXiv 2309.05375, section 3; the identity start is this project's.
     """
@@ -103,8 +103,7 @@ def attach(
     grid = None if grid is None else pair(grid, "grid", "(rows, cols)")
     if prefix_tokens is not None:
         integer("prefix_tokens", prefix_tokens, 0)
-    if there := masked(model):
-        raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
+    _check_free(model)
     found = survey(model, located=grid is not None)
     places = [item for item in found if item.adapter is not None]
     if not places:
@@ -119,7 +118,7 @@ def attach(
     with torch.inference_mode(False):  # parameters made inside of it could never be trained
         for i, (item, site) in enumerate(zip(places, sites, strict=True)):
             said = (item.window is not None, grid is not None, prefix_tokens is not None)
-            mark = Mark(MODES.index(mode), free.index(item), len(free), site.prefix_tokens, *_grid(site), *said)
+            mark = Mark(MODES.index(mode), free.index(item), len(free), site.prefix_tokens, *site.box.grid, *said)
             depth = i / max(1, len(places) - 1)
             modules.append(_mask_of(item, site, mask, mark, init=init, depth=depth, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
@@ -133,6 +132,11 @@ def attach(
         others = [box for box in source.gmm_boxes if box is not site.box and box.needed_beside(sites)]
         source.gmm_tell(*others, site.box)
     return model
+
+
+def _check_free(model: nn.Module) -> None:
+    if there := masked(model):
+        raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
 
 
 def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
@@ -166,10 +170,10 @@ def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int
                 f"how many tokens stand before the patches in {item.name!r} is not known: say it with prefix_tokens="
             )
         tower = item.tower
-        own = GridBox(grid if tower is None or grid is not None else tower.grid)
-        box = boxes.setdefault(0 if tower is None else id(tower.source), own)
-        if box.grid is None:
+        start = grid if tower is None or grid is not None else tower.grid
+        if start is None:
             raise ValueError(f"the patch grid of {item.name!r} depends on the image: say it with grid=(rows, cols)")
+        box = boxes.setdefault(0 if tower is None else id(tower.source), GridBox(start))
         sites.append(Site(box, prefix, mode))
     return sites
 
@@ -180,19 +184,15 @@ def _prefix(item: Found) -> int | None:
     return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
 
-def _grid(site: Site) -> Grid:
-    return site.box.grid  # type: ignore[return-value]  # `_sites` sees to it that there is one
-
-
 def _mask_of(item: Found, site: Site, mask: str, mark: Mark, **options: Any) -> nn.Module:
     """The mask for one attention, on its device, in float32 or wider."""
     heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
     weight = next(item.module.parameters())
     with weight.device:  # whatever default device the caller has set
-        module = create_mask(mask, _grid(site), heads, mode=site.mode, steps=item.steps, **options)
+        module: Any = create_mask(mask, site.box.grid, heads, mode=site.mode, steps=item.steps, **options)
         # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
-        module.add_module("site", Record(mark, one_grid=mask == "elm"))  # type: ignore[union-attr]
-    return module.to(dtype=torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)  # type: ignore[union-attr]
+        module.add_module("site", Record(mark, one_grid=mask == "elm"))
+    return module.to(dtype=torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)
 
 
 def detach(model: Model) -> Model:
@@ -242,8 +242,7 @@ def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> M
     """
     refuse_unfit(model)
     saved = read_masks(path)
-    if there := masked(model):
-        raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
+    _check_free(model)
     found = survey(model, located="grid" in saved.options)
     free = [item.name for item in found if item.adapter is not None]
     by_place = saved.by_place(free, type(model).__name__)
@@ -281,8 +280,8 @@ def _layer(item: Found) -> Layer:
         return Layer(item.name, item.kind, action, grid, module.gmm_heads(module), prefix)
     if item.adapter is None:
         return Layer(item.name, item.kind, "left alone", reason=item.reason)
-    grid = item.window or (item.tower.grid if item.tower else None)
-    return Layer(item.name, item.kind, "free", grid, item.adapter.gmm_heads(module), _prefix(item))
+    own = item.window or (item.tower.grid if item.tower else None)
+    return Layer(item.name, item.kind, "free", own, item.adapter.gmm_heads(module), _prefix(item))
 
 
 class _CallableModule(ModuleType):

@@ -1,5 +1,6 @@
 """Where a mask sits: the grid of the images that are in the model now, and what is saved beside its parameters."""
 
+import math
 import threading
 import weakref
 from collections.abc import Collection, Sequence
@@ -48,15 +49,15 @@ class GridBox:
     `grid` is the smallest that all fit in.
     """
 
-    def __init__(self, grid: Grid | None) -> None:
+    def __init__(self, grid: Grid) -> None:
         self._first = grid
-        self._now: PerThread[tuple[Grid | None, Tensor | None]] = PerThread((grid, None))
+        self._now: PerThread[tuple[Grid, Tensor | None]] = PerThread((grid, None))
         self.passes = Passes()
         self._source: weakref.ref[nn.Module] | None = None
         self._sites: weakref.WeakSet[Site] = weakref.WeakSet()
 
     @property
-    def grid(self) -> Grid | None:
+    def grid(self) -> Grid:
         return self._now.get()[0]
 
     @property
@@ -64,10 +65,10 @@ class GridBox:
         return self._now.get()[1]
 
     @property
-    def known(self) -> Grid | None:
+    def known(self) -> Grid:
         """The grid in numbers: torch.export with open sizes leaves symbols behind."""
         grid = self.grid
-        return grid if grid is not None and all(type(side) is int for side in grid) else self._first
+        return grid if all(type(side) is int for side in grid) else self._first
 
     def told_by(self, source: nn.Module) -> None:
         """From now on the patch embedding `source` writes the grid."""
@@ -125,7 +126,7 @@ class Site:
                     "the patch embedding that told the grid was replaced after attach, so the grid is not known: keep "
                     "state = model.state_dict(), call detach(model), then load_masks(model, state)"
                 )
-        rows, cols = self.box.grid  # type: ignore[misc]
+        rows, cols = self.box.grid
         positions = self.box.positions
         patches = rows * cols if positions is None else positions.shape[1]
         if patches + prefix != tokens:
@@ -162,8 +163,8 @@ class Mark(NamedTuple):
         plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
         numbers: Sequence[Any] = tensor.flatten().tolist() if plain else []
         # Files that were averaged or cast to another precision hold the same numbers as floats.
-        if len(numbers) == len(cls._fields) and all(number == int(number) for number in numbers if number == number):
-            mark = cls(*(int(number) if number == number else -1 for number in numbers))
+        if len(numbers) == len(cls._fields) and all(math.isfinite(x) and x == int(x) for x in numbers):
+            mark = cls(*map(int, numbers))
             within = 0 <= mark.mode < len(MODES) and 0 <= mark.place < mark.places
             if within and min(mark) >= 0 and min(mark.rows, mark.cols) > 0 and max(mark[-3:]) <= 1:
                 return mark

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gmmvit.attach.place import Mark
 from gmmvit.attention import MODES
@@ -112,7 +112,7 @@ def _checked(masks: list[SavedMask]) -> SavedMasks:
     return SavedMasks(options, masks)
 
 
-def load_mask(name: str, mask: nn.Module, saved: SavedMask) -> None:
+def load_mask(name: str, mask: Any, saved: SavedMask) -> None:
     """Puts a saved mask into that of the layer `name`. Raises ValueError where they do not fit."""
     own = dict(mask.named_parameters())
     extra = sorted(set(saved.tensors) - set(own))
@@ -125,7 +125,7 @@ def load_mask(name: str, mask: nn.Module, saved: SavedMask) -> None:
             raise ValueError(
                 f"the saved mask does not fit {name!r}: {key} must be of {tuple(tensor.shape)}, is {sizes}"
             )
-    misfit = mask.site.misfit(saved.mark)  # type: ignore[union-attr,operator]
+    misfit = mask.site.misfit(saved.mark)
     if misfit:
         raise ValueError(f"the saved mask does not fit {name!r}: it {misfit}")
     mask.load_state_dict(saved.tensors, strict=False)

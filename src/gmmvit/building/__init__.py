@@ -14,11 +14,11 @@ from gmmvit.attach import attach
 from gmmvit.building import timm, transformers
 from gmmvit.building.request import Request, first_line, require
 from gmmvit.building.size import HELD, TRAINED, check_size
-from gmmvit.building.weights import not_finite, read_state, renamed_masks, split_masks, transfer
+from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
 from gmmvit.models import FAMILIES, SIZES, create_model
 
-__all__ = ["build_model", "check_model", "first_line", "not_finite", "start_model"]
+__all__ = ["build_model", "check_model", "first_line", "start_model"]
 
 _LIBRARIES: dict[str, Any] = {"timm": timm, "hf": transformers}
 

@@ -5,7 +5,6 @@ Letters: T tokens (prefix first), D width.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from gmmvit.attach.place import Mark
@@ -28,11 +27,6 @@ def read_state(place: str) -> State:
         raise RecipeError(f"pretrained: {error}") from error
     except OSError as error:
         raise RecipeError(f"cannot read the weights {place}: {error.strerror or error}") from error
-
-
-def not_finite(state: State) -> str | None:
-    """The name of the first tensor that holds NaN or infinity; None where all are finite."""
-    return next((n for n, t in state.items() if not bool(torch.isfinite(t).all())), None)
 
 
 def split_masks(state: State) -> tuple[State, State]:
