@@ -1,160 +1,161 @@
-"""All figures that take a GPU, in under nine minutes: a CSV for each part.
+"""Everything that is measured on a GPU, in the order of its value, ended within a limit: `make gpu OUT=folder`.
 
-    python benchmarks/gpu.py [--out benchmarks/results] [--parts correctness,attention,augmentation,training]
+    python benchmarks/gpu.py [--out benchmarks/results] [--minutes 8] [--parts kernels,correctness,...] [--tiny]
 
-Needs torch, triton, numpy and this repository (for the training also what timm brings). Images are random: the speed
-does not depend on what they show.
-
-- correctness: error of the fused kernels against float64, output and gradients, divided by that of plain torch in the
-  same dtype; above 2 is a failure and the exit status is 1.
-- attention: `gmmvit bench`.
-- augmentation: the CIFAR-10 policy with erasing and mixing, on the device.
-- training: whole steps of the loop, the paper's GMM-ViT against our ViT without mask, compiled and not.
+Needs torch, triton, numpy and this repository, for the kernels' tests also pytest; not git, cyclopts, pyarrow,
+matplotlib or scikit-learn. Each part runs in a process of its own with a limit of its own, so that neither a failure,
+nor a fault of the GPU, nor a part that hangs costs the others anything. Rows are in OUT/gpu.csv as soon as they are
+known, what the parts print is in OUT/gpu-log.txt, and OUT/gpu.md sums up. COMMIT in the environment names the commit
+where git does not. `--tiny` rehearses all of it on a CPU. Exit status 1 if a part failed.
 """
 
 import argparse
+import csv
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from gmmvit.attention import OffsetTable, dense_mask, gmm_attention, with_prefix
-from gmmvit.augment import Augment
-from gmmvit.bench import bench, grid_of
-from gmmvit.data import Dataset, Split
-from gmmvit.rows import row, write_rows
-
-Rows = list[dict[str, str]]
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-# Of the correctness part: [B, H, N, D] and prefix tokens, as in the attention part with batches that float64 fits.
-SHAPES = [
-    ((8, 12, 64, 16), 0),
-    ((8, 3, 196, 64), 1),
-    ((4, 12, 256, 64), 0),
-    ((2, 4, 1024, 64), 0),
-    ((1, 2, 4096, 64), 0),
-]
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+ROOT = Path(__file__).parents[1]
+COLUMNS = ["part", "what", "unit", "median", "q1", "q3", "repeats", "operations", "bytes", "floor_ms", "peak_memory_mb",
+           "device", "torch", "date", "commit"]  # fmt: skip
+ENOUGH = 10  # seconds below which no further part is begun
 
 
-def everything(x: dict[str, Tensor], prefix: int, attend: Callable[..., Tensor]) -> dict[str, Tensor]:
-    """Output and gradients of q, k, v and the table."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in x.items()}
-    q, k, v, values = leaves.values()
-    out = attend(q, k, v, OffsetTable(values, grid_of(q.shape[2] - prefix)))
-    weights = torch.linspace(-1, 1, out.shape[2], device=out.device, dtype=out.dtype)[:, None]
-    grads = torch.autograd.grad((out * weights).sum(), list(leaves.values()))
-    return {"out": out.detach()} | dict(zip(leaves, grads, strict=True))
+@dataclass(frozen=True)
+class Part:
+    """A part: what it shows, and the seconds after which it is ended."""
+
+    shows: str
+    limit: int
 
 
-def correctness(device: torch.device) -> tuple[Rows, bool]:
-    """Rows of error ratios, and whether all are at most 2."""
-    rows, good = [], True
-    for (batch, heads, patches, width), prefix in SHAPES:
-        rows_of_grid, cols = grid_of(patches)
-        for dtype in DTYPES:
-            torch.manual_seed(0)
-            x = {name: torch.randn(batch, heads, patches + prefix, width, device=device, dtype=dtype) for name in "qkv"}
-            x["table"] = torch.rand(heads, 2 * rows_of_grid - 1, 2 * cols - 1, device=device) + 0.5
-            exact = {name: tensor.double() for name, tensor in x.items()}
-
-            def plain(q: Tensor, k: Tensor, v: Tensor, table: OffsetTable, prefix: int = prefix) -> Tensor:
-                mask = with_prefix(dense_mask(table), prefix).to(q.dtype)
-                return (q.shape[3] ** -0.5 * q @ k.transpose(-2, -1) * mask).softmax(-1) @ v
-
-            def fused(q: Tensor, k: Tensor, v: Tensor, table: OffsetTable, prefix: int = prefix) -> Tensor:
-                return gmm_attention(q, k, v, table, prefix_tokens=prefix, backend="triton")
-
-            truth = everything(exact, prefix, plain)
-            got, limit = everything(x, prefix, fused), everything(x, prefix, plain)
-            for name, value in truth.items():
-                error, allowed = ((result[name].double() - value).abs().mean().item() for result in (got, limit))
-                good &= error <= 2 * allowed
-                what = f"[{batch}, {heads}, {patches}+{prefix}, {width}] {str(dtype)[6:]} {name}"
-                rows.append(row(f"{what}: error / plain torch's", "times", [error / max(allowed, 1e-30)]))
-            torch.cuda.empty_cache()
-    return rows, good
+PARTS = {
+    "versions": Part("the GPU and the libraries", 30),
+    "correctness": Part("error of the fused kernels divided by that of plain torch, output and gradients", 90),
+    "attention": Part("the attention op against its rivals, forward and backward", 130),
+    "training": Part("whole steps of the loop", 130),
+    "profile": Part("where a step's time goes", 60),
+    "augmentation": Part("the CIFAR-10 policy on the device", 30),
+    "kernels": Part("the kernels' own tests", 120),
+}
 
 
-def random_images(device: torch.device) -> Dataset:
-    """Noise in the place of CIFAR-10."""
+def versions() -> None:
+    """Prints what the measurements depend on."""
+    import numpy
+    import torch
+    import triton
 
-    def part(count: int) -> Split:
-        images = torch.randint(0, 256, (count, 3, 32, 32), device=device).byte()
-        return Split(images, torch.randint(0, 10, (count,), device=device), [""] * count)
-
-    classes = tuple(str(number) for number in range(10))
-    return Dataset("cifar10", classes, part(45000), part(5000), None, MEAN, STD, "cifar10", True)
-
-
-def augmentation(device: torch.device, seconds: float = 1.0, turns: int = 5) -> Rows:
-    """Images/s of batches drawn and augmented on the device."""
-    split = random_images(device).train
-    augment = Augment(num_classes=10, mean=MEAN, std=STD, policy="cifar10")
-    rows = []
-    for batch in (128, 512, 2048):
-        rates = []
-        for turn in range(turns + 1):
-            generator = torch.Generator().manual_seed(turn)
-            torch.cuda.synchronize()
-            seen, start = 0, time.perf_counter()
-            while time.perf_counter() - start < seconds:
-                for chosen in torch.randint(len(split), (20, batch), device=device):
-                    augment(split.images[chosen], split.labels[chosen], generator)
-                torch.cuda.synchronize()
-                seen += 20 * batch
-            rates.append(seen / (time.perf_counter() - start))
-        rows.append(row(f"augmentation, CIFAR-10 policy, batch {batch}", "images/s", rates[1:]))
-    return rows
+    print(f"python {sys.version.split()[0]}, torch {torch.__version__}, triton {triton.__version__}, "
+          f"numpy {numpy.__version__}, {os.cpu_count()} CPU cores")  # fmt: skip
+    if torch.cuda.is_available():
+        print(torch.cuda.get_device_properties(0))
 
 
-def training(device: torch.device, steps: int = 150, turns: int = 5) -> Rows:
-    """Images/s of the loop and ratios of step times; a first turn, which compiles, is not counted."""
-    from train_throughput import ours
+def kernels(tiny: bool) -> None:
+    """The tests of the kernels; raises SystemExit as pytest ends. Triton's interpreter has them in the suite anyway, so
+    a rehearsal runs one."""
+    import importlib.util
 
-    data = random_images(device)
-    options = argparse.Namespace(data_dir=None, batch_size=128, steps=steps)
-    speeds: dict[str, list[float]] = {}
-    for compiled in (True, False):
-        runs = {f"{mask}{', compiled' if compiled else ''}": ours(data, options, mask=mask, compile=compiled)
-                for mask in ("gmm", "none")}  # fmt: skip
-        speeds |= {name: [] for name in runs}
-        for turn in range(turns + 1):
-            for name, run in runs.items():
-                speed = run()
-                if turn:
-                    speeds[name].append(speed)
-    rows = [row(f"training, ViT, {name}", "images/s", values) for name, values in speeds.items()]
-    for suffix in (", compiled", ""):
-        ratios = [b / a for a, b in zip(speeds["gmm" + suffix], speeds["none" + suffix], strict=True)]
-        rows.append(row(f"step time, gmm / no mask{suffix}", "times", ratios))
-    return rows
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/attention/test_triton.py"]
+    if importlib.util.find_spec("xdist") and not tiny:
+        command += ["-n", "8"]
+    sys.exit(subprocess.run([*command, *(["-k", "one and row"] if tiny else [])], cwd=ROOT).returncode)
+
+
+def run_part(name: str, out: Path, tiny: bool) -> None:
+    """One part in this process: rows to the CSV as they come."""
+    if name == "versions":
+        return versions()
+    if name == "kernels":
+        return kernels(tiny)
+    import gpu_parts
+
+    from gmmvit.rows import line
+
+    with (out / "gpu.csv").open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        for row in getattr(gpu_parts, name)(tiny):
+            writer.writerow({"part": name} | row)
+            file.flush()
+            print(line(row), flush=True)
+    return None
+
+
+def run_all(names: Sequence[str], out: Path, minutes: float, tiny: bool) -> bool:
+    """Every part in a process of its own while time is left; whether all were good."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "gpu.csv").open("w", encoding="utf-8") as file:
+        file.write(",".join(COLUMNS) + "\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
+    if tiny:
+        environment["TRITON_INTERPRET"] = "1"
+    end, ended = time.monotonic() + 60 * minutes, {}
+    with (out / "gpu-log.txt").open("w", encoding="utf-8") as log:
+        for name in names:
+            begun = time.monotonic()
+            limit = min(PARTS[name].limit, end - begun)
+            if limit < ENOUGH:
+                ended[name] = ("left out: no time was left", 0.0)
+                continue
+            print(f"\n== {name}: {PARTS[name].shows}", file=log, flush=True)
+            command = [sys.executable, __file__, "--part", name, "--out", str(out), *(["--tiny"] if tiny else [])]
+            ended[name] = (_run(command, limit, log, environment), time.monotonic() - begun)
+            print(f"{name}: {ended[name][0]} after {ended[name][1]:.0f} s", flush=True)
+            _summarise(out, ended)
+    return all(how == "good" for how, _ in ended.values())
+
+
+def _run(command: list[str], limit: float, log, environment: dict[str, str]) -> str:  # type: ignore[no-untyped-def]
+    try:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=limit, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return f"ended at its limit of {limit:.0f} s"
+    return "good" if done.returncode == 0 else f"failed with exit status {done.returncode}"
+
+
+def _summarise(out: Path, ended: dict[str, tuple[str, float]]) -> None:
+    """The page: how each part ended, then its rows."""
+    with (out / "gpu.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["# Measured on a GPU", ""]
+    if rows:
+        lines += [f"{rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['date']}, commit {rows[0]['commit']}", ""]
+    lines += ["| part | ended | seconds |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {how} | {seconds:.0f} |" for name, (how, seconds) in ended.items()]
+    for name in ended:
+        own = [row for row in rows if row["part"] == name]
+        if own:
+            lines += ["", f"## {name}: {PARTS[name].shows}", "", "| what | median | quartiles | unit |"]
+            lines += ["| --- | --- | --- | --- |"]
+            lines += [f"| {r['what']} | {r['median']} | {r['q1']} to {r['q3']} | {r['unit']} |" for r in own]
+    (out / "gpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="benchmarks/results", help="folder of the CSVs")
-    parser.add_argument("--parts", default="correctness,attention,augmentation,training")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of what is written")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which no part goes on")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, in their order")
+    parser.add_argument("--tiny", action="store_true", help="rehearse with tiny sizes, on a CPU too")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # in its own process
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("benchmarks/gpu.py needs a CUDA device", file=sys.stderr)
-        return 1
-    device = torch.device("cuda", torch.cuda.current_device())
-    begun, good = time.perf_counter(), True
-    for part in args.parts.split(","):
-        if part == "correctness":
-            rows, good = correctness(device)
-        elif part == "attention":
-            rows = bench(repeats=9, report=lambda line: print(line, flush=True))
-        else:
-            rows = {"augmentation": augmentation, "training": training}[part](device)
-        write_rows(Path(args.out) / f"{part}-gpu.csv", rows)
-        print(f"{part}: done after {time.perf_counter() - begun:.0f} s", flush=True)
-    if not good:
-        print("correctness: some errors are more than twice those of plain torch", file=sys.stderr)
+    if args.part:
+        run_part(args.part, args.out, args.tiny)
+        return 0
+    unknown = set(args.parts.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"--parts must be among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    import torch
+
+    if not args.tiny and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --tiny rehearses on a CPU")
+    good = run_all(args.parts.split(","), args.out.resolve(), args.minutes, args.tiny)
+    print((args.out / "gpu.md").read_text(encoding="utf-8"))
     return 0 if good else 1
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gmmvit.attention import OffsetTable, explain, gmm_attention
 from gmmvit.attention.checks import integer
@@ -94,15 +95,27 @@ def bench(
     kind = getattr(torch, dtype) if dtype != "auto" else torch.bfloat16 if gpu else torch.float32
     rows: list[dict[str, str]] = []
     for shape in shapes or (GPU_SHAPES if gpu else CPU_SHAPES):
-        contenders = _contenders(shape, kind, place, report)
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(repeats + WARM_UP_TURNS):
-            for name, contender in contenders.items():
-                seconds = contender.turn()
-                if turn >= WARM_UP_TURNS:
-                    times[name].append(seconds)
-        rows += _rows(f"{list(shape)} {str(kind)[6:]}", shape, kind, place, contenders, times)
+        rows += bench_shape(shape, kind, place, repeats, report)
     return rows
+
+
+def bench_shape(
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    repeats: int,
+    report: Callable[[str], None] = lambda line: None,
+    leave_out: Sequence[str] = (),
+) -> list[dict[str, str]]:
+    """The rows of one shape, as `bench` returns them; `leave_out` names rivals that are not timed."""
+    contenders = _contenders(shape, dtype, device, report, leave_out)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(repeats + WARM_UP_TURNS):
+        for name, contender in contenders.items():
+            seconds = contender.turn()
+            if turn >= WARM_UP_TURNS:
+                times[name].append(seconds)
+    return _rows(f"{list(shape)} {str(dtype)[6:]}", shape, dtype, device, contenders, times)
 
 
 def run(shapes: str | None, *, out: str | Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
@@ -150,7 +163,11 @@ def roofline(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str
 
 
 def _contenders(
-    shape: Shape, dtype: torch.dtype, device: torch.device, report: Callable[[str], None]
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Callable[[str], None],
+    leave_out: Sequence[str] = (),
 ) -> dict[str, Contender]:
     batch, heads, tokens, width = shape
     grid = grid_of(tokens)
@@ -165,8 +182,11 @@ def _contenders(
     if 8 * batch * heads * tokens**2 * dtype.itemsize > EAGER_BYTES and device.type == "cuda":
         report(f"{list(shape)}: eager left out, its scores take too much memory")
         del attends["eager"]
-    if device.type == "cuda":
+    if device.type == "cuda":  # which of its kernels SDPA takes by itself depends on the version and the GPU
+        attends[f"{PLAIN}, FlashAttention"] = _pinned(SDPBackend.FLASH_ATTENTION)
+        attends[f"{PLAIN}, cuDNN"] = _pinned(SDPBackend.CUDNN_ATTENTION)
         attends["FlexAttention"] = _flex(table, grid)
+    attends = {name: attend for name, attend in attends.items() if name not in leave_out}
     packed = torch.randn(batch, tokens, 3, heads, width, device=device, dtype=dtype, requires_grad=True)
     report(f"{list(shape)}: {explain(packed.unbind(2)[0].transpose(1, 2), mask).splitlines()[0]}")
     grad = torch.randn(batch, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2)
@@ -189,6 +209,16 @@ def _step(attend: Callable[[Tensor, Tensor, Tensor], Tensor], leaves: list[Tenso
         torch.autograd.grad(attend(q, k, v), leaves, grad, allow_unused=True)
 
     return run
+
+
+def _pinned(backend: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """SDPA by one of its kernels. The backward pass is that kernel's own, wherever it runs."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    return attend
 
 
 def _flex(table: Tensor, grid: tuple[int, int]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import os
 import platform
 import statistics
 import subprocess
@@ -22,8 +23,14 @@ def device_name(device: torch.device | None = None) -> str:
 
 
 def commit() -> str:
-    """The short hash of the checked-out commit."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    """The short hash of the checked-out commit: what the environment's COMMIT says, for machines without git or its
+    history, else what git says, else "unknown"."""
+    if told := os.environ.get("COMMIT"):
+        return told
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
@@ -44,14 +51,19 @@ def row(what: str, unit: str, values: Sequence[float], device: torch.device | No
     }
 
 
+def line(row: dict[str, str]) -> str:
+    """A row as a line of text."""
+    memory, floor = row.get("peak_memory_mb"), row.get("floor_ms")
+    more = f"  floor {floor} ms" if floor else ""
+    more += f"  peak {memory} MB" if memory else ""
+    return f"{row['what']:<58} {row['median']:>9} {row['unit']:<9} (quartiles {row['q1']} to {row['q3']}){more}"
+
+
 def write_rows(path: str | Path | None, rows: Sequence[dict[str, str]], *, quiet: bool = False) -> None:
     """Prints the rows, unless `quiet`, and with a path writes them as CSV."""
     if not quiet:
         for r in rows:
-            memory, floor = r.get("peak_memory_mb"), r.get("floor_ms")
-            more = f"  floor {floor} ms" if floor else ""
-            more += f"  peak {memory} MB" if memory else ""
-            print(f"{r['what']:<58} {r['median']:>9} {r['unit']:<9} (quartiles {r['q1']} to {r['q3']}){more}")
+            print(line(r))
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("w", newline="", encoding="utf-8") as file:
