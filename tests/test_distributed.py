@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import gmmvit
-from gmmvit import run_folder
+from gmmvit import run_folder, training
 from gmmvit.config import RecipeError
 from gmmvit.distributed import Team
 from gmmvit.session import TrainingError
@@ -129,7 +130,7 @@ def test_shares_cover_everything_once():
 RANDOM = {"drop_path": 0.2, "dropout": 0.1}
 
 
-def test_trainings_that_take_turns_equal_those_alone_bit_for_bit(tmp_path):
+def test_trainings_in_one_process_equal_those_alone_bit_for_bit(tmp_path):
     recipes = [small(seed=seed, mask=mask, **RANDOM) for mask in ("gmm", "none") for seed in (0, 1)]
     summaries = train_several(recipes, tmp_path / "many", quiet=True)
     assert [(s["mask"], s["seed"]) for s in summaries] == [("gmm", 0), ("gmm", 1), ("none", 0), ("none", 1)]
@@ -148,6 +149,33 @@ def test_one_failing_training_does_not_end_the_others(tmp_path):
         train_several(recipes, tmp_path, quiet=True)
     assert (tmp_path / "vit-gmm-s1" / "summary.json").exists()
     assert not (tmp_path / "vit-gmm-s0" / "summary.json").exists()
+
+
+def test_a_training_gives_its_memory_back_before_the_next_begins(tmp_path, monkeypatch):
+    """Also one that failed, whose error knows the frames that it came through."""
+    finish, models = training._finish, []
+
+    def watched(setting, state, waiting):
+        assert [model() for model in models] == [None] * len(models)
+        models.append(weakref.ref(state.model))
+        return finish(setting, state, waiting)
+
+    monkeypatch.setattr(training, "_finish", watched)
+    recipes = [small(epochs=1, seed=0), small(epochs=1, seed=1, lr=1e6, clip_norm=None), small(epochs=1, seed=2)]
+    with pytest.raises(TrainingError, match=r"1 of 3 trainings failed: .*vit-gmm-s1"):
+        train_several(recipes, tmp_path, quiet=True)
+    assert len(models) == 3
+
+
+def test_an_interruption_names_the_runs_that_are_left(tmp_path):
+    command = [sys.executable, "-m", "gmmvit", "train", "--seeds=0,1,2", "--out", str(tmp_path), *FLAGS, "--epochs=30"]
+    process = subprocess.Popen([c for c in command if c != "--epochs=3"], stderr=subprocess.PIPE, text=True)
+    while not run_folder.read_rows(tmp_path / "vit-gmm-s0") and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    folders = " ".join(str(tmp_path / f"vit-gmm-s{seed}") for seed in range(3))
+    assert f"`gmmvit resume {folders}` goes on from there" in err
 
 
 def test_several_runs_resume_together(tmp_path, alone):

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 ORDER = [
     "version", "attention", "masks", "layers", "models", "weight_files", "attach", "reference_sizes",
     "reference_weights", "data", "augment", "config", "distributed", "optim", "building", "progress", "run_folder",
-    "checkpoint", "convert", "session", "evaluate", "interleave", "loop", "training", "report", "export", "rows",
+    "checkpoint", "convert", "session", "evaluate", "loop", "training", "report", "export", "rows",
     "bench", "cli", "timm_models", "__main__",
 ]  # fmt: skip
 LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "bench")}

@@ -4,7 +4,7 @@ Letters: B batch, C channels.
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from gmmvit.config import Recipe, as_dict
 from gmmvit.data import Split
 from gmmvit.distributed import full_weights, load_weights
 from gmmvit.evaluate import predict, scores
-from gmmvit.interleave import finish
 from gmmvit.masks import is_mask_parameter
 from gmmvit.optim import learning_rate, set_learning_rate
 from gmmvit.progress import open_loggers
@@ -28,15 +27,7 @@ WARM_UP = 10  # steps of an epoch in which a GPU may still compile and record it
 
 
 def train_epoch(setting: Setting, state: State) -> dict[str, float]:
-    """One epoch of a training that is alone: `epoch_steps` to its end."""
-    return finish(epoch_steps(setting, state))
-
-
-def epoch_steps(setting: Setting, state: State) -> Generator[None, None, dict[str, float]]:
-    """One epoch: augment, forward, loss, backward, step; yields after every step, so that others may take turns.
-
-    Returns the mean loss and the accuracy on augmented images.
-    """
+    """One epoch: augment, forward, loss, backward, step. Returns the mean loss and the accuracy on augmented images."""
     recipe, device, team = setting.recipe, setting.device, setting.team
     generator = seed_everything(recipe.seed, state.epoch, team.rank)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, images
@@ -68,7 +59,6 @@ def epoch_steps(setting: Setting, state: State) -> Generator[None, None, dict[st
                 f"epoch {state.epoch + 1}/{recipe.epochs} step {step + 1}/{setting.steps_per_epoch}"
                 f"  loss {loss_so_far:.3f}  train {top1_so_far:.1%}"
             )
-        yield
     loss_sum, hits_sum, seen = team.total(sums).tolist()
     _check_finite(loss_sum, state.epoch, setting.steps_per_epoch, recipe)
     state.images_seen += int(seen)
@@ -122,14 +112,13 @@ class Watch:
         return known
 
 
-def fit(setting: Setting, state: State) -> Generator[None, None, dict[str, Any]]:
-    """All epochs that are left, each validated, logged and checkpointed; then the test. Yields after every step and
-    returns the summary."""
+def fit(setting: Setting, state: State) -> dict[str, Any]:
+    """All epochs that are left, each validated, logged and checkpointed; then the test. Returns the summary."""
     recipe, team, data = setting.recipe, setting.team, setting.data
     loggers = open_loggers(recipe.loggers, setting.folder, as_dict(recipe)) if team.leads else []
     for _ in range(state.epoch, recipe.epochs):
         start, seen = time.perf_counter(), state.images_seen
-        row: dict[str, Any] = {"epoch": state.epoch + 1, **(yield from epoch_steps(setting, state))}
+        row: dict[str, Any] = {"epoch": state.epoch + 1, **train_epoch(setting, state)}
         seconds = time.perf_counter() - start
         state.epoch += 1
         state.train_s += seconds

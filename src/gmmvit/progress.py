@@ -25,13 +25,13 @@ def clock(seconds: float) -> str:
 class Progress:
     """Progress of a training on standard error, in steps; counted from `begin` on.
 
-    `label` goes before every line, of several trainings in one process. Without a terminal, or with a label, the line
-    of steps is a plain one, once a minute.
+    `label` goes before every line, of several trainings in one process. Without a terminal the line of steps is a plain
+    one, once a minute.
     """
 
     def __init__(self, quiet: bool = False, label: str = "") -> None:
         self.quiet, self.label = quiet, label
-        self.live = not quiet and not label and sys.stderr.isatty()
+        self.live = not quiet and sys.stderr.isatty()
         self.begin(1, 0)
 
     def begin(self, total_steps: int, done_steps: int) -> None:
@@ -56,7 +56,7 @@ class Progress:
         if not self.live:
             self.line(text)
             return
-        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.write(f"\r\x1b[K{self.label}{text}")
         sys.stderr.flush()
 
     def line(self, text: str) -> None:
@@ -67,7 +67,7 @@ class Progress:
 
     def notice(self, text: str) -> None:
         """A line that a quiet training prints too."""
-        sys.stderr.write(("\r\x1b[K" if self.live else self.label) + text + "\n")
+        sys.stderr.write(("\r\x1b[K" if self.live else "") + self.label + text + "\n")
         sys.stderr.flush()
 
 

@@ -2,10 +2,13 @@
 
 import shlex
 import statistics
-from collections.abc import Callable, Generator, Sequence
+import traceback
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gmmvit import checkpoint, run_folder
 from gmmvit.building import first_line
@@ -13,7 +16,6 @@ from gmmvit.config import Recipe, RecipeError
 from gmmvit.data import Dataset
 from gmmvit.data.memory import refusal
 from gmmvit.distributed import full_weights, join, lost_contact
-from gmmvit.interleave import finish, take_turns
 from gmmvit.loop import fit, save_weights
 from gmmvit.progress import Progress, clock
 from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, step_images, with_data_at
@@ -49,8 +51,8 @@ def train(
 def train_several(
     recipes: Sequence[Recipe], out: str | Path | None = None, *, overwrite: bool = False, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Trains several models on the same data in one process, a step each in turn: on a GPU that one small model cannot
-    fill they run at once. Each gets its run folder, with the results that it would have alone.
+    """Trains several models one after another on data that is loaded once. Each gets its run folder, with the results
+    that it would have alone.
 
     Args:
         recipes: one for each model, of the same data and device; they differ in seed, mask or whatever else.
@@ -88,7 +90,7 @@ def resume(folder: str | Path, *, data_dir: str | None = None, quiet: bool = Fal
 def resume_several(
     folders: Sequence[str | Path], *, data_dir: str | None = None, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Continues trainings of `train_several` in one process. Returns and raises as that; finished ones are left.
+    """Continues trainings of `train_several`, one after another. Returns and raises as that; finished ones are left.
 
     Where one of them cannot be resumed, the others go on to their ends first.
     """
@@ -97,20 +99,27 @@ def resume_several(
     paths = [run_folder.as_folder(folder) for folder in folders]
     _check_different(paths)
     with ExitStack() as locks:
-        continued: list[Started | dict[str, Any]] = []
+        started: list[Started] = []
+        summaries: list[dict[str, Any] | None] = []  # None for a training that goes on
         failed: list[tuple[Path, Exception]] = []
         for folder in paths:
-            known = next((item for item in continued if not isinstance(item, dict)), None)
             try:
-                continued.append(_continue(folder, data_dir, quiet, locks, known, f"{folder.name}: "))
+                continued = _continue(
+                    folder, data_dir, quiet, locks, started[0] if started else None, f"{folder.name}: "
+                )
             except Exception as error:  # of one run, whatever it is: told now and at the end
                 if join().size > 1:  # the other processes wait for this one, or have ended
                     raise
                 Progress().notice(f"{folder} cannot be resumed and is left out: {first_line(error)}")
                 failed.append((folder, error))
-        started = [item for item in continued if not isinstance(item, dict)]
-        summaries = iter(_finish_all(started, failed, finished=len(continued) - len(started)))
-        return [item if isinstance(item, dict) else next(summaries) for item in continued]
+                continue
+            if isinstance(continued, dict):
+                summaries.append(continued)
+            else:
+                summaries.append(None)
+                started.append(continued)
+        rest = iter(_finish_all(started, failed, finished=len(summaries) - len(started)))
+        return [next(rest) if summary is None else summary for summary in summaries]
 
 
 def comparison(summaries: Sequence[dict[str, Any]]) -> str:
@@ -256,28 +265,28 @@ def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
         )
 
 
-def _interruptible(work: Callable[[], Any], started: Sequence[Started]) -> Any:
+def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -> dict[str, Any]:
+    """`_fitted`; where it is interrupted, what goes on with it and with those that wait for it is told."""
     try:
-        return work()
+        return _fitted(setting, state)
     except KeyboardInterrupt:
-        epoch = started[0][1].epoch
-        folders = shlex.join(str(setting.folder) for setting, _ in started)
+        folders = shlex.join(str(left.folder) for left, _ in ((setting, state), *waiting))
         raise KeyboardInterrupt(
-            f"interrupted after epoch {epoch}; `gmmvit resume {folders}` goes on from there"
+            f"interrupted after epoch {state.epoch}; `gmmvit resume {folders}` goes on from there"
         ) from None
     except RuntimeError as error:
-        if started[0][0].team.size == 1 or not lost_contact(error):
+        if setting.team.size == 1 or not lost_contact(error):
             raise
         raise TrainingError(
-            f"another process of this training ended or cannot be reached; `gmmvit resume` goes on after epoch "
-            f"{started[0][1].epoch}"
+            "another process of this training ended or cannot be reached; `gmmvit resume` goes on after epoch "
+            f"{state.epoch}"
         ) from error
 
 
-def _fitted(setting: Setting, state: State) -> Generator[None, None, dict[str, Any]]:
+def _fitted(setting: Setting, state: State) -> dict[str, Any]:
     """`fit`; where memory runs out, what asked for it is told."""
     try:
-        return (yield from fit(setting, state))
+        return fit(setting, state)
     except (MemoryError, RuntimeError) as error:
         if (memory := refusal(error)) is None:
             raise
@@ -290,45 +299,43 @@ def _fitted(setting: Setting, state: State) -> Generator[None, None, dict[str, A
         ) from error
 
 
-def _finish(setting: Setting, state: State) -> dict[str, Any]:
-    _begin(setting, state)
-    summary = _interruptible(lambda: finish(_fitted(setting, state)), [(setting, state)])
-    _done(setting, state, summary)
+def _finish(setting: Setting, state: State, waiting: Sequence[Started] = ()) -> dict[str, Any]:
+    steps = setting.steps_per_epoch
+    setting.progress.begin(setting.recipe.epochs * steps, state.epoch * steps)
+    summary = _interruptible(setting, state, waiting)
+    shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last")}
+    words = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
+    setting.progress.line(f"done in {clock(state.wall_s)}: {words}  ->  {setting.folder}")
     return summary
 
 
 def _finish_all(
     started: list[Started], failed: Sequence[tuple[Path, Exception]] = (), finished: int = 0
 ) -> list[dict[str, Any]]:
-    """The summaries of the trainings; raises TrainingError at their end where one failed, or had `failed` before, and
-    counts those that were `finished` before among them."""
-    summaries = _run_all(started) if started else []
-    for (setting, state), summary in zip(started, summaries, strict=True):
-        if not isinstance(summary, Exception):
-            _done(setting, state, summary)
-    ended = [(setting.folder, error) for (setting, _), error in zip(started, summaries, strict=True)
-             if isinstance(error, Exception)]  # fmt: skip
-    if wrong := [*failed, *ended]:
-        total = len(started) + len(failed) + finished
-        told = "; ".join(f"{folder}: {error}" for folder, error in wrong)
-        raise TrainingError(f"{len(wrong)} of {total} trainings failed: {told}") from wrong[0][1]
+    """The summaries of the trainings, each begun when the one before it has ended and given its memory back, for which
+    the list is emptied.
+
+    Raises TrainingError at the end where one failed, or had `failed` before, and counts those that were `finished`
+    before among them.
+    """
+    summaries: list[dict[str, Any]] = []
+    wrong = list(failed)
+    total = len(started) + len(failed) + finished
+    while started:
+        setting, state = started.pop(0)
+        try:
+            summaries.append(_finish(setting, state, started))
+        except Exception as error:  # of one training: told at the end
+            if setting.team.size > 1:  # the other processes wait for this one, or have ended
+                raise
+            if started:
+                setting.progress.notice(f"failed, the others go on: {first_line(error)}")
+            for told in (error, error.__cause__):  # their frames hold the model
+                traceback.clear_frames(None if told is None else told.__traceback__)
+            wrong.append((setting.folder, error))
+        if setting.recipe.compile:
+            torch.compiler.reset()  # a function is compiled eight times at most, and this frees CUDA graphs
+    if wrong:
+        words = "; ".join(f"{folder}: {error}" for folder, error in wrong)
+        raise TrainingError(f"{len(wrong)} of {total} trainings failed: {words}") from wrong[0][1]
     return summaries
-
-
-def _run_all(started: list[Started]) -> list[Any]:
-    for setting, state in started:
-        _begin(setting, state)
-    trainings = [_fitted(setting, state) for setting, state in started]
-    device, compiled = started[0][0].device, any(setting.recipe.compile for setting, _ in started)
-    return _interruptible(lambda: take_turns(trainings, device, own_streams=not compiled), started)
-
-
-def _begin(setting: Setting, state: State) -> None:
-    steps = setting.steps_per_epoch
-    setting.progress.begin(setting.recipe.epochs * steps, state.epoch * steps)
-
-
-def _done(setting: Setting, state: State, summary: dict[str, Any]) -> None:
-    shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last")}
-    words = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
-    setting.progress.line(f"done in {clock(state.wall_s)}: {words}  ->  {setting.folder}")

@@ -37,7 +37,7 @@ def train(
     out
         Folder of the run, runs/DATASET-MODEL-MASK-sSEED by default; one that holds files is refused.
     seeds
-        Several seeds, as 0,1,2: a training each, all in this process; out then holds their run folders.
+        Several seeds, as 0,1,2: a training each, one after another; out then holds their run folders.
     masks
         Several masks, as gmm,none: the same.
     overwrite
@@ -86,7 +86,7 @@ def resume(
     run
         Folder of the run.
     others
-        More runs that were trained in one process with it; files beside them are skipped.
+        More runs on the same data, continued one after another; files beside them are skipped.
     data_dir
         Where the data lies now, if it moved; of a folder of images, the folder itself.
     quiet
