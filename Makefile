@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench bench-gpu clean
+.PHONY: demo test lint bench gpu gpu-tune gpu-paper clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
@@ -36,12 +36,21 @@ bench: $(READY)
 	$(BIN)/python benchmarks/train_throughput.py --data-dir ../shared/data $(if $(ORIGINAL),--original $(ORIGINAL)) \
 		--out benchmarks/results/train-throughput-cpu.csv
 
-# The figures that take a GPU (under nine minutes), and the kernels' tests on it where pytest is installed. Runs with
-# the python at hand, which needs torch, triton and numpy, and for the training what timm brings: `PYTHON=...`.
-bench-gpu:
-	@if $(PYTHON) -c 'import pytest' 2>/dev/null; then PYTHONPATH=src $(PYTHON) -m pytest -x -q tests/attention/test_triton.py; \
-	else echo "pytest is not installed: the kernels are compared with the formula by benchmarks/gpu.py alone"; fi
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --out benchmarks/results
+# The figures that take a GPU, each with the python at hand, which needs torch, triton and numpy, for the training also
+# what timm brings. `gpu` measures everything, `gpu-tune` tries tiles of the kernels, `gpu-paper` trains the paper's
+# recipe on DATA, the archives of benchmarks/pack_cifar10.py.
+OUT ?= benchmarks/results
+DATA ?= packed
+MINUTES ?= 10
+GPU_PYTHON ?= python3
+gpu:
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py --out $(OUT) --minutes 8
+
+gpu-tune:
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py --out $(OUT) --minutes 4 --parts versions,tune
+
+gpu-paper:
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu_paper.py --data $(DATA) --out $(OUT) --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

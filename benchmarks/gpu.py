@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["part", "what", "unit", "median", "q1", "q3", "repeats", "operations", "bytes", "floor_ms", "peak_memory_mb",
@@ -42,6 +43,11 @@ PARTS = {
     "augmentation": Part("the CIFAR-10 policy on the device", 30),
     "kernels": Part("the kernels' own tests", 120),
 }
+EXTRA = {"tune": Part("tiles of the kernels, and ways to the same gradients", 220)}  # not in a run of everything
+
+
+def _part(name: str) -> Part:
+    return (PARTS | EXTRA)[name]
 
 
 def versions() -> None:
@@ -89,30 +95,33 @@ def run_part(name: str, out: Path, tiny: bool) -> None:
 def run_all(names: Sequence[str], out: Path, minutes: float, tiny: bool) -> bool:
     """Every part in a process of its own while time is left; whether all were good."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "gpu.csv").open("w", encoding="utf-8") as file:
-        file.write(",".join(COLUMNS) + "\n")
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
+    (out / "gpu.csv").write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     if tiny:
         environment["TRITON_INTERPRET"] = "1"
     end, ended = time.monotonic() + 60 * minutes, {}
     with (out / "gpu-log.txt").open("w", encoding="utf-8") as log:
         for name in names:
             begun = time.monotonic()
-            limit = min(PARTS[name].limit, end - begun)
-            if limit < ENOUGH:
-                ended[name] = ("left out: no time was left", 0.0)
-                continue
-            print(f"\n== {name}: {PARTS[name].shows}", file=log, flush=True)
-            command = [sys.executable, __file__, "--part", name, "--out", str(out), *(["--tiny"] if tiny else [])]
-            ended[name] = (_run(command, limit, log, environment), time.monotonic() - begun)
-            print(f"{name}: {ended[name][0]} after {ended[name][1]:.0f} s", flush=True)
+            if end - begun < ENOUGH:
+                how = "left out: no time was left"
+            else:
+                print(f"\n== {name}: {_part(name).shows}", file=log, flush=True)
+                command = [sys.executable, __file__, "--part", name, "--out", str(out), *(["--tiny"] if tiny else [])]
+                how = _run(command, min(_part(name).limit, end - begun), log, environment)
+            ended[name] = (how, time.monotonic() - begun)
+            print(f"{name}: {how} after {ended[name][1]:.0f} s", flush=True)
             _summarise(out, ended)
     return all(how == "good" for how, _ in ended.values())
 
 
-def _run(command: list[str], limit: float, log, environment: dict[str, str]) -> str:  # type: ignore[no-untyped-def]
+def _run(command: list[str], limit: float, log: TextIO, environment: dict[str, str]) -> str:
+    """Runs one part; how it ended."""
     try:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=limit, env=environment, check=False)
+        done = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, timeout=limit, env=environment, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"ended at its limit of {limit:.0f} s"
     return "good" if done.returncode == 0 else f"failed with exit status {done.returncode}"
@@ -130,7 +139,7 @@ def _summarise(out: Path, ended: dict[str, tuple[str, float]]) -> None:
     for name in ended:
         own = [row for row in rows if row["part"] == name]
         if own:
-            lines += ["", f"## {name}: {PARTS[name].shows}", "", "| what | median | quartiles | unit |"]
+            lines += ["", f"## {name}: {_part(name).shows}", "", "| what | median | quartiles | unit |"]
             lines += ["| --- | --- | --- | --- |"]
             lines += [f"| {r['what']} | {r['median']} | {r['q1']} to {r['q3']} | {r['unit']} |" for r in own]
     (out / "gpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -147,9 +156,9 @@ def main() -> int:
     if args.part:
         run_part(args.part, args.out, args.tiny)
         return 0
-    unknown = set(args.parts.split(",")) - set(PARTS)
+    unknown = set(args.parts.split(",")) - set(PARTS | EXTRA)
     if unknown:
-        parser.error(f"--parts must be among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+        parser.error(f"--parts must be among {', '.join(PARTS | EXTRA)}, got {', '.join(sorted(unknown))}")
     import torch
 
     if not args.tiny and not torch.cuda.is_available():

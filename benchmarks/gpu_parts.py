@@ -18,6 +18,7 @@ from gmmvit.data import Dataset, Split
 from gmmvit.rows import row
 
 Rows = Iterator[dict[str, str]]
+TINY_MODEL = {"depth": 1, "dim": 16, "num_heads": 2}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 # Of `correctness`: [B, H, N, D] and prefix tokens, as in `attention` with batches that float64 fits.
 SHAPES = [
@@ -99,7 +100,9 @@ def attention(tiny: bool) -> Rows:
     for shape in [(2, 2, 9, 8)] if tiny else GPU_SHAPES:
         left_out = () if shape in WITH_FLEX else ("FlexAttention",)
         try:
-            yield from bench_shape(shape, dtype, device, 2 if tiny else 7, lambda line: print(line, flush=True), left_out)
+            yield from bench_shape(
+                shape, dtype, device, 2 if tiny else 7, lambda line: print(line, flush=True), left_out
+            )
         except (RuntimeError, MemoryError) as error:  # of one shape: the others are measured
             failed.append(f"{list(shape)}: {(str(error).splitlines() or [type(error).__name__])[0]}")
             print(failed[-1], flush=True)
@@ -149,7 +152,8 @@ def training(tiny: bool) -> Rows:
     turns = 1 if tiny else 3
     for compiled in (True, False):
         suffix = ", compiled" if compiled else ""
-        runs = {mask: ours(data, options, mask=mask, compile=compiled) for mask in ("gmm", "none")}
+        fields = {"compile": compiled} | (TINY_MODEL if tiny else {})
+        runs = {mask: ours(data, options, mask=mask, **fields) for mask in ("gmm", "none")}
         speeds: dict[str, list[float]] = {mask: [] for mask in runs}
         for turn in range(turns + 1):
             for mask, run in runs.items():
@@ -166,12 +170,17 @@ def profile(tiny: bool) -> Rows:
     """Where a step's time goes: milliseconds of host and GPU and launches a step; the longest kernels are printed."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
-
     from train_throughput import ours
 
     device = the_device()
     options = argparse.Namespace(data_dir=None, batch_size=8 if tiny else 128, steps=2 if tiny else 20)
-    run = ours(random_images(device, 270 if tiny else 45_000), options, mask="gmm", compile=not tiny)
+    run = ours(
+        random_images(device, 270 if tiny else 45_000),
+        options,
+        mask="gmm",
+        compile=True,
+        **(TINY_MODEL if tiny else {}),
+    )
     run()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with record(activities=activities) as recorded:

@@ -4,7 +4,7 @@
 
 "pair" and "q" are the two ways to the gradients of q and the mask, with two samples in a program or one.
 Prints a line for each choice, the fastest first; the winners belong into `long_tiles` of `attention/launch.py`. Not
-part of `make bench-gpu`.
+part of `make gpu`.
 """
 
 import argparse
