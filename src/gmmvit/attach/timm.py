@@ -1,4 +1,4 @@
-"""Attentions of timm (1.0.24 and later) with the mask: plain ViTs, NaFlex, rotary, relative position, BEiT, CaiT, PiT.
+"""Attentions of timm (1.0.26 and later) with the mask: plain ViTs, NaFlex, rotary, relative position, BEiT, CaiT, PiT.
 
 Each class repeats what its donor does round the softmax; those of window models are in `timm_windows.py`, those that
 pool queries and keys in `timm_pooled.py`.

@@ -98,8 +98,10 @@ def build_model(options: dict[str, Any]) -> nn.Module:
         return create_model(**options)
     wrong = {"library", "name", "arguments", "mask", "mode"} - set(options)
     library = options["library"]
-    if wrong or library not in _LIBRARIES or not isinstance(options["arguments"], dict):
+    if wrong or library not in ("timm", "hf"):
         raise ValueError(f"a model of another library needs {sorted(wrong) or 'library timm or hf'}")
+    if not isinstance(options["name"], str) or not isinstance(options["arguments"], dict):
+        raise ValueError("a model of another library needs a name in words, and arguments by name")
     require(library)
     model: nn.Module = _LIBRARIES[library].build(options["name"], options["arguments"])
     _attach(model, options)

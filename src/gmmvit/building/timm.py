@@ -1,12 +1,15 @@
 """Models of timm for a training."""
 
+import inspect
 import re
 import sys
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
 from gmmvit.building.request import Request, first_line, nearest
+from gmmvit.building.safe import check_arguments
 from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
 
@@ -29,8 +32,9 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     recipe = request.recipe
     given = dict(recipe.model_args or {})
     decided = {"num_classes": request.classes, "in_chans": request.channels}
-    if twice := [name for name in given if name in decided or name.startswith("pretrained")]:
+    if twice := [name for name in given if name in decided]:
         raise RecipeError(f"model_args cannot hold {twice[0]}: the data or another field of the recipe decides it")
+    check_arguments(given, known_arguments(request.name), f"{recipe.model} (model_args)")
     optional: dict[str, Any] = {"img_size": request.size, "drop_path_rate": recipe.drop_path}
     if recipe.dropout:
         optional["drop_rate"] = recipe.dropout
@@ -50,7 +54,14 @@ def _built(
     request: Request, optional: dict[str, Any], fixed: dict[str, Any], weights: dict[str, Any]
 ) -> tuple[dict[str, Any], nn.Module]:
     """The model, and the arguments without those of `optional` that it does not take: only building it tells which."""
-    name = request.recipe.model
+    name, known = request.recipe.model, known_arguments(request.name)
+
+    def leave_out(argument: str) -> None:
+        if optional.pop(argument) and argument != "img_size":
+            request.tell(f"{name} takes no {argument}: that field of the recipe is left out")
+
+    for argument in sorted(optional.keys() - known):
+        leave_out(argument)
     while True:
         arguments = optional | fixed
         try:
@@ -61,8 +72,7 @@ def _built(
                 raise _unfit(request, arguments, error) from error
             if refused[1] not in optional or refused[1] in fixed:
                 raise RecipeError(f"{name} has no argument {refused[1]!r} (model_args)") from error
-            if optional.pop(refused[1]) and refused[1] != "img_size":
-                request.tell(f"{name} takes no {refused[1]}: that field of the recipe is left out")
+            leave_out(refused[1])
         except OSError as error:
             raise RecipeError(
                 f"the weights of {name} cannot be fetched ({first_line(error)}); without a network, give a file: "
@@ -72,10 +82,35 @@ def _built(
             raise _unfit(request, arguments, error) from error
 
 
+@cache
+def known_arguments(name: str) -> frozenset[str]:
+    """What a model of timm takes: the parameters of the classes in its file, but nothing of the machinery round them,
+    which opens files and rebuilds the model."""
+    import timm
+    from timm.models import build_model_with_cfg
+
+    inside = vars(sys.modules[timm.model_entrypoint(name).__module__]).values()
+    classes = {base for value in inside if inspect.isclass(value) for base in value.__mro__ if base is not object}
+    taken = {parameter for one in classes for parameter in _parameters(vars(one).get("__init__"))}
+    return frozenset(taken - _parameters(timm.create_model) - _parameters(build_model_with_cfg) - {"self"})
+
+
+def _parameters(function: Any) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # there is none, or it is written in C
+        return set()
+
+
 def build(name: str, arguments: dict[str, Any], **weights: Any) -> nn.Module:
-    """The model of those arguments, with random weights unless `weights` says otherwise."""
+    """The model of those arguments, with random weights unless `weights` says otherwise.
+
+    Raises RecipeError for a name that is none of timm's own and for an argument that it does not take.
+    """
     import timm
 
+    check_name(name)
+    check_arguments(arguments, known_arguments(name), f"timm:{name}")
     return timm.create_model(name, **{key: _tuples(value) for key, value in arguments.items()}, **weights)
 
 

@@ -1,17 +1,21 @@
 """Image classifiers of transformers for a training."""
 
 import json
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from gmmvit.building import timm
 from gmmvit.building.request import Request, first_line, nearest
+from gmmvit.building.safe import check_arguments, names_place
 from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
 from gmmvit.layers import Grid
 
-_OF_OTHER_WEIGHTS = {"id2label", "label2id", "transformers_version", "_name_or_path", "dtype"}
+_OF_OTHER_WEIGHTS = {"id2label", "label2id", "transformers_version", "dtype"}
 _DECIDED = ("num_labels", "num_channels", "model_type", "id2label", "label2id")
 
 
@@ -62,9 +66,11 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     changes = _changes(request, given)
     try:
         config = _config(request, **changes)  # made anew, as some of its values follow from others
-        arguments = {k: v for k, v in json.loads(config.to_json_string()).items() if k not in _OF_OTHER_WEIGHTS}
+        arguments = _harmless(json.loads(config.to_json_string()), known_fields(config.model_type))
         arguments["num_labels"] = request.classes
         model = build(request.name, arguments)
+    except RecipeError:
+        raise
     except Exception as error:
         said = ", ".join(f"{name}={value}" for name, value in changes.items())
         raise RecipeError(f"{recipe.model} cannot be built with {said}: {first_line(error)}") from error
@@ -74,15 +80,56 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     return arguments, model
 
 
-def build(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """The model of that configuration, with random weights; returns its logits alone."""
-    from transformers import AutoConfig, AutoModelForImageClassification
+@cache
+def known_fields(model_type: Any) -> frozenset[str]:
+    """The fields of the configuration of a type; raises RecipeError where it is no image classifier's."""
+    from transformers import AutoConfig
 
-    config = AutoConfig.for_model(**arguments)
+    if model_type not in _types():
+        raise RecipeError(f"transformers has no image classifier {model_type!r:.100}; known are {', '.join(_types())}")
+    config = AutoConfig.for_model(model_type)
+    names = {*config.to_dict(), "num_labels", "architectures", *_OF_OTHER_WEIGHTS}
+    return frozenset(names - {"label_names", "num_classes"})
+
+
+def _harmless(value: Any, known: Collection[str] | None = None) -> Any:
+    """A configuration without what is not among the `known` fields, is about other weights or names a place."""
+    if isinstance(value, list):
+        return [_harmless(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _harmless(inner)
+        for name, inner in value.items()
+        if name not in _OF_OTHER_WEIGHTS and not names_place(name, inner) and (known is None or name in known)
+    }
+
+
+def build(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model of that configuration, with random weights; returns its logits alone.
+
+    Raises RecipeError for a type that is no image classifier's and for a field that it does not have.
+    """
+    from transformers import AutoModelForImageClassification
+
+    config = _checked(arguments, name)
     config.architectures = config.architectures or []  # iterated over where a type has several classifiers
-    model = AutoModelForImageClassification.from_config(config)
+    model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     model.register_forward_hook(_logits)  # the class, and with it the names of the weights, stay the library's
     return model
+
+
+def _checked(arguments: dict[str, Any], name: str) -> Any:
+    """The configuration of those fields; what `timm_wrapper` hands on is checked as timm's own arguments are."""
+    from transformers import AutoConfig
+
+    check_arguments(arguments, known_fields(arguments.get("model_type")), f"hf:{name}")
+    if arguments["model_type"] == "timm_wrapper":
+        architecture = str(arguments.get("architecture"))
+        timm.check_name(architecture)
+        given = arguments.get("model_args") or {}
+        check_arguments(given, timm.known_arguments(architecture), f"hf:{name} (model_args)")
+    return AutoConfig.for_model(**arguments)
 
 
 def _logits(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -107,7 +154,7 @@ def _config(request: Request, **changes: Any) -> Any:
     name = request.name
     if not _is_folder(name) and "/" not in name:
         return AutoConfig.for_model(name, **changes)
-    return AutoConfig.from_pretrained(_place(name), **changes)
+    return AutoConfig.from_pretrained(_place(name), trust_remote_code=False, **changes)
 
 
 def _changes(request: Request, config: Any) -> dict[str, Any]:
@@ -153,10 +200,18 @@ def _state(request: Request) -> dict[str, Any]:
         name = str(folder)
     elif not _is_folder(name) and "/" not in name:
         raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification
 
     try:
-        model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+        # Of their own configuration without what could name other files, or code.
+        given = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        fields = _harmless(json.loads(given.to_json_string()), known_fields(given.model_type))
+        config = _checked(fields | {"num_labels": given.num_labels}, name)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, config=config, trust_remote_code=False, output_loading_info=True
+        )
+    except RecipeError:
+        raise
     except (OSError, ValueError) as error:
         raise RecipeError(f"the weights of hf:{name} cannot be read: {first_line(error)}") from error
     missing = set(info["missing_keys"])
