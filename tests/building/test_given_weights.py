@@ -1,5 +1,7 @@
 """Given weights: they arrive unchanged, what has to differ is told, and what does not fit is an error."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -129,6 +131,37 @@ def test_our_own_families_start_from_a_run(tmp_path):
     model, told = start(digits((8, 12), classes=3), **OURS, mask="none", pretrained=str(tmp_path))
     assert model(torch.ones(1, 1, 8, 12)).shape == (1, 3)
     assert sum("pos_embed is interpolated from 4 x 4 to 4 x 6" in line for line in told) == 1
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["model.", "backbone.", "model.model.", "net.encoder."],  # pytorch-image-models#1349, LightningFSL#18, ViTPose#46
+)
+@pytest.mark.parametrize("family", ["timm", "ours", "hf"])
+def test_a_prefix_of_all_names_is_left_out_and_told(tmp_path, prefix, family):
+    fields = {
+        "timm": {"model": "timm:deit_tiny_patch16_224", "model_args": VIT},
+        "ours": OURS,
+        "hf": {"model": "hf:vit", "model_args": HF},
+    }[family]
+    donor, _ = start(**fields, mask="none")
+    state = {f"{prefix}{name}": tensor for name, tensor in donor.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": Namespace(lr=1)}, tmp_path / "last.ckpt")
+    model, told = start(**fields, mask="none", pretrained=str(tmp_path / "last.ckpt"))
+    torch.testing.assert_close(model(torch.ones(1, 1, 8, 8)), donor(torch.ones(1, 1, 8, 8)))
+    assert [line for line in told if "left out" in line and "drop_path" not in line] == [
+        f"all names in the given weights begin with {prefix!r}: it is left out"
+    ]
+
+
+def test_names_that_differ_are_shown_of_both_sides(tmp_path):
+    donor = transformers.ViTForImageClassification(transformers.ViTConfig(**HF, image_size=8, num_labels=10))
+    torch.save(donor.vit.state_dict(), tmp_path / "encoder.pth")
+    fields = {"model": "timm:deit_tiny_patch16_224", "model_args": VIT, "mask": "none"}
+    with pytest.raises(
+        RecipeError, match=r"they lack \d+ tensors: blocks\.0\..* and have besides \d+ tensors: embeddings"
+    ):
+        start(**fields, pretrained=str(tmp_path / "encoder.pth"))
 
 
 def test_weights_of_another_model_are_refused(timm_file, tmp_path):

@@ -67,7 +67,7 @@ def start_model(
         check_size(options, TRAINED if on_cpu else HELD)
         model: nn.Module = create_model(**options)
         if recipe.pretrained:
-            state = read_state(str(recipe.pretrained))
+            state = read_state(str(recipe.pretrained), tell)
             transfer(model, state, grid=getattr(model, "grid", None), tell=tell)
         return options, model
     library, name = of_library

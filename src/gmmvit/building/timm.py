@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gmmvit.building.request import Request, first_line, nearest
 from gmmvit.building.safe import check_arguments
-from gmmvit.building.weights import read_state, split_masks, transfer
+from gmmvit.building.weights import read_state, split_masks, transfer, without_prefix
 from gmmvit.config import RecipeError
 
 
@@ -45,7 +45,8 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     if weights and timm.get_pretrained_cfg_value(request.name, "num_classes") != request.classes:
         request.tell(f"the classifier of {recipe.model} is of another width: it starts anew")
     if isinstance(recipe.pretrained, str):
-        state, _ = split_masks(read_state(recipe.pretrained))
+        state, _ = split_masks(read_state(recipe.pretrained, request.tell))
+        state = without_prefix(state, model.state_dict(), request.tell)
         transfer(model, _filtered(model, state), grid=_grid(model), tell=request.tell)
     return arguments, model
 

@@ -196,7 +196,7 @@ def _state(request: Request) -> dict[str, Any]:
         path = Path(request.recipe.pretrained)
         folder = path if path.is_dir() else path.parent
         if not (folder / "config.json").is_file():
-            return split_masks(read_state(str(path)))[0]
+            return split_masks(read_state(str(path), request.tell))[0]
         name = str(folder)
     elif not _is_folder(name) and "/" not in name:
         raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")

@@ -3,7 +3,7 @@
 Letters: T tokens (prefix first), D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -19,14 +19,28 @@ _CLASSIFIERS = ("head", "head_dist", "classifier", "cls_classifier", "distillati
 _NAMED = 3  # names of tensors that an error lists
 
 
-def read_state(place: str) -> State:
+def read_state(place: str, tell: Callable[[str], None] = lambda text: None) -> State:
     """The tensors of a file or folder, as `read_tensors`; RecipeError where there are none or they are damaged."""
     try:
-        return read_tensors(place)
+        return read_tensors(place, tell=tell)
     except (FileNotFoundError, ValueError) as error:
         raise RecipeError(f"pretrained: {error}") from error
     except OSError as error:
         raise RecipeError(f"cannot read the weights {place}: {error.strerror or error}") from error
+
+
+def without_prefix(state: State, own: Iterable[str], tell: Callable[[str], None]) -> State:
+    """The tensors without a prefix that all of their names have and those of the model, `own`, have not: training
+    scripts keep the model inside of another module. `tell` is given a sentence about it."""
+    own = set(own)
+    parts = next(iter(state), "").split(".")[:-1]
+    while parts and not all(name.startswith(".".join([*parts, ""])) for name in state):
+        parts.pop()
+    prefixes = ["", *(".".join(parts[:i]) + "." for i in range(1, len(parts) + 1))]
+    prefix = max(prefixes, key=lambda prefix: sum(name.removeprefix(prefix) in own for name in state))
+    if prefix:
+        tell(f"all names in the given weights begin with {prefix!r}: it is left out")
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def split_masks(state: State) -> tuple[State, State]:
@@ -75,16 +89,16 @@ def transfer(
     own = model.state_dict()
     if only_masks:
         own = split_masks(own)[1]
-    state = dict(state)
+    state = without_prefix(state, own, tell)
     anew = [n for n in own if _of_classifier(n) and (n not in state or state[n].shape[0] != own[n].shape[0])]
     state = {n: t for n, t in state.items() if n not in anew and not (_of_classifier(n) and n not in own)}
     if anew:
         tell(f"the given weights have no classifier of this width: {', '.join(anew)} start anew")
     state, own = _matched_masks(state, own, tell)
-    for kind, names in (("lack", set(own) - set(state) - set(anew)), ("have besides", set(state) - set(own))):
-        if names:
-            shown = ", ".join(sorted(names)[:_NAMED])
-            raise RecipeError(f"the given weights do not fit the model: they {kind} {len(names)} tensors: {shown} ...")
+    differing = {"lack": set(own) - set(state) - set(anew), "have besides": set(state) - set(own)}
+    sides = [f"{kind} {len(n)} tensors: {', '.join(sorted(n)[:_NAMED])} ..." for kind, n in differing.items() if n]
+    if sides:
+        raise RecipeError(f"the given weights do not fit the model: they {' and '.join(sides)}")
     fitted = {name: _fitted(name, tensor, own[name], grid, old_grid, tell) for name, tensor in state.items()}
     try:
         model.load_state_dict(fitted, strict=False)
