@@ -57,6 +57,13 @@ def test_path_of_the_table_itself_and_changes_of_it(load, table):
         ("file_name,label\n0.png,a\n1.png,a\n", "only class 'a'"),
         ("file_name,label\n", "has no rows"),
         ("", "is empty"),
+        ("file_name,label\n\n\n0.png,a,b\n", "row 4: 3 values for 2 columns"),
+        ("\n\nfile_name,label\n,\n0.png,a\n\n1.png,\n", "row 7: the label is empty"),
+        ("file_name,label\n0.png,a\n\n0.png,b\n", "row 4: 0.png is listed in row 2 already"),
+        ("file_name,label\n\nx.png,a\n\n\ny.png,b\n", "missing files: x.png (row 3), y.png (row 6)"),
+        ("file_name,label,split\n\n0.png,a,dev-2\n", "row 3: split is 'dev-2'"),
+        ('file_name,label,note\n0.png,a,"two\nlines"\n1.png,,x\n', "row 4: the label is empty"),
+        ("file_name,label\r\n\r\n0.png,\r\n", "row 3: the label is empty"),
     ],
 )
 def test_faults(data_error, load, table, text, fault):

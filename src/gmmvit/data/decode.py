@@ -12,11 +12,13 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from gmmvit.data.bare import bare
 from gmmvit.data.records import DataError, packages_for
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
+
+
+_DEPTHS = {"L;2": 85, "L;4": 17}  # of Pillow's raw modes: the step between two values in 8 bits
 
 
 @contextlib.contextmanager
@@ -126,21 +131,39 @@ def decode_pixels(source: ImageSource, size: tuple[int, int], channels: int, fit
     try:
         if (len(source) if isinstance(source, bytes) else os.stat(source).st_size) == 0:
             raise DataError("it is empty")
-        stream = BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(stream) as image:
-            # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target leaves room for
-            # antialiasing. A rotated image has not swapped its sides yet, hence the larger side for both.
-            image.draft(None, (2 * max(size), 2 * max(size)))
-            return _fit_pixels(image, size, channels, fit)
+        return _opened_pixels(source, size, channels, fit)
     except DataError:
         raise
-    except Image.UnidentifiedImageError as error:
-        raise DataError("not an image that Pillow can identify") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the limit of Pillow") from error
     except _DAMAGE as error:
+        pixels = _bare_pixels(source, size, channels, fit)
+        if pixels is not None:
+            return pixels
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise DataError("not an image that Pillow can identify") from error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(" ".join(reason.split()) or type(error).__name__) from error
+
+
+def _opened_pixels(source: str | bytes, size: tuple[int, int], channels: int, fit: str) -> np.ndarray:
+    from PIL import Image
+
+    stream = BytesIO(source) if isinstance(source, bytes) else source
+    with Image.open(stream) as image:
+        # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target leaves room for
+        # antialiasing. A rotated image has not swapped its sides yet, hence the larger side for both.
+        image.draft(None, (2 * max(size), 2 * max(size)))
+        return _fit_pixels(image, size, channels, fit)
+
+
+def _bare_pixels(source: str | bytes, size: tuple[int, int], channels: int, fit: str) -> np.ndarray | None:
+    """The pixels of an image that failed, if it is sound without its texts and colour profile."""
+    try:
+        content = bare(source if isinstance(source, bytes) else Path(source).read_bytes())
+        return None if content is None else _opened_pixels(content, size, channels, fit)
+    except _DAMAGE:
+        return None
 
 
 def _fit_pixels(image: Image, size: tuple[int, int], channels: int, fit: str) -> np.ndarray:
@@ -158,7 +181,11 @@ def _fit_pixels(image: Image, size: tuple[int, int], channels: int, fit: str) ->
 def _upright(image: Image) -> Image:
     from PIL import ExifTags, ImageOps
 
+    transparency = _transparency(image)
     image.load()
+    if transparency != image.info.get("transparency"):
+        image = image.copy()
+        image.info["transparency"] = transparency
     # exif_transpose copies even where there is nothing to turn, and fails on some damaged EXIF blocks.
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
@@ -167,12 +194,28 @@ def _upright(image: Image) -> Image:
         return image
 
 
+def _transparency(image: Image) -> Any:
+    """The transparent value of an image that is not loaded yet; Pillow keeps that of a PNG in the file's depth, and its
+    pixels, but for grey ones of 16 bits, in 8."""
+    value = image.info.get("transparency")
+    tiles = getattr(image, "tile", None)
+    raw = tiles[0][3] if tiles else None
+    if raw in _DEPTHS and isinstance(value, int):
+        return value * _DEPTHS[raw]
+    if raw == "RGB;16B" and isinstance(value, tuple):
+        return tuple(band >> 8 for band in value)
+    return value
+
+
 def _eight_bit(image: Image) -> Image:
     """The image with 8 bits a channel and no transparency."""
     from PIL import Image as PilImage
 
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return PilImage.fromarray(_scaled_to_bytes(np.asarray(image), sixteen_bit=image.mode.startswith("I;16")))
+        values = np.asarray(image)
+        scaled = _scaled_to_bytes(values, sixteen_bit=image.mode.startswith("I;16"))
+        scaled[values == image.info.get("transparency")] = 255
+        return PilImage.fromarray(scaled)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return PilImage.alpha_composite(PilImage.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)

@@ -17,7 +17,8 @@ def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
         Part name -> image files with their class; the one part `all` without a column `split`.
 
     Raises:
-        DataError: a column, a file or a value is missing or wrong; the message names the row, the header being row 1.
+        DataError: a column, a file or a value is missing or wrong; the message names the row: the line of the file on
+            which it begins, as an editor or a spreadsheet counts them.
     """
     header, rows = _rows(path)
     missing = [name for name in ("file_name", "label") if name not in header]
@@ -26,7 +27,7 @@ def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
     entries: dict[str, list[tuple[str, str]]] = {}
     seen: dict[str, int] = {}
     absent: list[str] = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         file_name, label = row["file_name"], row["label"]
         if not file_name or not label:
             raise DataError(f"{path}, row {number}: the {'label' if file_name else 'file_name'} is empty")
@@ -46,22 +47,29 @@ def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
     return {part: entries[part] for part in ("all", "train", "val", "test") if part in entries}
 
 
-def _rows(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+def _rows(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
+    """The header, and the rows with the lines on which they begin; blank ones count and are left out."""
+    lines: list[tuple[int, list[str]]] = []
     try:
         # Spreadsheets put a byte order mark in front.
         with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(line)]
+            reader = csv.reader(file)
+            begins = 1
+            for line in reader:
+                if any(line):
+                    lines.append((begins, [cell.strip() for cell in line]))
+                begins = reader.line_num + 1
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: save it as CSV UTF-8") from error
     except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not lines:
         raise DataError(f"{path} is empty; it needs the columns file_name and label")
-    header = lines[0]
-    for number, line in enumerate(lines[1:], start=2):
+    header = lines[0][1]
+    for number, line in lines[1:]:
         if len(line) != len(header):
             raise DataError(f"{path}, row {number}: {len(line)} values for {len(header)} columns")
-    return header, [dict(zip(header, line, strict=True)) for line in lines[1:]]
+    return header, [(number, dict(zip(header, line, strict=True))) for number, line in lines[1:]]
 
 
 def _part(path: Path, number: int, value: str | None) -> str:
