@@ -1,6 +1,9 @@
 """Nothing of the user's is lost, and no result is silently of other data or of broken weights."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import gmmvit
-from gmmvit import checkpoint, loop, run_folder, session
+from gmmvit import checkpoint, claim, loop, run_folder, session
 from gmmvit.cli import main
 from gmmvit.evaluate import evaluate_run
 from gmmvit.run_folder import RunError
@@ -120,7 +123,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch, val_f
 def test_one_folder_takes_one_training_at_a_time(tmp_path):
     train(folder_recipe(images(tmp_path / "images")), tmp_path / "run", quiet=True)
     code = f"from gmmvit.cli import main; import sys; sys.exit(main(['resume', {str(tmp_path / 'run')!r}, '--quiet']))"
-    with run_folder.locked(tmp_path / "run"):
+    with claim.locked(tmp_path / "run"):
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert second.returncode == 1
     assert "another training is writing to" in second.stderr
@@ -274,3 +277,70 @@ def test_equal_runs_are_equal_files(tmp_path):
         train(folder_recipe(images(tmp_path / name / "images")), tmp_path / name / "run", quiet=True)
     for file in ("model.safetensors", "last.safetensors"):
         assert (tmp_path / "a" / "run" / file).read_bytes() == (tmp_path / "b" / "run" / file).read_bytes()
+
+
+@pytest.fixture
+def copy(sound, tmp_path):
+    return shutil.copytree(sound, tmp_path / "run")
+
+
+def test_a_file_that_cannot_be_removed_leaves_a_run(copy):
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").mkdir()
+    recipe = gmmvit.load_recipe("digits", **(TINY | {"epochs": 1}))
+    with pytest.raises(RunError, match=r"cannot remove .*model.safetensors"):
+        train(recipe, copy, overwrite=True, quiet=True)
+    (copy / "model.safetensors").rmdir()
+    assert train(recipe, copy, overwrite=True, quiet=True)["epochs"] == 1
+
+
+@pytest.mark.parametrize("name", ["tensorboard/mine.txt", "tensorboard/events.out.tfevents.1.host", "report.html",
+                                  "model.onnx", "notes.txt"])  # fmt: skip
+def test_overwrite_removes_nothing_that_the_run_did_not_write(copy, name):
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text("mine")
+    train(gmmvit.load_recipe("digits", **(TINY | {"epochs": 1})), copy, overwrite=True, quiet=True)
+    assert (copy / name).read_text() == "mine"
+
+
+def test_a_list_of_files_that_names_other_places_removes_nothing_there(copy, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with (copy / ".files").open("a") as file:
+        file.write("../mine.txt\ntensorboard/../../mine.txt\n" + str(tmp_path / "mine.txt") + "\n")
+    train(gmmvit.load_recipe("digits", **(TINY | {"epochs": 1})), copy, overwrite=True, quiet=True)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_overwrite_removes_what_the_run_wrote_later(copy):
+    recipe = gmmvit.load_recipe("digits", **(TINY | {"epochs": 1, "loggers": "tensorboard"}))
+    train(recipe, copy, overwrite=True, quiet=True)
+    assert main(["report", str(copy)]) == 0
+    assert list((copy / "tensorboard").iterdir())
+    train(gmmvit.load_recipe("digits", **(TINY | {"epochs": 1})), copy, overwrite=True, quiet=True)
+    assert not (copy / "tensorboard").exists()
+    assert not (copy / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "checkpoint.pt", "config.yaml", ".lock", ".files"])
+def test_a_pipe_in_place_of_a_file_is_told_and_not_waited_for(copy, name, capsys):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    before = signal.signal(signal.SIGALRM, lambda *told: pytest.fail(f"{name} was waited for"))
+    signal.alarm(20)
+    try:
+        told = [main([command, str(copy)]) for command in ("resume", "report")]
+        train_again = ["train", "--out", str(copy), "--overwrite", "--epochs", "1", "--dim", "16", "--quiet"]
+        told.append(main(train_again))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert any(told)
+    assert capsys.readouterr().err.count(str(copy / name)) >= (name != "config.yaml")
+
+
+def test_a_folder_of_a_training_that_never_began_says_so(tmp_path, capsys):
+    (tmp_path / ".config.yaml.123.tmp").write_text("rec")
+    assert main(["resume", str(tmp_path)]) == 1
+    assert "ended before it began: train again with --out" in capsys.readouterr().err
+    assert train(gmmvit.load_recipe("digits", **(TINY | {"epochs": 1})), tmp_path, quiet=True)["epochs"] == 1
+    assert not (tmp_path / ".config.yaml.123.tmp").exists()

@@ -19,6 +19,7 @@ from gmmvit.run_folder import (
     WEIGHTS,
     RunError,
     as_folder,
+    is_there,
     load_config,
     read_rows,
     recipe_of,
@@ -44,7 +45,7 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     Only tensors and plain values are read. Raises RunError where the file is missing, damaged, or of another recipe.
     """
     path = folder / CHECKPOINT
-    if not path.exists():
+    if not is_there(path):
         if len(read_rows(folder)) > 1:  # the first row may precede the first checkpoint
             raise RunError(f"{path} is missing, so {folder} cannot be resumed; train it anew with --overwrite")
         return None

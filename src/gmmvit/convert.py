@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gmmvit import run_folder
+from gmmvit import claim, run_folder
 from gmmvit.attention.checks import one_of, pair
 from gmmvit.checkpoint import save_weights
 from gmmvit.config import Recipe
@@ -68,7 +68,7 @@ def convert(
     if dataset is not None:
         one_of("dataset", dataset, DATASETS)
     folder = Path(out)
-    run_folder.check_free(folder, overwrite=overwrite)
+    claim.check_free(folder, overwrite=overwrite)
     state = read_tensors(file)
     model = load_reference(state, family=family, mask=mask, **sizes)
     if (name := not_finite(state)) is not None:
@@ -89,8 +89,9 @@ def convert(
     data = {"classes": classes, "image_size": list(size), "channels": options["channels"]}
     data |= {"mean": list(DATASETS[dataset].mean), "std": list(DATASETS[dataset].std)}
     data |= {"fit": recipe.fit, "fingerprints": {}}
-    with run_folder.locked(folder):
-        run_folder.clear(folder)
+    with claim.locked(folder):
+        claim.clear(folder)
+        claim.own(folder, *claim.TRAINED)
         run_folder.save_config(folder, recipe, options, data)
         for name in run_folder.WEIGHTS.values():
             save_weights(folder / name, model.state_dict(), {"family": family, "mask": mask})

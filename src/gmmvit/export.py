@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.checkpoint import LoadedRun, load_run
+from gmmvit.claim import own_if_run
 from gmmvit.run_folder import EXPORTS, RunError, check_new, replace_file
 from gmmvit.version import __version__
 
@@ -82,6 +83,7 @@ def export_run(
             f"{path} is not written"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
+    own_if_run(path)
     replace_file(path, lambda file: file.write(content))
     return path, difference
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gmmvit.claim import EVENTS, own
+
 REFRESH_S = 0.5  # of the line on a terminal
 PLAIN_S = 60.0  # between plain lines about steps
 
@@ -89,7 +91,11 @@ def _open_logger(name: str, folder: Path, config: dict[str, Any]) -> Callable[[d
     if name == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(folder / "tensorboard"))
+        place = folder / EVENTS
+        before = set(place.glob("*"))
+        writer = SummaryWriter(str(place))
+        writer.flush()  # its file is there now
+        own(folder, *(f"{EVENTS}/{path.name}" for path in place.glob("*") if path not in before))
 
         def log(row: dict[str, Any]) -> None:
             for key, value in row.items():

@@ -1,11 +1,11 @@
 """The run folder: its files, written so that no kill tears them, and read so that a damaged one is named."""
 
+import hashlib
 import json
 import math
 import os
 import platform
 import reprlib
-import shutil
 import signal
 import sys
 import threading
@@ -20,8 +20,10 @@ from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe, read_yaml
 from gmmvit.version import __version__
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
+LOCK, OWN = ".lock", ".files"  # held by a training; the names of the files that the run wrote
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
 EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}
+_LONGEST_NAME = 255  # bytes, on every common file system
 FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), "report.html", *EXPORTS.values())
 
 
@@ -63,7 +65,7 @@ def as_folder(folder: str | Path) -> Path:
 
 
 @contextmanager
-def _told(path: Path, doing: str) -> Iterator[None]:
+def told(path: Path, doing: str) -> Iterator[None]:
     """Faults of the disk as one sentence with the file's name."""
     try:
         yield
@@ -89,21 +91,37 @@ def _uninterrupted() -> Iterator[None]:
             handlers[signal.Signals(came)](came, frame)  # type: ignore[operator,misc]
 
 
+def temporary_name(name: str) -> str:
+    """What a file of that name is called while this process writes it; no longer than a file's name may be."""
+    whole = f".{name}.{os.getpid()}.tmp"
+    short = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return whole if len(os.fsencode(whole)) <= _LONGEST_NAME else f".{short}.{os.getpid()}.tmp"
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file of a run exists; raises RunError for what is no plain file: reading a pipe would wait for ever."""
+    with told(path, "read"):
+        if path.exists() and not path.is_file():
+            raise RunError(f"{path} is no plain file; put back a copy of the run's own")
+        return path.exists()
+
+
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file so that a kill or a full disk leaves the old one or the new one, never a torn one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _uninterrupted(), _told(path, "write"):
+    temporary = path.with_name(temporary_name(path.name))
+    with _uninterrupted(), told(path, "write"):
         try:
             with temporary.open("wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except RuntimeError as error:  # how torch's zip writer reports a failed write, without its reason
-            raise OSError("the disk is full, or a limit on the size of files was met") from error
-        finally:
+        except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            if isinstance(error, RuntimeError):  # how torch's zip writer reports a failed write, without its reason
+                raise OSError("the disk is full, or a limit on the size of files was met") from error
+            raise
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -116,81 +134,20 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a run folder for one training; another one that asks gets a RunError.
-
-    On an operating system without flock nothing is held.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with _told(folder, "create"):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another training is writing to {folder}; wait for it, or choose another --out") from None
-        except OSError:  # a file system without locks
-            pass
-        remove_leftovers(folder)
-        yield
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of trainings that were killed while they wrote; to be called under the lock."""
-    for name in FILES:
-        for path in folder.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
-
-
 def check_new(path: Path, overwrite: bool) -> None:
     """Raises RunError where a file exists that was not to be overwritten."""
     if path.exists() and not overwrite:
         raise RunError(f"{path} exists; replace it with --overwrite, or choose another file with --out")
 
 
-def check_free(folder: Path, *, overwrite: bool = False) -> None:
-    """Raises RunError where a new run may not be written: to a file, to a folder that holds something else, or, unless
-    it is to be overwritten, over an old run."""
-    with _told(folder, "create"):
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file; give the run a folder with --out")
-        if not folder.is_dir() or not [path for path in folder.iterdir() if path.name != ".lock"]:
-            return
-    is_run = _holds_run(folder)
-    if overwrite and is_run:
-        return
-    if overwrite:
-        raise RunError(
-            f"{folder} holds files that are not a run's, so --overwrite leaves it alone; choose another --out"
-        )
-    if is_run:
-        raise RunError(
-            f"{folder} already holds a run; continue it with `gmmvit resume {folder}`, choose another folder with "
-            "--out, or replace it with --overwrite"
-        )
-    raise RunError(f"{folder} is not empty; choose another folder with --out")
+def holds_nothing(folder: Path) -> bool:
+    """Whether a folder holds at most what trainings leave that were ended before they began, or while they wrote."""
+    return all(path.name in (LOCK, OWN) or is_leftover(path.name) for path in folder.iterdir())
 
 
-def _holds_run(folder: Path) -> bool:
-    try:
-        load_config(folder)
-    except RunError:
-        return False
-    return True
-
-
-def clear(folder: Path) -> None:
-    """Removes the files of an old run, and no others."""
-    with _told(folder, "clear"):
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+def is_leftover(name: str) -> bool:
+    """Whether a file of that name was being written when its training was killed."""
+    return name.endswith(".tmp") and any(name.startswith(f".{whole}.") for whole in FILES)
 
 
 def versions() -> dict[str, str]:
@@ -215,10 +172,12 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     Raises RunError where the folder is not a run, or the file is damaged.
     """
     path = as_folder(folder) / CONFIG
-    with _told(path, "read"):
+    with told(path, "read"):
         if not path.is_file():
             inside = sorted(file.parent for file in path.parent.glob(f"*/{CONFIG}"))
             hint = f"; it holds {len(inside)} run folders, as {inside[0]}" if inside else ""
+            if not inside and path.parent.is_dir() and holds_nothing(path.parent):
+                hint = "; a training was ended before it began: train again with --out"
             what = f"it has no {CONFIG}" if path.parent.is_dir() else "there is no such folder"
             raise RunError(f"{folder} is not a run folder: {what}{hint}")
         try:
@@ -273,10 +232,10 @@ def read_summary(folder: str | Path) -> dict[str, Any] | None:
     Raises RunError for a damaged file.
     """
     path = Path(folder) / SUMMARY
-    with _told(path, "read"):
-        content = path.read_bytes() if path.exists() else None
-    if content is None:
+    if not is_there(path):
         return None
+    with told(path, "read"):
+        content = path.read_bytes()
     try:
         summary = _from_json(content)
     except ValueError as error:
@@ -297,7 +256,7 @@ def _from_json(content: bytes) -> Any:
 def append_row(folder: Path, row: dict[str, Any]) -> None:
     """One line of metrics.jsonl."""
     path = folder / METRICS
-    with _told(path, "write"), path.open("a", encoding="utf-8") as file:
+    with told(path, "write"), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
@@ -307,8 +266,9 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
     Raises RunError for a damaged line before the last.
     """
     path = Path(folder) / METRICS
-    with _told(path, "read"):
-        lines = path.read_bytes().splitlines() if path.exists() else []
+    there = is_there(path)
+    with told(path, "read"):
+        lines = path.read_bytes().splitlines() if there else []
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gmmvit import checkpoint, run_folder
+from gmmvit import checkpoint, claim, run_folder
 from gmmvit.building import first_line
 from gmmvit.config import Recipe, RecipeError
 from gmmvit.data import Dataset
@@ -171,7 +171,7 @@ def _start_all(
 
     def check() -> None:
         for folder in folders:
-            run_folder.check_free(folder, overwrite=overwrite)
+            claim.check_free(folder, overwrite=overwrite)
 
     team.from_leader(check)
     started: list[Started] = []
@@ -184,15 +184,16 @@ def _start_all(
         started.append((setting, state))
         described.append(told)
 
-    def claim() -> None:
+    def take() -> None:
         for folder in folders:
-            locks.enter_context(run_folder.locked(folder))
+            locks.enter_context(claim.locked(folder))
         check()
         for (setting, _), told in zip(started, described, strict=True):
-            run_folder.clear(setting.folder)
+            claim.clear(setting.folder)
+            claim.own(setting.folder, *claim.TRAINED)
             run_folder.save_config(setting.folder, setting.recipe, **told)
 
-    team.from_leader(claim)
+    team.from_leader(take)
     return started
 
 
@@ -219,7 +220,7 @@ def _continue(
     team = join()
     recipe = with_data_at(run_folder.recipe_of(folder), data_dir)
     progress = Progress(quiet or not team.leads, label)
-    team.from_leader(lambda: locks.enter_context(run_folder.locked(folder)) and None)
+    team.from_leader(lambda: locks.enter_context(claim.locked(folder)) and None)
     saved = checkpoint.load_checkpoint(folder, recipe)
     run_folder.read_rows(folder)  # a damaged file is told before any work
     summary = run_folder.read_summary(folder)

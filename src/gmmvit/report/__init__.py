@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gmmvit.checkpoint import LoadedRun, load_run
+from gmmvit.claim import own_if_run
 from gmmvit.data import DataError
 from gmmvit.report.masks import mask_picture, mask_section
 from gmmvit.report.page import document, paragraph
@@ -66,6 +67,7 @@ def write_report(
         count_parameters(records[0], loaded.model)
         sections += _details(loaded, data_dir)
     page = document(title(records[0]), sections, head(records[0]))
+    own_if_run(path)
     write_whole(path, page.encode(errors="backslashreplace"))
     return path
 
