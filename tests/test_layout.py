@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 # A module imports only modules above it; the leaves at the end are imported by nobody but the command.
 ORDER = [
-    "version", "attention", "masks", "layers", "models", "weight_files", "attach", "reference_sizes",
+    "version", "attention", "masks", "layers", "stem", "models", "weight_files", "attach", "reference_sizes",
     "reference_weights", "data", "augment", "config", "distributed", "optim", "building", "run_folder", "claim",
     "progress", "checkpoint", "convert", "session", "evaluate", "loop", "training", "report", "export", "rows",
     "bench", "cli", "timm_models", "__main__",

@@ -51,7 +51,9 @@ class Recipe:
     size: str | None = opt(None, "Named size of the family (see `gmmvit models`).")
     mask: str = opt("gmm", "Mask on the attention logits.", ("none", "elm", "gmm"))
     mode: str = opt("multiply", "How the mask acts on attention.", ("multiply", "log", "post"))
-    mask_init: str | None = opt(None, "Start of the mask (elm: paper or identity).", ("paper", "identity", "local"))
+    mask_init: str | None = opt(
+        None, "Start of the mask (elm: paper or identity).", ("paper", "identity", "local", "conv")
+    )
     num_kernels: int = opt(5, "Gaussians per head.")
     covariance: str = opt("spherical", "Shape of a Gaussian.", ("spherical", "diag", "full"))
     learn_center: bool = opt(False, "Learn an offset of the mask's peak per head.")
@@ -61,6 +63,9 @@ class Recipe:
     depth: tuple[int, ...] | None = opt(None, "Layers; one number or one per stage.")
     num_heads: tuple[int, ...] | None = opt(None, "Attention heads; one number or one per stage.")
     mlp_ratio: float | None = opt(None, "Hidden width of the MLPs as a multiple of the width.")
+    stem: str | None = opt(
+        None, "What makes tokens of images: patch (linear, by default) or conv (small convolutions).", ("patch", "conv")
+    )
     pool: str | None = opt(None, "What the head reads: mean of the patches, or a class token.", ("mean", "cls"))
     dropout: float = opt(0.0, "Dropout of embeddings and projections.")
     drop_path: float = opt(0.1, "Probability that a sample skips a branch.")
@@ -148,8 +153,12 @@ def _check_ranges(recipe: Recipe) -> None:
         pair = getattr(recipe, name)
         if len(pair) != 2 or pair[0] > pair[1]:
             raise RecipeError(f"{name} must be a smallest and a largest value, got {pair}")
-    if recipe.mask == "elm" and recipe.mask_init == "local":
-        raise RecipeError("mask_init of an elm must be paper or identity, got 'local'")
+    if recipe.mask == "elm" and recipe.mask_init in ("local", "conv"):
+        raise RecipeError(f"mask_init of an elm must be paper or identity, got {recipe.mask_init!r}")
+    if recipe.mask == "gmm" and recipe.mask_init == "conv" and recipe.mode != "log":
+        raise RecipeError(f"mask_init conv needs mode log (--mode log), got {recipe.mode!r}")
+    if recipe.mask == "gmm" and recipe.mask_init == "conv" and recipe.num_kernels < 2:
+        raise RecipeError("mask_init conv needs num_kernels of at least 2, a peak and a constant, got 1")
     _check_library(recipe)
     unknown = set(recipe.loggers) - {"tensorboard", "wandb", "trackio"}
     if unknown:
@@ -262,7 +271,7 @@ def _describe(kinds: tuple[Any, ...]) -> str:
 
 
 # What a recipe says of the size of a model of ours; of no meaning to another family.
-SIZES = ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "pool")
+SIZES = ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "stem", "pool")
 
 
 def recipe_names() -> list[str]:

@@ -5,7 +5,7 @@ Letters: N patches (rows * cols), H heads, K Gaussians per head.
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, pa
 from gmmvit.attention.checks import boolean, integer, known_options, one_of, pair, real
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
-INITS = ("paper", "identity", "local")
+INITS = ("paper", "identity", "local", "conv")
 COVARIANCES = ("spherical", "diag", "full")
 MASKS = ("none", "elm", "gmm")
 # A Gaussian this wide is 1 within float32 rounding on 16 x 16 patches, and within 2e-6 on 64 x 64; float16 can hold it.
 _CONSTANT_SIGMA = 6e4
+# Of the start "conv": a peak that leaves exp(-1.39) of itself on the cell beside it, over a constant.
+_PEAK_SIGMA, _FLOOR = 0.6, 0.02
 _MOST_PATCHES = 2**20
 _MOST_PATCHES_ELEMENTWISE = 2**14  # whose mask is 1 GB already
 _MOST = 1024  # heads, Gaussians
@@ -30,6 +32,25 @@ def _checked_grid(grid: int | tuple[int, int], most: int = _MOST_PATCHES) -> tup
     if rows * cols > most:
         raise ValueError(f"grid must have at most {most:,} patches, got {rows} x {cols}")
     return rows, cols
+
+
+def stencil(heads: int, depth: float = 0.0) -> list[tuple[int, int]]:
+    """Cells (down, right) of a convolution's stencil, one a head: the patch itself, then rings of 8, 16, ... around it.
+
+    Of a ring that has more cells than heads are left, these take some at equal distances; which ones turns with
+    `depth`, so that the layers of a network cover the ring together.
+    """
+    cells: list[tuple[int, int]] = [(0, 0)]
+    reach = 0
+    while len(cells) < heads:
+        reach += 1
+        side = range(-reach, reach)
+        ring = [(-reach, i) for i in side] + [(i, reach) for i in side]
+        ring += [(-down, -right) for down, right in ring]
+        left = min(heads - len(cells), len(ring))
+        turn = 0 if left == len(ring) else round(depth * (len(ring) - 1))
+        cells += [ring[(turn + i * len(ring) // left) % len(ring)] for i in range(left)]
+    return cells[:heads]
 
 
 def _as_float32_tells(offsets: Tensor) -> Tensor:
@@ -55,9 +76,12 @@ class GaussianMixtureMask(nn.Module):
             added to a trained model: one Gaussian so wide that it is a constant, the others with alpha 0 and widths
             from one patch to half the grid (with K = 1 only the constant can learn). "local": a constant plus peaks
             round the patch itself, narrow in early layers and wide in late ones, of another strength in every head.
+            "conv": each head a narrow peak on a cell of its own of a stencil (3 x 3, then 5 x 5, ...; `stencil`) over a
+            small constant, so that in mode "log" attention starts as a convolution; the other Gaussians have alpha 0.
+            It wants at least two Gaussians and always learns its centre.
         covariance: "spherical" (one sigma, the paper), "diag" (one per axis) or "full" (and their correlation).
         learn_center: a learned offset of the peak per head, in grid steps, starting at 0.
-        depth: place of the layer in the network, 0 first to 1 last; read by init="local".
+        depth: place of the layer in the network, 0 first to 1 last; read by init="local" and "conv".
         positive: start with M > 0, which mode "log" needs.
         float32_table: for weights trained with the original code (`load_reference` sets it): what its table of
             exp(-d2) in float32 leaves of distances beyond nine patches, and 0 where that underflows, beyond ten.
@@ -65,7 +89,10 @@ class GaussianMixtureMask(nn.Module):
 
     Parameters: sigma [H, K] or [H, K, 2] in grid steps, alpha [H, K]; if asked for, correlation [H, K], center [H, 2].
 
-    Source: arXiv 2309.05375, section 3.2; the identity and local starts and the extensions are this project's.
+    Raises TypeError or ValueError for an argument that does not fit, naming it.
+
+    Source: arXiv 2309.05375, section 3.2; the other starts and the extensions are this project's. Attention that starts
+    as a convolution: d'Ascoli et al., arXiv 2103.10697.
     """
 
     offsets: Tensor
@@ -95,39 +122,50 @@ class GaussianMixtureMask(nn.Module):
             raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
         one_of("init of the mask", init, INITS)
         one_of("covariance of the mask", covariance, COVARIANCES)
+        if init == "conv" and num_kernels < 2:
+            raise ValueError("num_kernels must be at least 2 for init='conv', a peak and a constant, got 1")
         self.init, self.covariance = init, covariance
         self.depth, self.positive, self.float32_table, self.steps = depth, positive, float32_table, steps
         axes = () if covariance == "spherical" else (2,)
         self.sigma = nn.Parameter(torch.empty(num_heads, num_kernels, *axes))
         self.alpha = nn.Parameter(torch.empty(num_heads, num_kernels))
         self.correlation = nn.Parameter(torch.empty(num_heads, num_kernels)) if covariance == "full" else None
-        self.center = nn.Parameter(torch.empty(num_heads, 2)) if learn_center else None
+        self.center = nn.Parameter(torch.empty(num_heads, 2)) if learn_center or init == "conv" else None
         self.register_buffer("offsets", patch_offsets(self.grid, shift=steps.shift), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Starts the parameters anew as `init` says."""
-        heads, kernels = self.alpha.shape
+        for extra in (self.correlation, self.center):
+            if extra is not None:
+                extra.zero_()
         if self.init == "paper":
             self.sigma.normal_(10, 10)
             self.alpha.normal_(0, 2)
             if self.positive:
                 self.alpha.abs_()
-        else:
-            reach = max(2.0, max(self.grid) / 2)
-            widths = torch.logspace(0, 1, max(1, kernels - 1), base=reach)  # one patch to half the grid
-            if self.init == "local":
-                widths = widths * reach ** (self.depth - 0.5)
-            sigma = torch.cat([torch.tensor([_CONSTANT_SIGMA]), widths])[:kernels]
-            self.sigma.copy_(sigma.view(1, -1, *[1] * (self.sigma.dim() - 2)).expand_as(self.sigma))
-            self.alpha.zero_()
-            self.alpha[:, 0] = 1
-            if self.init == "local":
-                self.alpha[:, 1:] = torch.linspace(0.5, 2, heads).unsqueeze(1) * (1 - 0.75 * self.depth)
-        for extra in (self.correlation, self.center):
-            if extra is not None:
-                extra.zero_()
+            return
+        heads, kernels = self.alpha.shape
+        reach = max(2.0, max(self.grid) / 2)
+        widths = torch.logspace(0, 1, max(1, kernels - 1), base=reach)  # one patch to half the grid
+        self.alpha.zero_()
+        if self.init == "conv":
+            assert self.center is not None
+            self._set_sigma([_PEAK_SIGMA, _CONSTANT_SIGMA, *widths])
+            self.alpha[:, 0], self.alpha[:, 1] = 1, _FLOOR
+            self.center.copy_(torch.tensor(stencil(heads, self.depth)))
+            return
+        if self.init == "local":
+            widths = widths * reach ** (self.depth - 0.5)
+            self.alpha[:, 1:] = torch.linspace(0.5, 2, heads).unsqueeze(1) * (1 - 0.75 * self.depth)
+        self._set_sigma([_CONSTANT_SIGMA, *widths])
+        self.alpha[:, 0] = 1
+
+    def _set_sigma(self, widths: Sequence[float | Tensor]) -> None:
+        """The first K of `widths` in every head, the same along both axes."""
+        sigma = torch.tensor([float(width) for width in widths[: self.alpha.shape[1]]])
+        self.sigma.copy_(sigma.view(1, -1, *[1] * (self.sigma.dim() - 2)).expand_as(self.sigma))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -254,6 +292,15 @@ def check_mask_options(mask: str, options: Iterable[str]) -> None:
     known_options(f"the {mask} mask", options, [o for o in inspect.signature(kind).parameters if o not in decided])
 
 
+def check_start(init: object, mode: str) -> None:
+    """Raises ValueError for a start that the mode cannot begin with."""
+    if init == "conv" and mode != "log":
+        raise ValueError(
+            f"init='conv' of the mask needs mode='log', got mode={mode!r}: a factor on logits near zero moves no "
+            "attention, its logarithm does"
+        )
+
+
 def create_mask(
     mask: str,
     grid: tuple[int, int],
@@ -271,6 +318,7 @@ def create_mask(
     check_mask_options(mask, options)
     if mask == "none":
         return None
+    check_start(options.get("init"), mode)
     if mask == "elm":
         return ElementwiseMask(grid, num_heads, steps=steps, **options)  # type: ignore[arg-type]
     positive = mode == "log"

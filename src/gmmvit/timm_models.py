@@ -83,7 +83,7 @@ class TimmModel(VisionTransformer):
         if dtype is not None:
             self.to(dtype=dtype)
         # What was chosen for this image size is saved with the model, so that its weights fit at another one.
-        self._model_args = {name: options[name] for name in ("pool",) if name in options} | self._patching()
+        self._model_args = {name: options[name] for name in ("pool", "stem") if name in options} | self._patching()
 
     def _patching(self) -> dict[str, Any]:
         return {"patch_size": self.patch_embed.patch_size}

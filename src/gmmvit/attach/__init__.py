@@ -79,7 +79,8 @@ def attach(
         model: the model itself, before it is compiled, wrapped or quantised.
         mask: "gmm" (Gaussian mixture) or "elm" (element-wise).
         mode: "multiply", "log" or "post", as in `gmm_attention`.
-        init: "identity" leaves the outputs as they are; "paper" and "local" as in `GaussianMixtureMask`.
+        init: "identity" leaves the outputs as they are; "paper", "local" and "conv" (for training from scratch, mode
+            "log") as in `GaussianMixtureMask`.
         num_kernels: Gaussians per head; read by "gmm" alone.
         layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
         grid: (rows, cols) in patches where the model does not tell; it then holds for every image.

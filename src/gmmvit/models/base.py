@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from gmmvit.attention.checks import above_zero, fraction, integer, is_integer, one_of
 from gmmvit.layers import Block, Grid, init_weights, resample_position
 from gmmvit.masks import is_mask_parameter
+from gmmvit.stem import ConvStem, init_stem
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _COUNTS = ("channels", "dim", "token_dim", "class_depth", "window_size")
@@ -108,6 +109,8 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         self.apply(self.init_layer)
+        if isinstance(self.patch_embed, ConvStem):
+            self.patch_embed.apply(init_stem)
         self.init_tokens()
 
     @staticmethod

@@ -18,11 +18,11 @@ from gmmvit.layers import (
     Grid,
     MaskedAttention,
     Masking,
-    PatchEmbedding,
     choose_patch,
     patch_grid,
 )
 from gmmvit.models.base import VisionTransformer
+from gmmvit.stem import make_stem
 
 
 class TalkingHeads(nn.Module):
@@ -93,6 +93,7 @@ class CaiT(VisionTransformer):
         dim, depth, class_depth, num_heads, head_dim, mlp_ratio: sizes; `depth` patch layers, `class_depth` layers of
             the class token. The defaults are the paper's 5.1 M parameters.
         mask, mode, mask_options: as in `ViT`; mode "post" weighs the softmax before the second mixing.
+        stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         dropout, drop_path: drop_path is the same in every block.
 
     The class layers are the pooling. Another image size at run time interpolates the position embeddings and
@@ -120,6 +121,7 @@ class CaiT(VisionTransformer):
         mask: str = "none",
         mode: str = "multiply",
         mask_options: dict[str, Any] | None = None,
+        stem: str = "patch",
         dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
@@ -127,7 +129,7 @@ class CaiT(VisionTransformer):
         size = pair(image_size, "image_size")
         patch = choose_patch(patch_size, size, cells=8)
         # The class token joins behind the patch layers: it is no prefix and has no position.
-        self.build_embedding(PatchEmbedding(patch, channels, dim), patch_grid(size, patch), dim, dropout, False)
+        self.build_embedding(make_stem(stem, patch, channels, dim), patch_grid(size, patch), dim, dropout, False)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         masking = Masking(mask, mode, mask_options, dropout=dropout)
         self.blocks = nn.ModuleList()

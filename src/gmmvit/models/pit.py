@@ -16,12 +16,12 @@ from gmmvit.layers import (
     Block,
     Grid,
     Masking,
-    PatchEmbedding,
     choose_patch,
     patch_grid,
 )
 from gmmvit.models.base import Stage, VisionTransformer
 from gmmvit.models.vit import POOLS
+from gmmvit.stem import make_stem
 
 
 class TokenPooling(nn.Module):
@@ -60,6 +60,7 @@ class PiT(VisionTransformer):
         head_dim: the same in all stages; dim // num_heads of the first by default.
         mlp_ratio: hidden channels of the MLP over its own.
         mask, mode, mask_options: as in `ViT`.
+        stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         pool: "cls", a class token that the mask leaves alone (the paper's), or "mean" of the patches.
         qkv_bias, dropout, drop_path: drop_path is the same in every block.
 
@@ -86,6 +87,7 @@ class PiT(VisionTransformer):
         mask: str = "none",
         mode: str = "multiply",
         mask_options: dict[str, Any] | None = None,
+        stem: str = "patch",
         pool: str = "cls",
         qkv_bias: bool = False,
         dropout: float = 0.0,
@@ -101,7 +103,7 @@ class PiT(VisionTransformer):
         size = pair(image_size, "image_size")
         patch = choose_patch(patch_size, size, cells=16)
         grid = patch_grid(size, patch)
-        self.build_embedding(PatchEmbedding(patch, channels, dim), grid, dim, dropout, class_token=pool == "cls")
+        self.build_embedding(make_stem(stem, patch, channels, dim), grid, dim, dropout, class_token=pool == "cls")
         masking = Masking(mask, mode, mask_options, self.prefix_tokens, dropout)
         self.stages = nn.ModuleList()
         layer = 0

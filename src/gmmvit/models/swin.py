@@ -18,11 +18,11 @@ from gmmvit.layers import (
     Grid,
     MaskedAttention,
     Masking,
-    PatchEmbedding,
     choose_patch,
     patch_grid,
 )
 from gmmvit.models.base import Stage, VisionTransformer
+from gmmvit.stem import make_stem
 
 
 class WindowAttention(MaskedAttention):
@@ -152,6 +152,7 @@ class Swin(VisionTransformer):
         mlp_ratio: hidden channels of the MLP over its own.
         window_size: side of the windows in patches; a stage with a smaller grid has one window and no shift.
         mask, mode, mask_options: as in `ViT`; the mask's grid is the window.
+        stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         qkv_bias, dropout, drop_path: drop_path grows from 0 in the first block to this in the last.
 
     The mean of the normed patches is read. Another image size at run time interpolates the position embeddings; its
@@ -179,6 +180,7 @@ class Swin(VisionTransformer):
         mask: str = "none",
         mode: str = "multiply",
         mask_options: dict[str, Any] | None = None,
+        stem: str = "patch",
         qkv_bias: bool = True,
         dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -191,7 +193,7 @@ class Swin(VisionTransformer):
             patch_size, size, 16, lambda grid: all(side_fits(side, len(depths), window_size) for side in grid)
         )
         grid = _checked(size, patch, len(depths), window_size)
-        self.build_embedding(PatchEmbedding(patch, channels, dim, norm=True), grid, dim, dropout, class_token=False)
+        self.build_embedding(make_stem(stem, patch, channels, dim, norm=True), grid, dim, dropout, class_token=False)
         masking = Masking(mask, mode, mask_options, dropout=dropout)
 
         def block(layer: int, stage: int, index: int) -> Block:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from gmmvit.attention.checks import one_of, pair
-from gmmvit.layers import Block, Masking, PatchEmbedding, choose_patch, patch_grid
+from gmmvit.layers import Block, Masking, choose_patch, patch_grid
 from gmmvit.models.base import VisionTransformer
+from gmmvit.stem import make_stem
 
 POOLS = ("mean", "cls")
 
@@ -25,6 +26,7 @@ class ViT(VisionTransformer):
         dim, depth, num_heads, head_dim, mlp_ratio: sizes; the defaults are the paper's (2.7 M parameters).
         mask: "none", "elm" or "gmm"; mode: "multiply", "log" or "post"; mask_options: further arguments of
             `GaussianMixtureMask` or `ElementwiseMask`.
+        stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         pool: "mean" of the patches or "cls", a class token that is read at the end.
         qkv_bias, dropout, drop_path: drop_path is the same in every block, as in the paper's code.
 
@@ -51,6 +53,7 @@ class ViT(VisionTransformer):
         mask: str = "none",
         mode: str = "multiply",
         mask_options: dict[str, Any] | None = None,
+        stem: str = "patch",
         pool: str = "mean",
         qkv_bias: bool = False,
         dropout: float = 0.0,
@@ -60,7 +63,7 @@ class ViT(VisionTransformer):
         one_of("pool", pool, POOLS)
         size = pair(image_size, "image_size")
         patch = choose_patch(patch_size, size, cells=8)
-        embedding = PatchEmbedding(patch, channels, dim)
+        embedding = make_stem(stem, patch, channels, dim)
         self.build_embedding(embedding, patch_grid(size, patch), dim, dropout, class_token=pool == "cls")
         masking = Masking(mask, mode, mask_options, self.prefix_tokens, dropout)
         self.blocks = nn.ModuleList()
