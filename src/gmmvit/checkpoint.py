@@ -85,11 +85,15 @@ def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
 _MAY_CHANGE = {"device", "threads", "compile", "loggers", "shard", "cache_dir", "data_dir", "dataset", "skip_broken"}
 
 
-def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+def changed_fields(saved: dict[str, Any], now: dict[str, Any]) -> str:
+    """Which fields of a recipe were changed of those that decide the result of a training, in words; empty for none."""
     saved = as_dict(Recipe()) | saved  # a field that is newer than the run had its default
     changed = [name for name in now if name not in _MAY_CHANGE and saved[name] != now[name]]
-    if changed:
-        words = ", ".join(f"{name} was {saved[name]!r} and is {now[name]!r}" for name in changed)
+    return ", ".join(f"{name} was {saved[name]!r} and is {now[name]!r}" for name in changed)
+
+
+def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    if words := changed_fields(saved, now):
         raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
 
 

@@ -28,8 +28,8 @@ _EVENT_FILE = re.compile(rf"{EVENTS}/events\.out\.tfevents\.[^/]+")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a run folder for one training; another one that asks gets a RunError.
+def locked(folder: Path, other: str = "another training") -> Iterator[None]:
+    """Holds a run folder for one training; another one that asks gets a RunError, which calls the first one `other`.
 
     On an operating system without flock nothing is held.
     """
@@ -47,7 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another training is writing to {folder}; wait for it, or choose another --out") from None
+            raise RunError(f"{other} is writing to {folder}; wait for it, or choose another --out") from None
         except OSError:  # a file system without locks
             pass
         with told(folder, "clear"):

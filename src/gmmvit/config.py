@@ -40,6 +40,9 @@ class Recipe:
     val_fraction: float = opt(0.1, "Part of the training set held out for validation; 0 trains on all of it.")
     test_fraction: float = opt(0.2, "Part of a folder without test set that is held out for the test.")
     split_seed: int = opt(0, "Seed of those two splits.")
+    train_per_class: int | None = opt(
+        None, "Take the first so many training images of each class alone; the validation part is cut from them."
+    )
     cache_dir: str | None = opt(None, "Where decoded images are kept (environment: GMMVIT_CACHE).")
     skip_broken: bool = opt(False, "Go on without the images that cannot be read, and list them.")
     # model
@@ -124,7 +127,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("val_fraction", "test_fraction"), (0, 0.9)),
     **dict.fromkeys(("erase_prob", "mix_prob", "erase_area"), (0, 1)),
     **dict.fromkeys(("label_smoothing", "drop_path", "dropout"), (0, 0.99)),
-    **dict.fromkeys(("epochs", "passes", "batch_size", "accumulate"), (1, 10**9)),
+    **dict.fromkeys(("epochs", "passes", "batch_size", "accumulate", "train_per_class"), (1, 10**9)),
     **dict.fromkeys(("image_size", "patch_size", "dim", "depth", "num_heads"), (1, 10**5)),
     **dict.fromkeys(("num_kernels", "threads"), (1, 1024)),
     **dict.fromkeys(("crop_padding",), (0, 1024)),
@@ -294,11 +297,17 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
 
 
 def _refuse_repeated_keys(node: Any, path: Path) -> None:
-    """Raises RecipeError where a mapping at the top of a YAML file names a field twice: the last would count alone."""
-    keys = [key.value for key, _ in node.value] if node is not None and node.id == "mapping" else []
-    for key in keys:
-        if keys.count(key) > 1:
-            raise RecipeError(f"{path} names {key!r} twice; keep one of them")
+    """Raises RecipeError where a mapping of a YAML file names a field twice: the last would count alone."""
+    if node is None or node.id == "scalar":
+        return
+    if node.id == "mapping":
+        keys = [key.value for key, _ in node.value if key.id == "scalar"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise RecipeError(f"{path} names {key!r} twice; keep one of them")
+    for part in node.value:
+        for inner in part if isinstance(part, tuple) else (part,):
+            _refuse_repeated_keys(inner, path)
 
 
 def read_yaml(path: Path) -> Any:

@@ -117,7 +117,7 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
     recipe, team, data = setting.recipe, setting.team, setting.data
     loggers = open_loggers(recipe.loggers, setting.folder, as_dict(recipe)) if team.leads else []
     for _ in range(state.epoch, recipe.epochs):
-        start, seen = time.perf_counter(), state.images_seen
+        start, cpu, seen = time.perf_counter(), time.process_time(), state.images_seen
         row: dict[str, Any] = {"epoch": state.epoch + 1, **train_epoch(setting, state)}
         seconds = time.perf_counter() - start
         state.epoch += 1
@@ -127,6 +127,7 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
             row |= {f"val_{name}": value for name, value in scores(logits, data.val.labels).items()}
         row |= {"lr": state.optimizer.param_groups[0]["lr"], "images_per_s": (state.images_seen - seen) / seconds}
         state.wall_s += time.perf_counter() - start
+        state.core_s += time.process_time() - cpu
         row["wall_s"] = state.wall_s
         weights = full_weights(state.evaluated())
         team.from_leader(lambda: _check_good(row, weights, recipe))  # noqa: B023 (called at once)
@@ -218,6 +219,7 @@ def _summary(setting: Setting, state: State) -> dict[str, Any]:
         "train_images": len(data.train),
         "train_images_per_s": round(state.images_seen / max(state.train_s, 1e-9), 1),
         "wall_s": round(state.wall_s, 1),
+        "core_s": round(state.core_s, 1),
         "device": torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else setting.device.type,
         "processes": setting.team.size,
         "dtype": str(setting.dtype).removeprefix("torch."),

@@ -51,6 +51,7 @@ class State:
     images_seen: int = 0
     train_s: float = 0.0
     wall_s: float = 0.0
+    core_s: float = 0.0  # CPU time of all threads, kernel included
     best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "val_top1": -1.0, "weights": {}})
 
     def evaluated(self) -> nn.Module:
@@ -59,7 +60,7 @@ class State:
 
     def persistent(self) -> dict[str, Any]:
         average = None if self.average is None else self.average.state_dict()
-        plain = {name: getattr(self, name) for name in ("epoch", "images_seen", "train_s", "wall_s", "best")}
+        plain = {name: getattr(self, name) for name in ("epoch", "images_seen", "train_s", "wall_s", "core_s", "best")}
         return plain | {
             "model": full_weights(self.model),
             "optimizer": optimizer_state(self.model, self.optimizer),
@@ -75,6 +76,7 @@ class State:
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
+        self.core_s = saved.get("core_s", 0.0)  # a checkpoint of an older version does not tell
         for name in ("epoch", "images_seen", "train_s", "wall_s", "best"):
             setattr(self, name, saved[name])
 
@@ -159,6 +161,7 @@ def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, do
         val_fraction=recipe.val_fraction,
         test_fraction=recipe.test_fraction,
         split_seed=recipe.split_seed,
+        train_per_class=recipe.train_per_class,
         cache_dir=recipe.cache_dir,
         skip_broken=recipe.skip_broken,
         download=download,

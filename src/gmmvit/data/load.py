@@ -34,7 +34,7 @@ from gmmvit.data.records import (
     shown,
     silent,
 )
-from gmmvit.data.split import check_fraction, check_seed, choose_parts
+from gmmvit.data.split import check_fraction, check_per_class, check_seed, choose_parts
 
 _BROKEN_SHOWN = 3
 _COPY_ROWS = 1024
@@ -55,6 +55,7 @@ def load_dataset(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     split_seed: int = 0,
+    train_per_class: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     skip_broken: bool = False,
     download: bool = True,
@@ -71,6 +72,8 @@ def load_dataset(
         val_fraction: share of the training part held out for validation where the data bring no such part.
         test_fraction: share held out for test where the data bring neither a test nor a validation part.
         split_seed: decides which images are held out; the split is stratified and the same on every machine.
+        train_per_class: the training and the validation part are made of the first so many images of each class, in
+            the order of the data set; the test part stays whole.
         cache_dir: where decoded images are kept; by default GMMVIT_CACHE, else `~/.cache/gmmvit`.
         skip_broken: go on without images that cannot be decoded, and name them through `report`.
         download: whether a named data set that is not there may be fetched from the network.
@@ -87,6 +90,7 @@ def load_dataset(
     check_fraction("val_fraction", val_fraction)
     check_fraction("test_fraction", test_fraction)
     check_seed(split_seed)
+    check_per_class(train_per_class)
     size = _size(image_size)
     check_target(size or (1, 1), 3 if channels is None else channels, fit)
     with packages_for(name):
@@ -101,6 +105,7 @@ def load_dataset(
         val_fraction=val_fraction,
         test_fraction=test_fraction,
         seed=split_seed,
+        per_class=train_per_class,
     )
     rows = {part: catalog.parts[origin][0] + indices for part, (origin, indices) in chosen.items()}
     splits = _splits(decoded, rows, path, report)

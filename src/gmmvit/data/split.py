@@ -63,11 +63,14 @@ def choose_parts(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    per_class: int | None = None,
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Decide which images make up `train`, `val` and `test`.
 
     Parts that are given stay as they are. With neither `val` nor `test`, the test part is cut first by
-    `test_fraction`; without `val`, the validation part is cut from what is then left by `val_fraction`.
+    `test_fraction`; without `val`, the validation part is cut from what is then left by `val_fraction`. With
+    `per_class`, what is left for training and validation is the first so many of each class, or all where there are
+    fewer.
 
     Args:
         labels: the labels int64 `[N]` of each given part; the keys are `all`, or `train` with or without `val`, `test`.
@@ -92,10 +95,27 @@ def choose_parts(
     left = np.arange(len(pool))
     chosen = {name: (name, np.arange(len(part))) for name, part in labels.items() if name != origin}
     for name, fraction, stream, _ in cuts:
+        if name == "val":
+            left = _first_of_each(pool, left, per_class)
         held = hold_out(pool[left], fraction, (*words, stream))
         chosen[name], left = (origin, left[held]), left[~held]
+    left = _first_of_each(pool, left, per_class)
     chosen["train"] = (origin, left)
     return {name: part for name, part in chosen.items() if len(part[1])}
+
+
+def _first_of_each(labels: np.ndarray, rows: np.ndarray, per_class: int | None) -> np.ndarray:
+    """Of `rows` the first `per_class` of each class, still in order; all of them with None."""
+    if per_class is None:
+        return rows
+    of_class = labels[rows]
+    return np.sort(np.concatenate([rows[of_class == label][:per_class] for label in np.unique(of_class)]))
+
+
+def check_per_class(value: int | None) -> None:
+    """Raise ValueError unless it is None or a whole number of at least 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"train_per_class must be a whole number of at least 1, or None for all images, got {value!r}")
 
 
 def _check_counts(pool: np.ndarray, classes: Sequence[str], *, split: bool) -> None:

@@ -1,0 +1,77 @@
+"""The command `sweep`."""
+
+import json
+import sys
+from pathlib import Path
+
+from gmmvit.cli.app import EXIT_FAILED, Json, app
+
+
+@app.command
+def sweep(
+    study: Path,
+    /,
+    *,
+    out: Path | None = None,
+    data_dir: str | None = None,
+    workers: int | None = None,
+    per_device: int = 1,
+    ray: str | None = None,
+    nice: int = 10,
+    dry_run: bool = False,
+    quiet: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Run the trainings of a study, in parallel, and write one table of them (docs/sweep.md).
+
+    The same command goes on after a kill: finished trials are skipped, begun ones resumed. The status is 1 where a
+    trial failed.
+
+    Parameters
+    ----------
+    study
+        YAML file of the study.
+    out
+        Folder of the study; as the file says, or runs/NAME of the file, by default.
+    data_dir
+        Folder that holds the named data sets, instead of the study's.
+    workers
+        Trials at once; by default one a core, or `per_device` a GPU. They share the cores.
+    per_device
+        Trials at once on each GPU.
+    ray
+        Run on the Ray cluster at this address, as auto or ray://HOST:10001; local starts one on this machine.
+    nice
+        Niceness of the trials, so that the machine stays usable.
+    dry_run
+        Only list the trials and their number.
+    quiet
+        Print nothing while it runs.
+    as_json
+        Print the table as JSON.
+    """
+    from gmmvit.sweep import Sweep, make_cluster, make_plan, make_pool, out_folder, read_study
+
+    plan = make_plan(read_study(study), data_dir)
+    if dry_run:
+        print(plan.listing())
+        return 0
+    folder = out_folder(plan, out)
+    pool = make_pool(plan, workers, per_device) if ray is None else make_cluster(plan, ray, workers, per_device)
+
+    def tell(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    tell(f"{pool.size} trials at once, {pool.threads} threads each; progress of each in {folder / 'logs'}")
+    work = Sweep(plan, folder, tell, nice)
+    good = work.run(pool)
+    from gmmvit.report.study import write_study_page
+
+    page = write_study_page(folder, plan, work.rows, work.table)
+    print(json.dumps(work.table) if as_json else work.markdown(), end="\n" if as_json else "")
+    tell(f"{folder / 'table.csv'}, table.md, trials.csv and {page.name}")
+    failed = [row for row in work.rows if row["status"] == "failed"]
+    for row in failed:
+        print(f"gmmvit: trial {row['trial']} failed: {row['sentence']}", file=sys.stderr)
+    return 0 if good else EXIT_FAILED

@@ -1,0 +1,173 @@
+"""`gmmvit sweep`: the trainings of a study, in parallel, resumable, ending in one table.
+
+`study` reads the file, `plan` makes its trials, `pool` and `cluster` run them (`process` is one of them), `search`
+proposes settings of ranges, `table` and `files` make what is left in the study's folder.
+"""
+
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gmmvit import run_folder
+from gmmvit.checkpoint import changed_fields
+from gmmvit.config import as_dict
+from gmmvit.run_folder import RunError
+from gmmvit.session import absolute_paths
+from gmmvit.sweep.cluster import Cluster, make_cluster
+from gmmvit.sweep.files import make_row, markdown, read_row, write_row, write_tables
+from gmmvit.sweep.plan import Plan, Trial, folder_of, make_plan
+from gmmvit.sweep.pool import Pool, make_slots, visible_gpus
+from gmmvit.sweep.process import make_job
+from gmmvit.sweep.search import Search
+from gmmvit.sweep.study import StudyError, read_study
+from gmmvit.sweep.table import Row
+
+__all__ = ["Plan", "StudyError", "Sweep", "make_cluster", "make_plan", "make_pool", "out_folder", "read_study"]
+Tell = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Sweep:
+    """A study that is run. `rows` are those of all trials that ended, now or before.
+
+    Args:
+        plan: of `make_plan`.
+        out: the folder of the study; that of the study's file by default.
+        tell: is given a line for each trial that ends.
+        nice: added to the niceness of the trials.
+    """
+
+    plan: Plan
+    out: Path
+    tell: Tell = print
+    nice: int = 10
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    table: list[Row] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._pending: deque[Trial] = deque()
+        self._searches: dict[tuple[str, str], Search] = {}
+        self._total = 0
+
+    def run(self, pool: Pool | Cluster) -> bool:
+        """Runs what is not finished on a `Pool` or a `Cluster`; True where no trial failed.
+
+        Raises RunError where finished or begun trials were made with other recipes than the study says now, and before
+        anything is run.
+        """
+        with run_folder.locked(self.out, "another sweep"):
+            self._open()
+            running: dict[str, Trial] = {}
+            try:
+                while True:
+                    while pool.has_room() and (trial := self._next()) is not None:
+                        running[trial.name] = trial
+                        pool.start(self._job(trial, pool.threads))
+                    ended = pool.wait()
+                    if not ended:
+                        break
+                    for name, outcome in ended:
+                        self._ended(running.pop(name), outcome)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"interrupted after {len(self.rows)} of {self._total} trials; the same command goes on from there"
+                ) from None
+            finally:
+                pool.stop()
+            self.table = write_tables(self.out, self.plan, self.rows)
+        return all(row["status"] == "done" for row in self.rows)
+
+    def markdown(self) -> str:
+        """The table as it stands in table.md."""
+        return markdown(self.plan, self.table)
+
+    def _open(self) -> None:
+        """Finds what is finished and what is left."""
+        self.rows.clear()
+        study = self.plan.study
+        if study.ranges:
+            self._searches = {
+                (data, arm.name): Search(self.plan, data, arm, self.out) for data, arm in self.plan.searches()
+            }
+            trials = [trial for search in self._searches.values() for trial in search.ended()]
+            begun = [trial for search in self._searches.values() for trial in search.begun()]
+            self._total = len(self._searches) * study.trials * len(study.seeds)
+        else:
+            trials, begun = self.plan.trials(), []
+            self._total = len(trials)
+        check_unchanged(self.out, trials + begun)
+        for trial in trials:
+            row = read_row(self.out, trial.name)
+            if row is not None and (row["status"] == "done" or study.ranges):
+                self.rows.append(row)
+            elif not study.ranges:
+                self._pending.append(trial)
+        if self.rows:
+            self.tell(f"{len(self.rows)} of {self._total} trials ended before")
+
+    def _next(self) -> Trial | None:
+        # The searches propose in turn, so that a study which is stopped has tried every arm equally often.
+        for key in list(self._searches) if not self._pending else ():
+            search = self._searches[key] = self._searches.pop(key)
+            self._pending.extend(search.next())
+            if self._pending:
+                break
+        return self._pending.popleft() if self._pending else None
+
+    def _job(self, trial: Trial, threads: int) -> dict[str, Any]:
+        recipe = absolute_paths(trial.recipe)
+        return make_job(
+            trial.name,
+            folder_of(self.out, trial).absolute(),
+            as_dict(recipe),
+            threads=recipe.threads or threads,
+            nice=self.nice,
+        )
+
+    def _ended(self, trial: Trial, outcome: dict[str, Any]) -> None:
+        row = make_row(trial, outcome)
+        write_row(self.out, row)
+        self.rows.append(row)
+        if trial.number is not None:
+            self._searches[trial.data, trial.arm.name].done(trial, row)
+        write_tables(self.out, self.plan, self.rows)
+        told = f"failed: {row['sentence']}"
+        if row["status"] == "done":
+            shown = {name: row[name] for name in ("val_top1", "test_top1_last") if row[name] is not None}
+            told = "  ".join(f"{name} {value:.2%}" for name, value in shown.items())
+        self.tell(f"{len(self.rows)}/{self._total}  {trial.name}  {told}")
+
+
+def check_unchanged(out: Path, trials: list[Trial]) -> None:
+    """Raises RunError where run folders were made with other recipes than their trials have now."""
+    changed = []
+    for trial in trials:
+        folder = folder_of(out, trial)
+        if (folder / run_folder.CONFIG).exists():
+            fields = changed_fields(as_dict(run_folder.recipe_of(folder)), as_dict(absolute_paths(trial.recipe)))
+            if fields:
+                changed.append((folder, fields))
+    if changed:
+        folder, fields = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise RunError(
+            f"{folder} was begun with another recipe than the study has now ({fields}){more}; put the study back, "
+            "rename the arm, or choose another --out"
+        )
+
+
+def make_pool(plan: Plan, workers: int | None, per_device: int) -> Pool:
+    """The slots of this machine for a plan: on its GPUs where all trials may use one."""
+    gpus = visible_gpus() if plan.on_gpu() else []
+    return Pool(make_slots(workers, per_device, gpus))
+
+
+def out_folder(plan: Plan, given: Path | None) -> Path:
+    """The folder of the study: as given, as its file says, or runs/NAME."""
+    if given is not None:
+        return given
+    study = plan.study
+    return Path(os.path.expanduser(study.out)) if study.out else Path("runs") / study.path.stem

@@ -1,0 +1,111 @@
+"""What a study leaves in its folder: a row a trial as it ends, and the table of them."""
+
+import csv
+import datetime
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gmmvit.run_folder import RunError, write_json, write_whole
+from gmmvit.sweep.plan import Plan, Trial
+from gmmvit.sweep.table import CHOSEN_BY, METRICS, REPORTED, Row, make_table
+
+TRIALS, TABLE, MARKDOWN = "trials.csv", "table.csv", "table.md"
+_FROM_SUMMARY = (*METRICS, "best_epoch", "epochs", "passes", "train_images", "images_seen", "num_parameters",
+                 "mask_parameters", "core_s", "wall_s", "device", "dtype")  # fmt: skip
+_OF_MACHINE = ("machine", "threads", "commit")
+HEAD = ("trial", "data", "arm", "seed", "setting", "status")
+
+
+def make_row(trial: Trial, outcome: dict[str, Any]) -> Row:
+    """The row of a trial that ended; what it did not come to know is None."""
+    summary = outcome.get("summary", {})
+    row: Row = {"trial": trial.name, "data": trial.data, "arm": trial.arm.name, "seed": trial.seed}
+    row |= {"setting": trial.number, "status": "done" if summary else "failed", **trial.arm.levels, **trial.setting}
+    row |= {name: summary.get(name) for name in _FROM_SUMMARY}
+    row |= {name: outcome.get(name) for name in _OF_MACHINE}
+    row |= {"torch": summary.get("versions", {}).get("torch"), "date": datetime.date.today().isoformat()}
+    return row | {"sentence": outcome.get("sentence")}
+
+
+def row_path(out: Path, name: str) -> Path:
+    """Where the row of a trial lies."""
+    return out / "rows" / f"{name}.json"
+
+
+def write_row(out: Path, row: Row) -> None:
+    """Keeps the row of a trial, in one step."""
+    path = row_path(out, row["trial"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, row)
+
+
+def read_row(out: Path, name: str) -> Row | None:
+    """The row of a trial; None where it has none yet. Raises RunError for a damaged one."""
+    path = row_path(out, name)
+    if not path.exists():
+        return None
+    try:
+        row = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path} is not valid JSON: {error}; remove it, and the sweep makes it again") from None
+    if not isinstance(row, dict) or row.get("trial") != name or "status" not in row:
+        raise RunError(f"{path} is not the row of trial {name}; remove it, and the sweep makes it again")
+    return row
+
+
+def write_tables(out: Path, plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """Writes the rows and their table as they stand; returns the table."""
+    table = make_table(plan, rows)
+    write_csv(out / TRIALS, rows)
+    write_csv(out / TABLE, table)
+    write_whole(out / MARKDOWN, markdown(plan, table).encode())
+    return table
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Rows as CSV with the columns of all of them; None is an empty cell, other numbers keep six digits."""
+    text = io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def table_cells(plan: Plan, table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The heads and the cells of the table for people: percent, differences in points with their intervals."""
+    controls, ranges = plan.study.controls, plan.study.ranges
+    heads = ["data", "arm", *ranges, "n", "validation top-1 %", "test top-1 %, last epoch"]
+    heads += [f"test minus control {name}, points [95 %]" for name in controls] + ["core-seconds a trial"]
+    cells = []
+    for row in table:
+        line = [row["data"], row["arm"], *(f"{row[name]:.4g}" if row[name] is not None else "–" for name in ranges)]
+        line += [f"{row['n']}" + (f" ({row['failed']} failed)" if row["failed"] else "")]
+        line += [_spread(row[f"{metric}_mean"], row[f"{metric}_sd"]) for metric in (CHOSEN_BY, REPORTED)]
+        line += [_difference(row, f"{REPORTED}_minus_{name}") for name in controls]
+        cells.append([*line, "–" if row["core_s_mean"] is None else f"{row['core_s_mean']:,.0f}"])
+    return heads, cells
+
+
+def markdown(plan: Plan, table: Sequence[Row]) -> str:
+    """The table as markdown."""
+    heads, cells = table_cells(plan, table)
+    lines = [heads, ["---"] * len(heads), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _spread(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def _difference(row: Row, name: str) -> str:
+    if row[name] is None:
+        return "–"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    interval = "one pair" if low is None else f"{100 * low:+.2f}, {100 * high:+.2f}"
+    return f"{100 * row[name]:+.2f} [{interval}]"

@@ -1,0 +1,202 @@
+"""The trials of a study: each arm on each data set with each seed."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gmmvit.config import Recipe, RecipeError, load_recipe
+from gmmvit.sweep.study import Fields, Study, StudyError, nearest
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: a level of every factor, none of an arm beside the grid."""
+
+    name: str
+    levels: dict[str, str]
+    fields: Fields
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training. `setting` holds the values of the study's ranges and `number` counts settings; {} and None without
+    ranges."""
+
+    name: str
+    data: str
+    arm: Arm
+    seed: int
+    recipe: Recipe
+    setting: Fields = dataclasses.field(default_factory=dict)
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arms of a study, who is whose control, and how trials are made of them."""
+
+    study: Study
+    arms: dict[str, Arm]
+    data_dir: str | None = None
+
+    def trials(self) -> list[Trial]:
+        """All trials of a study without ranges: every arm with the first seed first, so that a study that is stopped
+        has whole comparisons."""
+        study = self.study
+        kinds = itertools.product(study.seeds, study.data, self.arms.values())
+        return [self.trial(data, arm, seed) for seed, data, arm in kinds]
+
+    def searches(self) -> Iterator[tuple[str, Arm]]:
+        """The pairs of data and arm that are each searched, of a study with ranges."""
+        return itertools.product(self.study.data, self.arms.values())
+
+    def samples(self) -> list[Trial]:
+        """A trial of every arm on every data set, with the first seed; ranges at their low ends."""
+        lowest = {name: r.whole_or_not(r.low) for name, r in self.study.ranges.items()}
+        number = 0 if lowest else None
+        return [self.trial(data, arm, self.study.seeds[0], lowest, number) for data, arm in self.searches()]
+
+    def on_gpu(self) -> bool:
+        """Whether all trials may take whichever GPU they are given."""
+        return all(trial.recipe.device in ("auto", "cuda") for trial in self.samples())
+
+    def listing(self) -> str:
+        """The trials by name and their number; of ranges, how many settings each arm is tried with."""
+        study = self.study
+        if not study.ranges:
+            trials = self.trials()
+            return "\n".join([*(trial.name for trial in trials), f"{len(trials)} trials"])
+        lines = [
+            f"{data}-{arm.name}: {study.trials} settings x {len(study.seeds)} seeds" for data, arm in self.searches()
+        ]
+        return "\n".join([*lines, f"{len(lines) * study.trials * len(study.seeds)} trials"])
+
+    def setting(self, data: str, arm: Arm, number: int, values: Fields) -> list[Trial]:
+        """The trials of one setting of the ranges, a trial a seed."""
+        return [self.trial(data, arm, seed, values, number) for seed in self.study.seeds]
+
+    def trial(self, data: str, arm: Arm, seed: int, setting: Fields | None = None, number: int | None = None) -> Trial:
+        """One trial; raises StudyError where its recipe is none."""
+        study, setting = self.study, setting or {}
+        parts = [data, arm.name, *([] if number is None else [f"t{number:03d}"]), f"s{seed}"]
+        name = "-".join(parts)
+        sources = {"data " + data: study.data[data], "arm " + arm.name: arm.fields, "ranges": setting}
+        given = _joined(study, sources)
+        if self.data_dir is not None:
+            given["data_dir"] = self.data_dir
+        try:
+            recipe = load_recipe(study.recipe, **{**study.fields, **given, "seed": seed})
+        except RecipeError as error:
+            told = str(error).removeprefix("the given values: ").removeprefix("the given values has ")
+            raise StudyError(f"{study.path}: trial {name}: {told}") from None
+        return Trial(name, data, arm, seed, recipe, setting, number)
+
+    def control(self, arm: Arm, name: str) -> Arm | None:
+        """The arm that an arm is compared with by a control; None for the control itself, and where there is none."""
+        told = self.study.controls[name]
+        if isinstance(told, str):
+            other = self.arms[told]
+        elif not arm.levels:
+            return None
+        else:
+            levels = {**arm.levels, **told}
+            other = next(found for found in self.arms.values() if found.levels == levels)
+        return None if other is arm else other
+
+
+def make_plan(study: Study, data_dir: str | None = None) -> Plan:
+    """The plan of a study; raises StudyError for trials that cannot be: of one name, the same, no recipe, no control.
+
+    `data_dir` is where the named data sets lie, instead of what the study says.
+    """
+    arms: dict[str, Arm] = {}
+    for arm in [*_combinations(study), *(Arm(name, {}, fields) for name, fields in study.also.items())]:
+        if arm.name in arms:
+            raise StudyError(f"{study.path} makes two trials of one name: two arms are called {arm.name!r}")
+        arms[arm.name] = arm
+    plan = Plan(study, arms, data_dir)
+    _check_controls(plan)
+    _check_trials(plan)
+    return plan
+
+
+def _combinations(study: Study) -> list[Arm]:
+    if not study.factors:
+        return [] if study.also else [Arm("base", {}, {})]
+    arms = []
+    for names in itertools.product(*study.factors.values()):
+        levels = dict(zip(study.factors, names, strict=True))
+        sources = {f"{factor} {level}": study.factors[factor][level] for factor, level in levels.items()}
+        words = [level if factor == "variant" or _is_named(study, factor) else f"{factor}={level}"
+                 for factor, level in levels.items()]  # fmt: skip
+        arms.append(Arm("-".join(words), levels, _joined(study, sources)))
+    return arms
+
+
+def _is_named(study: Study, factor: str) -> bool:
+    """Whether the levels of a factor are named sets of fields, and not values of the field that it is called after."""
+    return not all(set(fields) == {factor} for fields in study.factors[factor].values())
+
+
+def _joined(study: Study, sources: Mapping[str, Fields]) -> Fields:
+    """The fields of all sources; raises StudyError where two decide the same one, or one decides the seed."""
+    joined: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    for source, fields in {**sources, "fields": study.fields}.items():
+        if "seed" in fields:
+            raise StudyError(f"{study.path}: {source} sets the seed; say it with `seeds`")
+        if source == "fields":
+            continue
+        for name, value in fields.items():
+            if name in owner:
+                raise StudyError(f"{study.path}: {name} is set by {owner[name]} and by {source}; keep one of them")
+            joined[name], owner[name] = value, source
+    return joined
+
+
+def _check_controls(plan: Plan) -> None:
+    study = plan.study
+    if not study.controls and len(plan.arms) > 1:
+        raise StudyError(
+            f"{study.path} has {len(plan.arms)} arms and no control: say what they are compared with, as "
+            "`controls: {mask: {variant: none}}`"
+        )
+    for name, told in study.controls.items():
+        where = f"{study.path}: controls: {name}"
+        if isinstance(told, str):
+            if told not in plan.arms:
+                raise StudyError(f"{where}: there is no arm {told!r}{nearest(told, plan.arms)}")
+            continue
+        for factor, level in told.items():
+            if factor not in study.factors:
+                raise StudyError(f"{where}: there is no factor {factor!r}{nearest(factor, study.factors)}")
+            if level not in study.factors[factor]:
+                raise StudyError(f"{where}: {factor} has no level {level!r}{nearest(level, study.factors[factor])}")
+
+
+def _check_trials(plan: Plan) -> None:
+    """Every recipe is one, no name stands for two trials, and no training is made twice."""
+    study = plan.study
+    highest = {name: r.whole_or_not(r.high) for name, r in study.ranges.items()}
+    for data, arm in plan.searches():
+        plan.trial(data, arm, study.seeds[-1], highest)  # raises where the recipe is none at that end
+    trials = plan.samples()
+    seen: dict[str, str] = {}
+    names: set[str] = set()
+    for trial in trials:
+        if trial.name.lower() in names:
+            raise StudyError(f"{study.path} makes two trials of one name: {trial.name}")
+        names.add(trial.name.lower())
+        other = seen.setdefault(repr(trial.recipe), trial.name)
+        if other != trial.name:
+            raise StudyError(
+                f"{study.path}: trials {other} and {trial.name} are the same training; take one of them out"
+            )
+
+
+def folder_of(out: Path, trial: Trial) -> Path:
+    """The run folder of a trial."""
+    return out / "trials" / trial.name

@@ -1,0 +1,135 @@
+"""One trial in a process of its own: what is told to it, what it does, and what it tells.
+
+It reads a job from standard input, trains, resumes or only reads the run folder of the job, and prints one line of
+JSON: the summary and the machine, or the sentence of a failure.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_WATCH_S = 1.0
+
+
+def make_job(name: str, folder: Path, recipe: dict[str, Any], *, threads: int, nice: int) -> dict[str, Any]:
+    """What a process is told: a trial's name, run folder and recipe, threads of the CPU, niceness added to its own."""
+    return {"name": name, "folder": str(folder), "recipe": recipe, "threads": threads, "nice": nice}
+
+
+def start(job: dict[str, Any], gpu: str | None = None) -> "subprocess.Popen[str]":
+    """The process of a job, with `gpu` as CUDA_VISIBLE_DEVICES; its progress goes to `logs/NAME.log` of the study."""
+    folder = Path(job["folder"])
+    log = folder.parent.parent / "logs" / f"{job['name']}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    environment |= dict.fromkeys(ENVIRONMENT, str(job["threads"]))
+    environment.setdefault("GOMP_SPINCOUNT", "20000")  # as the command does, see cli/__init__.py
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from gmmvit.sweep.process import main; sys.exit(main())"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its end tells why it did not read
+        pipe.write(json.dumps(job | {"parent": os.getpid()}))
+    process.stdin = None
+    return process
+
+
+def told(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """What an ended process told: "summary" and the machine, or "sentence" of its failure."""
+    out, _ = process.communicate()
+    status = process.returncode
+    try:
+        outcome = json.loads(out.splitlines()[-1])
+    except (IndexError, ValueError):
+        outcome = None
+    if isinstance(outcome, dict):
+        return outcome
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
+        return {"sentence": f"its process was ended by {name}{hint}"}
+    return {"sentence": f"its process ended with status {status}; its log tells more"}
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """The whole life of a job's process, for a machine that a cluster chose; returns what it told."""
+    process = start(job)
+    try:
+        return told(process)
+    finally:
+        process.kill()
+
+
+def main() -> int:
+    """The process itself."""
+    job = json.load(sys.stdin)
+    threading.Thread(target=_end_with_parent, args=(job["parent"],), daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if job["nice"]:
+        os.nice(job["nice"])
+    # What a library prints must not come between the sweep and the one line that it waits for.
+    with contextlib.redirect_stdout(sys.stderr):
+        outcome = _outcome(job)
+    print(json.dumps(outcome), flush=True)
+    return 0 if "summary" in outcome else 1
+
+
+def _end_with_parent(parent: int) -> None:
+    """A sweep that is killed takes its trials along: another one could not resume them while they run."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)
+
+
+def _outcome(job: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from gmmvit.building import first_line
+    from gmmvit.config import make_recipe
+    from gmmvit.rows import commit, device_name
+
+    torch.set_num_threads(job["threads"])
+    try:
+        recipe = make_recipe(job["recipe"])
+        summary = _summary(Path(job["folder"]), recipe)
+    except KeyboardInterrupt:
+        raise SystemExit(1) from None
+    except Exception as error:  # of one trial, whatever it is: the study records its sentence and goes on
+        import traceback
+
+        traceback.print_exc()
+        return {"sentence": first_line(error)}
+    device = torch.device("cpu") if summary["device"] == "cpu" else torch.device("cuda")
+    return {
+        "summary": summary,
+        "threads": torch.get_num_threads(),
+        "machine": device_name(device),
+        "commit": commit(),
+    }
+
+
+def _summary(folder: Path, recipe: Any) -> dict[str, Any]:
+    """The summary of a training that is run, continued or only read."""
+    from gmmvit.run_folder import CONFIG
+    from gmmvit.training import resume, train
+
+    if not (folder / CONFIG).exists():
+        return train(recipe, folder)
+    moved = None if recipe.dataset.startswith("folder:") else recipe.data_dir
+    return resume(folder, data_dir=moved)

@@ -1,0 +1,111 @@
+"""From the rows of trials to the table of a study: means, deviations, paired differences to controls, cost."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gmmvit.sweep.plan import Plan
+
+METRICS = ("val_top1", "test_top1_last", "test_top1_best")
+CHOSEN_BY, REPORTED = METRICS[0], METRICS[1]
+CONFIDENCE = 0.95
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences; `low` and `high` bound its 95 % interval, None with one pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def paired(values: Sequence[float]) -> Difference:
+    """Mean and Student's interval of differences of pairs (t with n - 1 degrees of freedom)."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return Difference(mean, None, None, len(values))
+    from scipy.special import stdtrit  # the quantile of Student's t
+
+    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Difference(mean, mean - half, mean + half, len(values))
+
+
+def make_table(plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """A row for each arm on each data set, in the order of the study; accuracies are fractions.
+
+    With ranges an arm is represented by its chosen setting: the one with the highest mean validation top-1 of those
+    whose trials all ended well. Differences pair trials of the same data and seed.
+    """
+    of_arm: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        of_arm[row["data"], row["arm"]].append(row)
+    chosen = {key: _chosen(plan, members) for key, members in of_arm.items()}
+    return [
+        _line(plan, data, arm.name, of_arm[data, arm.name], chosen)
+        for data in plan.study.data
+        for arm in plan.arms.values()
+        if (data, arm.name) in chosen
+    ]
+
+
+def _chosen(plan: Plan, rows: list[Row]) -> list[Row]:
+    """The finished rows that represent an arm."""
+    done = [row for row in rows if row["status"] == "done"]
+    if not plan.study.ranges:
+        return done
+    settings: dict[int, list[Row]] = defaultdict(list)
+    for row in done:
+        settings[row["setting"]].append(row)
+    whole = [s for s in settings.values() if len(s) == len(plan.study.seeds) and s[0][CHOSEN_BY] is not None]
+    return max(whole, key=lambda members: statistics.mean(row[CHOSEN_BY] for row in members), default=[])
+
+
+def _line(plan: Plan, data: str, arm: str, rows: list[Row], chosen: dict[tuple[str, str], list[Row]]) -> Row:
+    mine = chosen[data, arm]
+    levels = plan.arms[arm].levels
+    line: Row = {"data": data, "arm": arm, **{factor: levels.get(factor, "") for factor in plan.study.factors}}
+    for name in plan.study.ranges:
+        line[name] = mine[0][name] if mine else None
+    line |= {"n": len(mine), "failed": sum(row["status"] == "failed" for row in rows)}
+    for metric in METRICS:
+        values = _known(mine, metric)
+        line[f"{metric}_mean"] = statistics.mean(values) if values else None
+        line[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    for control in plan.study.controls:
+        other = plan.control(plan.arms[arm], control)
+        for metric in (CHOSEN_BY, REPORTED):
+            found = None if other is None else difference(mine, chosen.get((data, other.name), []), metric)
+            line |= _difference_cells(f"{metric}_minus_{control}", found)
+    line["settings"] = len({row["setting"] for row in rows}) if plan.study.ranges else 1
+    for cost in ("core_s", "wall_s"):  # of a trial, and of all that were needed to choose it
+        line[f"{cost}_mean"] = statistics.mean(_known(mine, cost)) if _known(mine, cost) else None
+    line["core_s_all"] = sum(_known(rows, "core_s"))
+    line |= {name: _same(mine, name) for name in ("num_parameters", "train_images", "epochs", "passes")}
+    return line | {name: _same(mine, name) for name in ("machine", "dtype", "torch", "date", "commit")}
+
+
+def difference(mine: Sequence[Row], others: Sequence[Row], metric: str) -> Difference | None:
+    """The paired difference of a metric, mine minus theirs; None without a pair."""
+    theirs = {row["seed"]: row[metric] for row in others if row[metric] is not None}
+    pairs = [row[metric] - theirs[row["seed"]] for row in mine if row[metric] is not None and row["seed"] in theirs]
+    return paired(pairs) if pairs else None
+
+
+def _difference_cells(name: str, found: Difference | None) -> Row:
+    cells = (None, None, None, None) if found is None else (found.mean, found.low, found.high, found.pairs)
+    return dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_pairs"), cells, strict=True))
+
+
+def _known(rows: Sequence[Row], name: str) -> list[float]:
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def _same(rows: Sequence[Row], name: str) -> str:
+    """What the rows say of something; all of it where they differ."""
+    return "; ".join(dict.fromkeys(str(row[name]) for row in rows if row.get(name) is not None))
