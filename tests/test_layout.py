@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 ORDER = [
     "version", "attention", "masks", "layers", "stem", "models", "weight_files", "attach", "reference_sizes",
     "reference_weights", "data", "augment", "config", "distributed", "optim", "building", "run_folder", "claim",
-    "progress", "checkpoint", "convert", "session", "evaluate", "loop", "training", "report", "export", "rows",
+    "progress", "checkpoint", "convert", "session", "evaluate", "loop", "training", "rows", "sweep", "report", "export",
     "bench", "cli", "timm_models", "__main__",
 ]  # fmt: skip
 LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "bench")}

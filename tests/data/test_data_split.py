@@ -98,3 +98,23 @@ def test_two_cuts_of_a_class_of_two_leave_one():
 def test_class_without_images_is_named():
     with pytest.raises(DataError, match=r"no readable training image in class 'b'"):
         choose({"all": np.array([0, 0, 2, 2])})
+
+
+def test_the_first_of_each_class_are_taken_before_validation_is_cut():
+    parts = choose_parts(
+        {"train": LABELS, "test": LABELS}, CLASSES, val_fraction=0.1, test_fraction=0.2, seed=0, per_class=20
+    )
+    learned = np.sort(np.concatenate([parts["train"][1], parts["val"][1]]))
+    assert learned.tolist() == [*range(20), *range(100, 120), *range(150, 160)]
+    assert np.bincount(LABELS[parts["val"][1]]).tolist() == [2, 2, 1]
+    assert len(parts["test"][1]) == len(LABELS)
+
+
+def test_the_first_of_each_class_are_those_that_a_test_cut_left():
+    test = set(choose({"all": LABELS})["test"][1].tolist())
+    parts = choose_parts({"all": LABELS}, CLASSES, val_fraction=0, test_fraction=0.2, seed=0, per_class=3)
+    left = [row for row in range(len(LABELS)) if row not in test]
+    assert parts["train"][1].tolist() == [
+        row for label in range(3) for row in [r for r in left if LABELS[r] == label][:3]
+    ]
+    assert set(parts["test"][1].tolist()) == test

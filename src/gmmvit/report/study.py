@@ -9,10 +9,9 @@ from gmmvit.progress import clock
 from gmmvit.report.page import document, paragraph, row, table
 from gmmvit.report.runs import percent
 from gmmvit.run_folder import write_whole
-from gmmvit.sweep.files import table_cells
+from gmmvit.sweep.files import PAGE, table_cells
 from gmmvit.sweep.plan import Plan
 
-FILE = "report.html"
 _TRIALS = ["trial", "validation, best", "test, last", "test, best", "epochs", "core-seconds", "wall time"]
 
 
@@ -33,7 +32,7 @@ def write_study_page(out: Path, plan: Plan, rows: Sequence[dict[str, Any]], line
     ]
     name = plan.study.path.stem
     head = f"<h1>{escape(name)}</h1>" + paragraph(f"{len(rows) - len(failed)} trials, {len(failed)} failed", "note")
-    path = out / FILE
+    path = out / PAGE
     write_whole(path, document(name, sections, head).encode(errors="backslashreplace"))
     return path
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gmmvit import run_folder
+from gmmvit import claim, run_folder
 from gmmvit.checkpoint import changed_fields
 from gmmvit.config import as_dict
 from gmmvit.run_folder import RunError
 from gmmvit.session import absolute_paths
 from gmmvit.sweep.cluster import Cluster, make_cluster
-from gmmvit.sweep.files import make_row, markdown, read_row, write_row, write_tables
+from gmmvit.sweep.files import make_row, markdown, read_row, remove_leftovers, write_row, write_tables
 from gmmvit.sweep.plan import Plan, Trial, folder_of, make_plan
 from gmmvit.sweep.pool import Pool, make_slots, visible_gpus
 from gmmvit.sweep.process import make_job
@@ -58,7 +58,7 @@ class Sweep:
         Raises RunError where finished or begun trials were made with other recipes than the study says now, and before
         anything is run.
         """
-        with run_folder.locked(self.out, "another sweep"):
+        with claim.locked(self.out, "another sweep"):
             self._open()
             running: dict[str, Trial] = {}
             try:
@@ -87,6 +87,7 @@ class Sweep:
     def _open(self) -> None:
         """Finds what is finished and what is left."""
         self.rows.clear()
+        remove_leftovers(self.out)
         study = self.plan.study
         if study.ranges:
             self._searches = {

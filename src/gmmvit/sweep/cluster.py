@@ -1,10 +1,13 @@
 """Trials as tasks of a Ray cluster, whose machines see the folder of the study."""
 
+import socket
 from typing import Any
 
 from gmmvit.sweep import process
 from gmmvit.sweep.plan import Plan
 from gmmvit.sweep.pool import make_slots
+
+_ANSWER_S = 10.0  # that a cluster may take to answer
 
 
 class Cluster:
@@ -15,23 +18,19 @@ class Cluster:
 
     def __init__(self, address: str, *, threads: int, workers: int | None, per_device: int, use_gpus: bool) -> None:
         ray = _ray()
+        _check_reachable(address)
+        local = {"num_cpus": workers and workers * threads, "include_dashboard": False} if address == "local" else {}
         try:
-            if address == "local":
-                ray.init(
-                    address="local",
-                    num_cpus=workers and workers * threads,
-                    include_dashboard=False, logging_level="warning",
-                    log_to_driver=False,
-                )
-            else:
-                ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level="warning", **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RuntimeError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from None
         self.threads, self._ray = threads, ray
-        resources = ray.cluster_resources()
-        gpus = resources.get("GPU", 0) if use_gpus else 0
-        room = gpus * per_device if gpus else resources.get("CPU", 0) // threads
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(machine.get("GPU", 0) for machine in machines) if use_gpus else 0
+        cpus_for = sum(machine.get("CPU", 0) // threads for machine in machines)
+        room = min(gpus * per_device, cpus_for) if gpus else cpus_for
         if room < 1:
+            ray.shutdown()
             raise RuntimeError(f"the Ray cluster at {address!r} has no machine with {threads} CPUs for a trial")
         self.size = int(min(room, workers or room))
         # A machine that is lost is another machine's turn: the training goes on from its checkpoint.
@@ -60,6 +59,17 @@ class Cluster:
 
     def stop(self) -> None:
         self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises RuntimeError where nothing answers at HOST:PORT or ray://HOST:PORT, for which Ray itself waits minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise RuntimeError(f"no Ray cluster at {address!r}: {error}") from None
 
 
 def _ray() -> Any:

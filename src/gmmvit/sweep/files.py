@@ -12,7 +12,7 @@ from gmmvit.run_folder import RunError, write_json, write_whole
 from gmmvit.sweep.plan import Plan, Trial
 from gmmvit.sweep.table import CHOSEN_BY, METRICS, REPORTED, Row, make_table
 
-TRIALS, TABLE, MARKDOWN = "trials.csv", "table.csv", "table.md"
+TRIALS, TABLE, MARKDOWN, PAGE = "trials.csv", "table.csv", "table.md", "report.html"
 _FROM_SUMMARY = (*METRICS, "best_epoch", "epochs", "passes", "train_images", "images_seen", "num_parameters",
                  "mask_parameters", "core_s", "wall_s", "device", "dtype")  # fmt: skip
 _OF_MACHINE = ("machine", "threads", "commit")
@@ -28,6 +28,14 @@ def make_row(trial: Trial, outcome: dict[str, Any]) -> Row:
     row |= {name: outcome.get(name) for name in _OF_MACHINE}
     row |= {"torch": summary.get("versions", {}).get("torch"), "date": datetime.date.today().isoformat()}
     return row | {"sentence": outcome.get("sentence")}
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes what a sweep was writing when it was killed; to be called under the lock."""
+    for name in (TRIALS, TABLE, MARKDOWN, PAGE, "rows/*.json"):
+        folder, _, file = name.rpartition("/")
+        for path in (out / folder).glob(f".{file}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def row_path(out: Path, name: str) -> Path:
