@@ -11,6 +11,7 @@ from PIL import Image
 from gmmvit.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+STUDY = Path(__file__).parents[1] / "benchmarks" / "studies" / "mask.yaml"
 SMALL = [
     "--dim",
     "16",
@@ -57,7 +58,8 @@ def test_every_command_runs(workplace, monkeypatch, cifar10_dir):
     ran = []
     for words in commands():
         assert words[0] == "gmmvit", f"the README runs {words[0]!r}, which this test does not know"
-        arguments = [str(cifar10_dir) if word == "../shared/data" else word for word in words[1:]]
+        places = {"../shared/data": str(cifar10_dir), "benchmarks/studies/mask.yaml": str(STUDY)}
+        arguments = [places.get(word, word) for word in words[1:]]
         if arguments[0] == "train":
             if "--epochs" in arguments:
                 del arguments[arguments.index("--epochs") : arguments.index("--epochs") + 2]

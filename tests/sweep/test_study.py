@@ -1,11 +1,14 @@
 """What a study means: its trials, their names and recipes, and a sentence for every study that cannot be."""
 
+from pathlib import Path
+
 import pytest
 
 from gmmvit.config import RecipeError
 from gmmvit.sweep.plan import make_plan
 from gmmvit.sweep.study import StudyError, read_study
 
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 MASKS = "variants: {none: {mask: none}, gmm: {mask: gmm}}\n"
 CONTROL = "controls: {mask: {variant: none}}\n"
 
@@ -86,6 +89,11 @@ def test_the_base_recipe_may_lie_beside_the_study(write, tmp_path):
 def test_a_study_that_cannot_be_gets_one_sentence(write, lines, sentence):
     with pytest.raises(RecipeError, match=sentence):
         plan(write(lines))
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_benchmarks_makes_trials(path):
+    assert plan(path).samples()
 
 
 def test_a_missing_or_empty_study_is_told(tmp_path):
