@@ -38,10 +38,10 @@ def run(tmp_path_factory):
 def test_the_run_folder_holds_what_is_promised(run):
     folder, summary = run
     names = ["checkpoint.pt", "config.yaml", "last.safetensors", "metrics.jsonl", "model.safetensors", "summary.json"]
-    assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == names
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == names
     assert json.loads((folder / "summary.json").read_text()) == summary
     promised = """model mask dataset num_parameters mask_parameters epochs passes images_seen train_images_per_s wall_s
-    device dtype seed val_top1 test_top1_best test_top1_last"""
+    core_s device dtype seed val_top1 test_top1_best test_top1_last"""
     assert set(promised.split()) <= set(summary)
     assert summary["mask_parameters"] == 2 * 2 * 5 * 2
     assert summary["images_seen"] == 3 * (1293 // 64) * 64
