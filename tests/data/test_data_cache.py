@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +114,7 @@ def test_damaged_cache_is_written_again(load, two_classes, lines, tmp_path, dama
     first = load(two_classes)
     [file] = cache_files(tmp_path)
     whole = file.read_bytes()
-    file.write_bytes({"cut": whole[:-9], "empty": b"", "scribbled": whole[:-30] + b"x" * 14 + whole[-16:]}[damage])
+    file.write_bytes({"cut": whole[:-9], "empty": b"", "scribbled": whole[:-34] + b"x" * 14 + whole[-20:]}[damage])
     decoded(lines)
     assert same(load(two_classes), first)
     assert decoded(lines)
@@ -132,6 +134,41 @@ def test_a_cache_overwritten_in_place_is_decoded_anew_with_a_notice(load, two_cl
     assert lines[0] == f"cache {file} was changed after it was written: its images are decoded anew"
     assert decoded(lines)
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("old", [b"cat", b"001.png", b"labels_crc32", b'"count": 50', b'"all": [0, 50]'], ids=str)
+def test_a_changed_byte_of_the_index_trains_no_other_names_or_images(load, two_classes, lines, tmp_path, old):
+    first = load(two_classes)
+    [file] = cache_files(tmp_path)
+    whole = file.read_bytes()
+    at = whole.rindex(old) + len(old) - 1 - (old[-1:] == b"]")
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    lines.clear()
+    second = load(two_classes)
+    assert same(second, first)
+    assert second.classes == first.classes
+    assert lines[0] == f"cache {file} was changed after it was written: its images are decoded anew"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": [1, 2]}, {"classes": 5}, {"parts": [[0, 50]]}, {"parts": {"all": [0, 10**9]}}, {"names": ["a"]},
+     {"count": "50"}, {"broken": [["a"]]}, {"labels_crc32": None}, {"shape": 3}],
+    ids=str,
+)  # fmt: skip
+def test_an_index_of_other_types_is_decoded_anew(load, two_classes, lines, tmp_path, change):
+    """As somebody wrote it who knows the format: its checksum is right."""
+    first = load(two_classes)
+    [file] = cache_files(tmp_path)
+    whole = file.read_bytes()
+    trailer = cache._TRAILER
+    _, size, magic = trailer.unpack(whole[-trailer.size :])
+    index = json.dumps(json.loads(whole[-trailer.size - size : -trailer.size]) | change).encode()
+    pixels = whole[: -trailer.size - size]
+    file.write_bytes(pixels + index + trailer.pack(zlib.crc32(index), len(index), magic))
+    decoded(lines)
+    assert same(load(two_classes), first)
+    assert decoded(lines)
 
 
 def test_of_a_large_cache_a_spread_sample_is_checked(load, two_classes, lines, tmp_path, monkeypatch):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from gmmvit.data import DataError, decode_image
 
@@ -207,7 +210,7 @@ def test_truncated_image_is_an_error_that_names_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"not an image", "identify"), (b"\x89PNG\r\n\x1a\n123", "cannot be read: .+")],
+    [(b"", "empty"), (b"not an image", "not a JPEG, PNG"), (b"\x89PNG\r\n\x1a\n123", "cannot be read: .+")],
 )
 def test_damaged_bytes_are_data_errors(tmp_path, content, reason):
     with pytest.raises(DataError, match=reason):
@@ -269,6 +272,43 @@ def test_large_images_of_a_folder_give_no_python_warning_and_dangerous_ones_are_
     assert "cat/bomb.png" not in names
     assert "broken image: cat/bomb.png (more than 300 pixels, the limit of Pillow)" in lines
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["cat.png", "cat.jpg", "cat.eps", "bytes"])
+def test_postscript_starts_no_program(tmp_path, monkeypatch, name):
+    """Named as an image or not: Pillow would start `gs`, which here tells that it was."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\n%%EOF\n"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF image"):
+        decode_image(content if name == "bytes" else tmp_path / name, size=(8, 8))
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"])
+def test_every_kind_that_the_documentation_names_is_read(tmp_path, kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(tmp_path / "image", kind)
+    red, green, _ = decode_image(tmp_path / "image", size=(8, 8)).float().mean((1, 2)).tolist()
+    assert red == pytest.approx(200, abs=6)
+    assert green == pytest.approx(0, abs=6)
+
+
+def test_a_large_scan_takes_little_more_than_its_pixels(tmp_path):
+    """3000 x 3000 of 16 bits, 18 MB: an array of all its values in float64 is 72 MB more, its colours 27 MB."""
+    Image.fromarray(np.full((3000, 3000), 30000, dtype=np.uint16)).save(tmp_path / "scan.png")
+    code = (
+        "import resource, sys; from gmmvit.data import decode_image; from PIL import Image\n"
+        "Image.new('L', (1, 1)).save(sys.argv[1] + '.png'); decode_image(sys.argv[1] + '.png', size=(8, 8))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "decode_image(sys.argv[1], size=(8, 8))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "scan.png")], capture_output=True, check=True)
+    assert int(done.stdout) < 90_000  # kB; 190 MB before it was read in bands
 
 
 def test_missing_file_is_a_data_error(tmp_path):

@@ -1,8 +1,8 @@
 """The decoded cache: one file a data set, size and fit, checked against the sources, safe for several processes.
 
-The file holds the pixels, the labels (int64), the sums (int64), a JSON index and a trailer (the index's length,
-magic). It is written under a temporary name, flushed and renamed, so a file with the final name is always whole; one
-whose pixels or labels were changed afterwards is noticed by its sums and decoded anew.
+The file holds the pixels, the labels (int64), the sums (int64), a JSON index and a trailer (the index's checksum and
+length, magic). It is written under a temporary name, flushed and renamed, so a file with the final name is always
+whole; one whose pixels, labels or index were changed afterwards is noticed by its sums and decoded anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,8 +25,8 @@ from gmmvit.data.decoding import Catalog, Decoded, Producer, image_sums, in_memo
 from gmmvit.data.records import DataError, Report, expanded, relative, silent
 
 _FORMAT = 1
-_MAGIC = b"gmmvit01"
-_TRAILER = struct.Struct("<Q8s")
+_MAGIC = b"gmmvit02"
+_TRAILER = struct.Struct("<IQ8s")
 # Pixels whose sums are computed again when a cache is read: all of CIFAR-10, 184 MB, which takes a core about 0.2 s.
 # Of a larger data set, which may be larger than memory, so many bytes of images at equal distances.
 _CHECKED_BYTES = 512 * 2**20
@@ -181,7 +181,7 @@ def _write(path: Path, state: str, shape: tuple[int, int, int], produce: Produce
                     "labels_crc32": zlib.crc32(catalog.labels.tobytes()),
                 }
             ).encode()
-            sink.write(index + _TRAILER.pack(len(index), _MAGIC))
+            sink.write(index + _TRAILER.pack(zlib.crc32(index), len(index), _MAGIC))
             sink.finish()
             # Read through this handle: another process may replace the file as soon as it is in place.
             decoded = _parse(file, state, shape)
@@ -197,8 +197,7 @@ def _read(path: Path, state: str, shape: tuple[int, int, int], report: Report = 
     try:
         with open(path, "rb") as file:
             return _parse(file, state, shape, report)
-    except (OSError, ValueError, KeyError):
-        # Absent, unreadable, or with a damaged index: to be written again.
+    except OSError:  # absent or unreadable: to be written again
         return None
 
 
@@ -210,17 +209,46 @@ def _same_sums(images: np.ndarray, sums: np.ndarray) -> bool:
     return all(np.array_equal(image_sums(images[i : i + _CHECKED_ROWS]), sums[i : i + _CHECKED_ROWS]) for i in blocks)
 
 
+def _changed(file: BinaryIO) -> str:
+    return f"cache {file.name} was changed after it was written: its images are decoded anew"
+
+
+def _index(content: bytes) -> dict[str, Any] | None:
+    """The index if it is one that `_write` wrote: its checksum is no help against who writes his own."""
+    try:
+        index = json.loads(content)
+        count, parts, names = index["count"], index["parts"], index["names"]
+        sound = (
+            type(count) is int
+            and count >= 0
+            and all(isinstance(name, str) for name in [index["fingerprint"], *index["classes"], *names])
+            and len(names) in (0, count)
+            and all(0 <= first <= last <= count for first, last in parts.values())
+            and all(isinstance(text, str) for pair in index["broken"] for text in pair)
+            and all(len(pair) == 2 for pair in index["broken"])
+            and type(index["labels_crc32"]) is int
+            and len(index["shape"]) == 3
+        )
+        return index if sound else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
 def _parse(file: BinaryIO, state: str, shape: tuple[int, int, int], report: Report = silent) -> Decoded | None:
     """The decoded images of an open cache file, or None where it is damaged or made from other sources."""
     size = file.seek(0, os.SEEK_END)
     if size < _TRAILER.size:
         return None
     file.seek(size - _TRAILER.size)
-    index_bytes, magic = _TRAILER.unpack(file.read(_TRAILER.size))
+    checksum, index_bytes, magic = _TRAILER.unpack(file.read(_TRAILER.size))
     if magic != _MAGIC or index_bytes > size - _TRAILER.size:
         return None
     file.seek(size - _TRAILER.size - index_bytes)
-    index = json.loads(file.read(index_bytes))
+    content = file.read(index_bytes)
+    index = _index(content) if zlib.crc32(content) == checksum else None
+    if index is None:
+        report(_changed(file))
+        return None
     count, channels = index["count"], shape[0]
     pixel_bytes = count * int(np.prod(shape))
     expected = pixel_bytes + count * 8 + count * 2 * channels * 8 + index_bytes + _TRAILER.size
@@ -234,8 +262,9 @@ def _parse(file: BinaryIO, state: str, shape: tuple[int, int, int], report: Repo
         if count
         else np.empty((0, *shape), dtype=np.uint8)
     )
-    if zlib.crc32(labels.tobytes()) != index["labels_crc32"] or not _same_sums(images, sums):
-        report(f"cache {file.name} was changed after it was written: its images are decoded anew")
+    in_range = not count or not index["classes"] or 0 <= labels.min() <= labels.max() < len(index["classes"])
+    if not in_range or zlib.crc32(labels.tobytes()) != index["labels_crc32"] or not _same_sums(images, sums):
+        report(_changed(file))
         return None
     catalog = Catalog(
         classes=tuple(index["classes"]),

@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from gmmvit.data.records import ImageSource
 
 FITS = ("crop", "stretch", "pad")
+# What docs/data.md names, whatever the file is called: to read PostScript, Pillow would start another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+
+_BAND_PIXELS = 2**20
 
 # Pillow's decoders raise any of these on damaged input (an unidentified image is an OSError).
 _DAMAGE = (
@@ -141,16 +146,25 @@ def decode_pixels(source: ImageSource, size: tuple[int, int], channels: int, fit
         if pixels is not None:
             return pixels
         if isinstance(error, Image.UnidentifiedImageError):
-            raise DataError("not an image that Pillow can identify") from error
+            raise DataError("not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF image") from error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(" ".join(reason.split()) or type(error).__name__) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with; it fails when asked for another."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _opened_pixels(source: str | bytes, size: tuple[int, int], channels: int, fit: str) -> np.ndarray:
     from PIL import Image
 
     stream = BytesIO(source) if isinstance(source, bytes) else source
-    with Image.open(stream) as image:
+    with Image.open(stream, formats=_formats()) as image:
         # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target leaves room for
         # antialiasing. A rotated image has not swapped its sides yet, hence the larger side for both.
         image.draft(None, (2 * max(size), 2 * max(size)))
@@ -171,10 +185,12 @@ def _fit_pixels(image: Image, size: tuple[int, int], channels: int, fit: str) ->
     image = _upright(image)
     if image.width == 0 or image.height == 0:
         raise DataError("it has no pixels")
-    image = _eight_bit(image).convert("L" if channels == 1 else "RGB")
+    image = _eight_bit(image)
+    if image.mode != "L":
+        image = image.convert("L" if channels == 1 else "RGB")
     if (image.height, image.width) != size:
         image = _resize(image, width, height, fit)
-    pixels = np.asarray(image)
+    pixels = np.asarray(image if channels == 1 else image.convert("RGB"))  # a grey one only now: three times the bytes
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
 
 
@@ -212,35 +228,43 @@ def _eight_bit(image: Image) -> Image:
     from PIL import Image as PilImage
 
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image)
-        scaled = _scaled_to_bytes(values, sixteen_bit=image.mode.startswith("I;16"))
-        scaled[values == image.info.get("transparency")] = 255
-        return PilImage.fromarray(scaled)
+        return PilImage.fromarray(_scaled_to_bytes(image))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return PilImage.alpha_composite(PilImage.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return image
 
 
-def _scaled_to_bytes(values: np.ndarray, *, sixteen_bit: bool) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8 of the same shape.
+def _scaled_to_bytes(image: Image) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8 [H, W], the transparent one as white.
 
     The scale follows from the type where it can, so that dark and bright images stay comparable; only values that fit
     neither 0..1 (floats), 0..255 nor 0..65535 are stretched from their own range.
     """
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(finite.min()), float(finite.max())
-    if sixteen_bit:
-        scaled = finite / 257
-    elif low >= 0 and high <= 1 and values.dtype.kind == "f":
-        scaled = finite * 255
-    elif low >= 0 and high <= 255:
-        scaled = finite
-    elif low >= 0 and high <= 65535 and values.dtype.kind != "f":
-        scaled = finite / 257
-    else:
-        scaled = (finite - low) * (255 / (high - low or 1.0))
-    return np.rint(scaled).astype(np.uint8)
+    low, factor = 0.0, 1 / 257
+    if not image.mode.startswith("I;16"):
+        extremes = [(float(band.min()), float(band.max())) for _, band in _bands(image)]
+        least, most = min(low for low, _ in extremes), max(high for _, high in extremes)
+        if least >= 0 and most <= 1 and image.mode == "F":
+            factor = 255.0
+        elif least >= 0 and most <= 255:
+            factor = 1.0
+        elif least < 0 or most > 65535 or image.mode == "F":
+            low, factor = least, 255 / (most - least or 1.0)
+    scaled = np.empty((image.height, image.width), dtype=np.uint8)
+    for rows, values in _bands(image):
+        scaled[rows] = np.rint((values - low) * factor)
+        scaled[rows][values == image.info.get("transparency")] = 255
+    return scaled
+
+
+def _bands(image: Image) -> Iterator[tuple[slice, np.ndarray]]:
+    """An image as float64, some rows at a time: a whole large one takes eight times what its file unpacks to."""
+    step = max(1, _BAND_PIXELS // max(1, image.width))
+    for top in range(0, image.height, step):
+        band = image.crop((0, top, image.width, min(top + step, image.height)))
+        values = np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        yield slice(top, top + len(values)), values
 
 
 def _resize(image: Image, width: int, height: int, fit: str) -> Image:
