@@ -91,3 +91,9 @@ def test_what_cannot_start_so_is_refused():
         load_recipe("digits", mask_init="conv", mode="log", num_kernels=1)
     with pytest.raises(RecipeError, match="mask_init of an elm must be paper or identity, got 'conv'"):
         load_recipe("digits", mask="elm", mask_init="conv")
+
+
+def test_a_model_with_it_can_be_built_without_memory():
+    with torch.device("meta"):
+        model = create_model("vit", mask="gmm", mode="log", mask_options={"init": "conv"}, stem="conv")
+    assert all(parameter.is_meta for parameter in model.parameters())

@@ -5,7 +5,7 @@ Letters: N patches (rows * cols), H heads, K Gaussians per head.
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -152,19 +152,19 @@ class GaussianMixtureMask(nn.Module):
         self.alpha.zero_()
         if self.init == "conv":
             assert self.center is not None
-            self._set_sigma([_PEAK_SIGMA, _CONSTANT_SIGMA, *widths])
+            self._set_sigma([_PEAK_SIGMA, _CONSTANT_SIGMA], widths)
             self.alpha[:, 0], self.alpha[:, 1] = 1, _FLOOR
             self.center.copy_(torch.tensor(stencil(heads, self.depth)))
             return
         if self.init == "local":
             widths = widths * reach ** (self.depth - 0.5)
             self.alpha[:, 1:] = torch.linspace(0.5, 2, heads).unsqueeze(1) * (1 - 0.75 * self.depth)
-        self._set_sigma([_CONSTANT_SIGMA, *widths])
+        self._set_sigma([_CONSTANT_SIGMA], widths)
         self.alpha[:, 0] = 1
 
-    def _set_sigma(self, widths: Sequence[float | Tensor]) -> None:
-        """The first K of `widths` in every head, the same along both axes."""
-        sigma = torch.tensor([float(width) for width in widths[: self.alpha.shape[1]]])
+    def _set_sigma(self, first: list[float], rest: Tensor) -> None:
+        """In every head the first K of these, the same along both axes."""
+        sigma = torch.cat([torch.tensor(first), rest])[: self.alpha.shape[1]]
         self.sigma.copy_(sigma.view(1, -1, *[1] * (self.sigma.dim() - 2)).expand_as(self.sigma))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
