@@ -117,8 +117,8 @@ def test_unlabelled_test_part_is_left_out(load, tmp_path, write_parquet, lines):
 @pytest.mark.parametrize(
     ("labels", "fault"),
     [
-        ([0, 1, None], "label nan in row 2 of the all part is neither a whole number nor text"),
-        (["a", None], "label None in row 1"),
+        ([0, 1, None], "the label in row 2 of the all part is missing: fill it in"),
+        (["a", None], "label in row 1 of the all part is missing"),
         ([0, 1, -1, 1], "label -1 of pets/0#2 is outside of 0..1"),
         (["Cat", "cat"], "differ by case only"),
         ([0.5, 1.5], "label 0.5 in row 0"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gmmvit.data.layout import check_classes_hold_images, check_no_parts, find_parts, tell_unused
 from gmmvit.data.records import (
-    PART_NAMES,
     Contents,
     DataError,
     Part,
@@ -21,8 +21,8 @@ from gmmvit.data.records import (
     relative,
     shown,
 )
-from gmmvit.data.table import read_table
-from gmmvit.data.walk import EXTENSIONS, PassedOver, dead_links, images_below, loose_images, visible_folders
+from gmmvit.data.table import TABLE_EXTENSIONS, find_table, read_table
+from gmmvit.data.walk import EXTENSIONS, PassedOver, data_files, dead_links, images_below, loose_images, visible_folders
 
 # Part name -> the path of each image and the name of its class.
 Entries = Mapping[str, Sequence[tuple[str, str]]]
@@ -31,8 +31,8 @@ Entries = Mapping[str, Sequence[tuple[str, str]]]
 def folder_source(path: Path, report: Report) -> Source:
     """Find the images of `folder:PATH`.
 
-    PATH holds `train/CLASS/*` with `val` or `test` beside it, or `CLASS/*`, or a `metadata.csv` (see `table.py`); PATH
-    may also be such a CSV file itself.
+    PATH holds `train/CLASS/*` with `val` or `test` beside it, or `CLASS/*`, or a `metadata.csv` (see `table.py`), also
+    one in each part; PATH may also be such a file itself.
 
     Raises:
         DataError: nothing there, or a fault of its layout.
@@ -41,50 +41,44 @@ def folder_source(path: Path, report: Report) -> Source:
     name = f"folder-{path.name}"
     if not path.exists():
         raise DataError(f"folder {path} does not exist")
-    table = path if path.suffix.lower() == ".csv" else path / "metadata.csv"
-    if table.is_file():
-        return entries_source(name, table.parent, read_table(table), also=[str(table)])
+    table = path if path.suffix.lower() in TABLE_EXTENSIONS else find_table(path)
+    if table is not None and table.is_file():
+        return entries_source(name, table.parent, table_entries(table, report), also=[str(table)])
     if not path.is_dir():
         raise DataError(f"{path} is not a folder; expected PATH/CLASS/*.jpg, PATH/train/CLASS/*.jpg or a metadata.csv")
     parts = find_parts(path)
     if not parts:
+        check_no_parts(path, report)
+        check_classes_hold_images(path, report)
         return entries_source(name, path, {"all": class_entries(path, report)})
     if "train" not in parts:
         raise DataError(f"no train part in {path}: it holds {listing(sorted(parts))} only; add {path / 'train'}/CLASS/")
-    entries = {part: class_entries(root, report, required=part == "train") for part, root in parts.items()}
+    entries: dict[str, Sequence[tuple[str, str]]] = {}
+    tables: list[str] = []
+    for part, root in parts.items():
+        if (table := find_table(root)) is not None:
+            tables.append(str(table))
+            rows = table_entries(table, report)
+            if "all" not in rows:
+                raise DataError(f"{table} has a column split, and lies in the {part} part: remove the column")
+            entries[part] = rows["all"]
+        else:
+            check_classes_hold_images(root, report)
+            entries[part] = class_entries(root, report, required=part == "train")
     entries = {part: rows for part, rows in entries.items() if rows}
-    _tell_unused(path, {parts[part] for part in entries}, set(entries), report)
-    return entries_source(name, path, entries)
+    tell_unused(path, {parts[part] for part in entries}, set(entries), report)
+    return entries_source(name, path, entries, also=tables)
 
 
-def _tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) -> None:
-    """Notices about what lies beside the parts: parts without images, and classes or images that belong into one."""
-    strays = [*loose_images(path), *dead_links(path)]
-    for folder in visible_folders(path):
-        part = PART_NAMES.get(folder.name.lower())
-        if part is None:
-            strays.append(folder.name)
-        elif folder not in used:
-            cut = part == "val" or "val" not in parts
-            then = f"the {part} part is cut from train by {part}_fraction" if cut else "there is no test part"
-            then = f"another folder is the {part} part" if part in parts else then
-            report(f"ignored {folder}, which holds no class folders with images: {then}")
-    if strays:
-        report(f"ignored beside the parts of {path}: {listing(strays)}")
-
-
-def find_parts(path: Path) -> dict[str, Path]:
-    """The folders `train`, `val` and `test` (or a synonym) of PATH that hold class folders themselves; a folder of that
-    name with images directly in it is a class."""
-    parts: dict[str, Path] = {}
-    for folder in visible_folders(path):
-        part = PART_NAMES.get(folder.name.lower())
-        if part is None or not visible_folders(folder):
-            continue
-        if part in parts:
-            raise DataError(f"both {parts[part]} and {folder} are a {part} part: keep one")
-        parts[part] = folder
-    return {part: parts[part] for part in ("train", "val", "test") if part in parts}
+def table_entries(table: Path, report: Report) -> dict[str, list[tuple[str, str]]]:
+    """The images of a table by part, as `read_table`, and a notice about those beside it that it does not list."""
+    entries = read_table(table)
+    listed = {os.path.realpath(file) for rows in entries.values() for file, _ in rows}
+    others = [file for file in images_below(table.parent, PassedOver()) if os.path.realpath(file) not in listed]
+    if others:
+        names = listing([relative(file, table.parent) for file in others])
+        report(f"ignored {counted(len(others), 'image')} that {table} does not list: {names}")
+    return entries
 
 
 def class_entries(root: Path, report: Report, *, required: bool = True) -> list[tuple[str, str]]:
@@ -98,9 +92,16 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
     loose, dead = loose_images(root), dead_links(root)
     if not folders:
         found = f"{counted(len(loose), 'image')} directly in it but " if loose else ""
-        raise DataError(f"{root} has {found}no class folders; expected {root}/CLASS/*.jpg")
+        tables = data_files(root)
+        beside = f" ({listing(tables)} is not read)" if tables else ""
+        raise DataError(
+            f"{root} has {found}no class folders; expected {root}/CLASS/*.jpg, or a metadata.csv with file_name and "
+            f"label{beside}"
+        )
     if loose:
         report(f"ignored {counted(len(loose), 'image')} beside the class folders of {root}: {listing(loose)}")
+    if tables := data_files(root):
+        report(f"ignored beside the class folders of {root}: {listing(tables)}")
     if dead:
         report(f"ignored {counted(len(dead), 'dead link')} beside the class folders of {root}: {listing(dead)}")
     passed = PassedOver()

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from gmmvit.data.cache import locked
-from gmmvit.data.folder import class_entries, entries_source, find_parts
+from gmmvit.data.folder import class_entries, entries_source
+from gmmvit.data.layout import find_parts
 from gmmvit.data.original import ORIGINALS, Original
-from gmmvit.data.parquet import find_shards, read_shards
-from gmmvit.data.records import DataError, Report, Source, packages_for
+from gmmvit.data.parquet import find_shards, known_parts, read_shards
+from gmmvit.data.records import DataError, Report, Source, listing, packages_for
 
 T = TypeVar("T")
 
@@ -132,15 +133,16 @@ def _download(name: str, data_dir: Path, download: bool, report: Report) -> Sour
 def _parquet(name: str, folder: Path, report: Report) -> Source | None:
     if not folder.is_dir():
         return None
-    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    found = {place: shards for place in places if (shards := find_shards(place))}
+    found = {place: shards for place, shards in find_shards(folder).items() if any(shards)}
     if not found:
         return None
     preferred = [folder / sub for sub in _SHARD_FOLDERS if folder / sub in found] or list(found)
     if len(preferred) > 1 and preferred[0].name not in _SHARD_FOLDERS:
         raise DataError(f"parquet shards lie in {preferred[0]} and in {preferred[1]}: keep one of them")
     place, known = preferred[0], NAMED[name]
-    shards = _named_parts(name, found[place], str(place), "SPLIT-*.parquet")
+    if others := [str(other) for other in found if other != place]:
+        report(f"ignored the parquet files in {listing(others)}: those in {place} are read")
+    shards = _named_parts(name, known_parts(found[place], report), str(place), "SPLIT-*.parquet")
     return Source(
         name=name,
         location=str(place),

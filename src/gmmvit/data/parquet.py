@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gmmvit.data.folder import check_classes, check_names
-from gmmvit.data.records import PART_NAMES, Contents, DataError, Part, Report, listing
+from gmmvit.data.labels import number_labels
+from gmmvit.data.parts import part_in
+from gmmvit.data.records import Contents, DataError, Part, Report, listing, silent
+from gmmvit.data.walk import visible_folders
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,28 +21,71 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("img", "image", "images", "pixel_values", "picture")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "category", "target")
 
-_SHARD = re.compile(r"(?P<split>[A-Za-z]+)(?:-(?P<index>\d+)-of-(?P<count>\d+))?(?:[-.].*)?\.parquet$")
+_SERIES = re.compile(r"(?P<name>.*)-(?P<index>\d+)-of-(?P<count>\d+)")
 _ROWS = 256
 
+# Part (`train`, `val`, `test`, or None where no name tells it) -> the files of it, in order.
+Shards = dict[str | None, list[Path]]
 
-def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """The shards `SPLIT-*.parquet` of a folder by part (`train`, `val`, `test`), in order; others are left out.
+
+def find_shards(root: Path) -> dict[Path, Shards]:
+    """The parquet files in a folder and below it, by the folder of the configuration that they belong to.
+
+    A part is told by the name of a file (`data/train-00000-of-00002.parquet`), else by that of a folder
+    (`default/train/0000.parquet`); the configuration is what lies round it.
 
     Raises:
-        DataError: a shard of a series is missing.
+        DataError: a shard of a series is missing, or a folder cannot be read.
     """
-    shards: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob("*.parquet")):
-        match = _SHARD.match(file.name)
-        part = PART_NAMES.get(match["split"].lower()) if match else None
-        if match and part and not file.name.startswith("."):
-            shards.setdefault(part, []).append(file)
-    for files in shards.values():
-        match = _SHARD.match(files[0].name)
-        if match and match["count"] and len(files) != int(match["count"]):
-            there = listing([file.name for file in files])
-            raise DataError(f"{folder} has {len(files)} of {int(match['count'])} shards ({there}): add the rest")
-    return {part: shards[part] for part in ("train", "val", "test") if part in shards}
+    found: dict[Path, Shards] = {}
+    for file in sorted(_parquet_files(root), key=lambda file: (len(file.parts), file)):
+        folders = file.relative_to(root).parts[:-1]
+        part = part_in(file.name.removesuffix(".parquet"))
+        if part is None:
+            depth = next((i for i in reversed(range(len(folders))) if part_in(folders[i])), len(folders))
+            part = part_in(folders[depth]) if depth < len(folders) else None
+            folders = folders[:depth]
+        found.setdefault(root.joinpath(*folders), {}).setdefault(part, []).append(file)
+    for shards in found.values():
+        for files in shards.values():
+            _check_series(files)
+    return found
+
+
+def _parquet_files(root: Path) -> Iterator[Path]:
+    for folder in visible_folders(root):
+        if not folder.is_symlink():  # it may lead in a circle
+            yield from _parquet_files(folder)
+    yield from (file for file in root.glob("*.parquet") if not file.name.startswith("."))
+
+
+def _check_series(files: Sequence[Path]) -> None:
+    series: dict[tuple[Path, str, str], list[str]] = {}
+    for file in files:
+        if match := _SERIES.match(file.stem):
+            series.setdefault((file.parent, match["name"], match["count"]), []).append(file.name)
+    for (folder, _, count), names in series.items():
+        if len(names) != int(count):
+            raise DataError(f"{folder} has {len(names)} of {int(count)} shards ({listing(names)}): add the rest")
+
+
+def known_parts(shards: Shards, report: Report) -> dict[str, list[Path]]:
+    """The files of each part, or all of them under `all` where no name tells a part; tells which files are left out and
+    which of different names are put together."""
+    parts: dict[str, list[Path]] = {part: shards[part] for part in ("train", "val", "test") if part in shards}
+    rest = [str(file) for file in shards.get(None, ())]
+    if not parts:
+        return {"all": shards[None]}
+    if rest:
+        report(f"ignored {listing(rest)}: no part is told by its name, while others are {listing(list(parts))}")
+    for part, files in parts.items():
+        kinds = sorted(
+            {re.sub(r"\d+", "", match["name"] if (match := _SERIES.match(f.stem)) else f.stem) for f in files}
+        )
+        if len(kinds) > 1:
+            names = [file.name for file in files]
+            report(f"the {part} part is put together of files of different names: {listing(names)}")
+    return parts
 
 
 def read_shards(
@@ -57,7 +102,7 @@ def read_shards(
     Raises:
         DataError: a file cannot be read, has no column of images or of labels, or a label is neither number nor text.
     """
-    labels = {part: _read_labels(files) for part, files in shards.items()}
+    labels = {part: _read_labels(files, report) for part, files in shards.items()}
     described = next((names for _, names in labels.values() if names), None)
     names, numbers = number_labels(
         name, {part: values for part, (values, _) in labels.items()}, described or classes, report
@@ -71,51 +116,18 @@ def read_shards(
     )
 
 
-def number_labels(
-    name: str, labels: Mapping[str, np.ndarray], classes: Sequence[str] | None, report: Report
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Class names, and int64 labels `[N]` of every labelled part, from labels that are whole numbers or text.
-
-    Without `classes`, whole numbers are named by themselves up to the largest. Parts that are empty, or whose labels
-    are all -1 (how the Hub marks a test part without labels), are left out.
-
-    Raises:
-        DataError: a label is missing or of another type, or only the training part lacks a class.
-    """
-    if all(values.dtype.kind in "iu" for values in labels.values()):
-        unlabelled = [part for part, values in labels.items() if len(values) and (values == -1).all()]
-        for part in unlabelled:
-            report(f"{name}: the {part} part carries no labels and is left out")
-        kept = {part: values.astype(np.int64) for part, values in labels.items() if (values != -1).any()}
-        check_names(classes or (), name)
-        top = max((int(values.max()) for values in kept.values()), default=-1)
-        return tuple(classes or (str(number) for number in range(top + 1))), kept
-    texts = {part: values.tolist() for part, values in labels.items() if len(values)}
-    for part, values in texts.items():
-        # Missing ones first: they turn a column of whole numbers into floats or objects.
-        missing = (row for row, value in enumerate(values) if value is None or value != value)
-        other = (row for row, value in enumerate(values) if not isinstance(value, str))
-        wrong = next(missing, next(other, None))
-        if wrong is not None:
-            raise DataError(
-                f"{name}: label {values[wrong]!r} in row {wrong} of the {part} part is neither a whole number nor text"
-            )
-    training = "all" if "all" in texts else "train"
-    names = check_classes({part: set(values) for part, values in texts.items()}, training, name)
-    index = {label: number for number, label in enumerate(names)}
-    return names, {part: np.array([index[value] for value in values], dtype=np.int64) for part, values in texts.items()}
-
-
-def find_column(columns: Sequence[str], known: Sequence[str], what: str, where: str) -> str:
-    """The first of the `known` columns that is there.
+def find_column(columns: Sequence[str], known: Sequence[str], what: str, where: str, report: Report = silent) -> str:
+    """The first of the `known` columns that is there; tells of others of them.
 
     Raises:
         DataError: none is.
     """
-    for name in known:
-        if name in columns:
-            return name
-    raise DataError(f"no column of {what} in {where}: it has {listing(columns, 9)}; expected {' or '.join(known)}")
+    there = [name for name in known if name in columns]
+    if not there:
+        raise DataError(f"no column of {what} in {where}: it has {listing(columns, 9)}; expected {' or '.join(known)}")
+    if len(there) > 1:
+        report(f"{where}: {what} are read from the column {there[0]}, not from {' or '.join(there[1:])}")
+    return there[0]
 
 
 def _open(file: Path) -> pa.parquet.ParquetFile:
@@ -132,26 +144,36 @@ def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} is not a whole parquet file, copy it again: {' '.join(str(error).split())[:120]}")
 
 
-def _read_labels(files: Sequence[Path]) -> tuple[np.ndarray, list[str] | None]:
+def _read_labels(files: Sequence[Path], report: Report) -> tuple[Any, list[str] | None]:
     """The labels of all shards of a part, and the class names that the first one carries."""
     import pyarrow as pa
 
-    columns = []
+    columns: list[Any] = []
     names: list[str] | None = None
     for file in files:
         with _open(file) as shard:
-            column = find_column(shard.schema_arrow.names, LABEL_COLUMNS, "labels", str(file))
-            names = names or _class_names(shard.schema_arrow, column)
+            told = silent if columns else report
+            schema = shard.schema_arrow
+            find_column(schema.names, IMAGE_COLUMNS, "images", str(file), told)
+            column = find_column(schema.names, LABEL_COLUMNS, "labels", str(file), told)
+            names = names or _class_names(schema, column)
             try:
-                columns.append(shard.read([column])[column].to_numpy())
+                values = shard.read([column])[column]
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(file, error) from error
-    return np.concatenate(columns), names
+            whole = pa.types.is_integer(values.type) and not values.null_count
+            columns.append(values.to_numpy() if whole else values.to_pylist())
+    if all(isinstance(values, np.ndarray) for values in columns):
+        return np.concatenate(columns), names
+    return [value for values in columns for value in values], names
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return described.get("info", {}).get("features", {}).get(column, {}).get("names")
+    feature = described.get("info", {}).get("features", {}).get(column, {})
+    while isinstance(feature, dict) and "feature" in feature:  # a list of one
+        feature = feature["feature"]
+    return feature.get("names") if isinstance(feature, dict) else None
 
 
 def _row_names(name: str, files: Sequence[Path]) -> list[str]:

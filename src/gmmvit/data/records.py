@@ -24,18 +24,6 @@ if TYPE_CHECKING:
 
 Report: TypeAlias = Callable[[str], None]
 
-# How folders, files and tables may call a part, in lower case.
-PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
-
 # Import name -> how the message calls it and what pip installs.
 _PACKAGES = {
     "PIL": ("Pillow", "pillow"),

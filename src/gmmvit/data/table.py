@@ -1,13 +1,27 @@
-"""`metadata.csv`: a table of image files and their classes."""
+"""`metadata.csv` or `metadata.jsonl`: a table of image files and their classes."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
-from gmmvit.data.records import PART_NAMES, DataError, listing
+from gmmvit.data.parts import part_of
+from gmmvit.data.records import DataError, listing
+
+TABLE_EXTENSIONS = (".csv", ".jsonl")
+
+
+def find_table(folder: Path) -> Path | None:
+    """The `metadata.csv` or `metadata.jsonl` of a folder; DataError where it has both."""
+    tables = [folder / f"metadata{extension}" for extension in TABLE_EXTENSIONS]
+    there = [table for table in tables if table.is_file()]
+    if len(there) > 1:
+        raise DataError(f"{folder} has {there[0].name} and {there[1].name}: keep one")
+    return there[0] if there else None
 
 
 def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
@@ -48,21 +62,28 @@ def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def _rows(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
-    """The header, and the rows with the lines on which they begin; blank ones count and are left out."""
-    lines: list[tuple[int, list[str]]] = []
+    """The columns, and the rows with the lines on which they begin; blank ones count and are left out."""
     try:
         # Spreadsheets put a byte order mark in front.
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            begins = 1
-            for line in reader:
-                if any(line):
-                    lines.append((begins, [cell.strip() for cell in line]))
-                begins = reader.line_num + 1
+            return (_json_rows if path.suffix.lower() == ".jsonl" else _csv_rows)(path, file)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: save it as CSV UTF-8") from error
     except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _csv_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
+    first = next((line for line in file if line.strip()), "")
+    file.seek(0)
+    # What spreadsheets write where a comma stands in numbers.
+    reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
+    lines: list[tuple[int, list[str]]] = []
+    begins = 1
+    for line in reader:
+        if any(line):
+            lines.append((begins, [cell.strip() for cell in line]))
+        begins = reader.line_num + 1
     if not lines:
         raise DataError(f"{path} is empty; it needs the columns file_name and label")
     header = lines[0][1]
@@ -72,10 +93,29 @@ def _rows(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
     return header, [(number, dict(zip(header, line, strict=True))) for number, line in lines[1:]]
 
 
+def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
+    rows: list[tuple[int, dict[str, str]]] = []
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, row {number}: it is no JSON object") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{path}, row {number}: it is no JSON object")
+        rows.append((number, {key: "" if value is None else str(value) for key, value in values.items()}))
+    columns = list(rows[0][1]) if rows else ["file_name", "label"]
+    for number, row in rows:
+        if missing := [column for column in columns if column not in row]:
+            raise DataError(f"{path}, row {number}: it has no {listing(missing)}, which the first row has")
+    return columns, rows
+
+
 def _part(path: Path, number: int, value: str | None) -> str:
     if value is None:
         return "all"
-    part = PART_NAMES.get(value.lower())
+    part = part_of(value)
     if part is None:
         raise DataError(f"{path}, row {number}: split is {value!r}; it must be train, val or test")
     return part

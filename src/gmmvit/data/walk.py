@@ -15,6 +15,12 @@ EXTENSIONS = frozenset(
 )
 
 
+# Tables and archives, which may hold labels or images that nobody reads.
+DATA_EXTENSIONS = frozenset(
+    """.csv .tsv .json .jsonl .xlsx .parquet .arrow .npz .npy .mat .zip .tar .gz .tgz .7z .rar""".split()  # noqa: SIM905
+)
+
+
 @dataclass(frozen=True)
 class PassedOver:
     """What class folders hold beside images: the other files by extension, and the links to folders."""
@@ -46,6 +52,11 @@ def loose_images(path: Path) -> list[str]:
 def dead_links(path: Path) -> list[str]:
     """The names of the links in a folder that lead nowhere or in a circle."""
     return [entry.name for entry in _sorted_entries(path) if _is_dead(entry)]
+
+
+def data_files(path: Path) -> list[str]:
+    """The names of the tables and archives directly in a folder."""
+    return [e.name for e in _sorted_entries(path) if os.path.splitext(e.name)[1].lower() in DATA_EXTENSIONS]
 
 
 def images_below(folder: str | Path, passed: PassedOver) -> Iterator[str]:

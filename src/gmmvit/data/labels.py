@@ -1,0 +1,94 @@
+"""Labels as tables hold them (numbers, texts, truth values, categories, lists of one) -> class names and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from gmmvit.data.folder import check_classes, check_names
+from gmmvit.data.records import DataError, Report
+
+_TRUTH = ("False", "True")
+
+
+def number_labels(
+    name: str, labels: Mapping[str, Any], classes: Sequence[str] | None, report: Report
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Class names, and int64 labels `[N]` of every labelled part, from arrays or lists of labels.
+
+    Whole numbers (floats without a fraction too) are named by `classes`, else by themselves up to the largest; False
+    and True are two classes; texts are their own names. Parts that are empty are left out, and with a notice those
+    whose labels are all missing or -1 (how the Hub marks a test part without labels).
+
+    Raises:
+        DataError: a label is missing, several or of another type, or only the training part lacks a class.
+    """
+    plain = {part: _plain(values) for part, values in labels.items()}
+    unlabelled = [part for part, values in plain.items() if len(values) and _all_missing(values)]
+    for part in unlabelled:
+        report(f"{name}: the {part} part carries no labels and is left out")
+    kept = {part: values for part, values in plain.items() if len(values) and part not in unlabelled}
+    training = "all" if "all" in labels else "train"
+    if training not in kept:
+        raise DataError(f"{name} has no labelled training part: it needs a part called train")
+    kinds = {part: _kind(name, part, values) for part, values in kept.items()}
+    if len(set(kinds.values())) > 1:
+        each = ", ".join(f"{kind.__name__} in {part}" for part, kind in kinds.items())
+        raise DataError(f"{name}: the labels are of several types ({each}): give all parts one")
+    kind = kinds[training]
+    if kind is not str:
+        numbers = {part: np.asarray(values, dtype=np.int64) for part, values in kept.items()}
+        top = max((int(values.max()) for values in numbers.values()), default=-1)
+        check_names(classes or (), name)
+        return tuple(classes or (_TRUTH if kind is bool else map(str, range(top + 1)))), numbers
+    names = check_classes({part: set(values) for part, values in kept.items()}, training, name)
+    index = {label: number for number, label in enumerate(names)}
+    return names, {part: np.array([index[value] for value in values], dtype=np.int64) for part, values in kept.items()}
+
+
+def _plain(values: Any) -> Any:
+    """An array of whole numbers as it is, anything else as a list of None, bool, int, str and what is no label."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        return values
+    return [_plain_label(value) for value in values]
+
+
+def _plain_label(value: Any) -> Any:
+    while isinstance(value, list | tuple | np.ndarray) and np.ndim(value) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, float | Decimal):
+        return None if value != value else int(value) if value == value // 1 else value
+    return value
+
+
+def _all_missing(values: Any) -> bool:
+    if isinstance(values, np.ndarray):
+        return bool((values == -1).all())
+    return all(value is None or (isinstance(value, int) and value == -1) for value in values)
+
+
+def _kind(name: str, part: str, values: Any) -> type:
+    """bool, int or str, which all of the labels are."""
+    if isinstance(values, np.ndarray):
+        return int
+    first: type | None = None
+    for row, value in enumerate(values):
+        where = f"in row {row} of the {part} part"
+        if value is None:
+            raise DataError(f"{name}: the label {where} is missing: fill it in, or remove the row")
+        if isinstance(value, list | tuple | np.ndarray):
+            raise DataError(f"{name}: {len(value)} labels {where}: one is needed")
+        if not isinstance(value, bool | int | str):
+            raise DataError(f"{name}: label {value!r} {where} is neither a whole number nor text nor True or False")
+        if first is None:
+            first = type(value)
+        if type(value) is not first:
+            raise DataError(f"{name}: label {value!r} {where} is of another type than {values[0]!r} in row 0")
+    return first or int

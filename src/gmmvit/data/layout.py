@@ -1,0 +1,109 @@
+"""Which folders are parts of a data set and which are classes; where that is not clear, they are refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+
+from gmmvit.data.parts import part_of
+from gmmvit.data.records import DataError, Report, listing
+from gmmvit.data.table import find_table
+from gmmvit.data.walk import data_files, dead_links, loose_images, visible_folders
+
+
+def find_parts(path: Path) -> dict[str, Path]:
+    """The folders of PATH that are called train, val or test in any usual spelling and hold class folders or a table; a
+    folder of that name with images directly in it is a class.
+
+    Raises:
+        DataError: two folders are one part.
+    """
+    parts: dict[str, Path] = {}
+    for folder in visible_folders(path):
+        part = part_of(folder.name)
+        folder = _inner(folder)
+        if part is None or not (visible_folders(folder) or find_table(folder)):
+            continue
+        if part in parts:
+            raise DataError(f"both {parts[part]} and {folder} are a {part} part: keep one")
+        parts[part] = folder
+    return {part: parts[part] for part in ("train", "val", "test") if part in parts}
+
+
+def _inner(folder: Path) -> Path:
+    """The part in a folder that holds it alone, as some archives unpack: `seg_train/seg_train/CLASS`."""
+    inside = visible_folders(folder)
+    same = len(inside) == 1 and part_of(inside[0].name) == part_of(folder.name) and not loose_images(folder)
+    return inside[0] if same else folder
+
+
+def check_no_parts(path: Path, report: Report) -> None:
+    """Raises DataError where the class folders of PATH are called as parts are; a notice where one of several is."""
+    folders = [folder.name for folder in visible_folders(path)]
+    named = sorted((name for name in folders if part_of(name)), key=lambda name: part_of(name) != "train")
+    if named and (len(named) == len(folders) or len({part_of(name) for name in named}) > 1):
+        raise DataError(
+            f"the folders {listing(named)} of {path} are called as parts are, and hold images without classes: "
+            f"expected {path / named[0]}/CLASS/*.jpg, or a metadata.csv (file_name, label) in each; if they are "
+            f"classes, list their images in {path / 'metadata.csv'}"
+        )
+    for name in named:
+        report(f"{path / name} is read as a class, not as the {part_of(name)} part: it holds no class folders")
+    if part_of(path.name):
+        _tell_other_parts(path, report)
+
+
+def _tell_other_parts(path: Path, report: Report) -> None:
+    with contextlib.suppress(DataError):  # the folder round it may be closed to us
+        others = [folder.name for folder in visible_folders(path.parent) if part_of(folder.name) and folder != path]
+        if others:
+            report(f"{path} is one part of {path.parent}: {listing(others)} beside it is not read")
+
+
+def check_classes_hold_images(root: Path, report: Report) -> None:
+    """Raises DataError where the folders of `root` are no classes but hold those: one folder too high, several data
+    sets or folds, parts inside of the classes. Folders that several classes have are told."""
+    inside = {folder: [sub.name for sub in visible_folders(folder)] for folder in visible_folders(root)}
+    bare = {folder: subs for folder, subs in inside.items() if subs and not loose_images(folder)}
+    names = {folder.name.casefold() for folder in inside}
+    if len(inside) == 1 and bare:
+        [(folder, subs)] = bare.items()
+        raise DataError(
+            f"{root} holds the folder {folder.name} alone, with {listing(subs)} in it: give folder:{folder}"
+        )
+    for folder, subs in bare.items():
+        if called := [sub for sub in subs if sub.casefold() in names]:
+            raise DataError(
+                f"{folder} holds folders that are called as its neighbours are ({listing(called)}) and no image of its "
+                "own, so it is no class: move it away, or put its images into the neighbours"
+            )
+    common = [sub for sub, count in Counter(sub for subs in inside.values() for sub in subs).items() if count > 1]
+    alike = len(bare) == len(inside) > 1 and len({frozenset(subs) for subs in bare.values()}) == 1
+    if alike and (len(common) > 1 or any(map(part_of, common))):
+        folders = listing([folder.name for folder in inside])
+        if all(map(part_of, common)):
+            right = f"put the parts outside: {root / common[0]}/CLASS/*.jpg"
+        else:
+            right = f"give one of them (folder:{next(iter(inside))}), or list the images in {root / 'metadata.csv'}"
+        raise DataError(
+            f"the folders {folders} of {root} hold the same folders ({listing(common)}) and no image: {right}"
+        )
+    if common:
+        report(f"images in the folders {listing(common)} inside of several classes of {root} count to those classes")
+
+
+def tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) -> None:
+    """Notices about what lies beside the parts: parts without images, and classes or images that belong into one."""
+    strays = [*loose_images(path), *dead_links(path), *data_files(path)]
+    for folder in visible_folders(path):
+        part = part_of(folder.name)
+        if part is None:
+            strays.append(folder.name)
+        elif _inner(folder) not in used:
+            cut = part == "val" or "val" not in parts
+            then = f"the {part} part is cut from train by {part}_fraction" if cut else "there is no test part"
+            then = f"another folder is the {part} part" if part in parts else then
+            report(f"ignored {folder}, which holds no class folders with images: {then}")
+    if strays:
+        report(f"ignored beside the parts of {path}: {listing(strays)}")

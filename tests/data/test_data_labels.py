@@ -1,0 +1,166 @@
+"""Labels of every type that tables hold become classes, or are refused with the row; each with the report of it."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import io
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+COUNT = 8
+ALL = {"val_fraction": 0, "test_fraction": 0}
+
+
+def write(path, labels: pa.Array | pa.ChunkedArray):
+    """A parquet file of small images with that column of labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = []
+    for row in range(len(labels)):
+        stream = io.BytesIO()
+        Image.new("RGB", (4, 4), (row * 9 % 256, 0, 0)).save(stream, "PNG")
+        cells.append(stream.getvalue())
+    pq.write_table(pa.table({"image": pa.array(cells), "label": labels}), path)
+
+
+ZERO_ONE, TEXT = [0, 1] * (COUNT // 2), ["no", "yes"] * (COUNT // 2)
+LABELS = {
+    "lale#364, seqdataloader#12: truth values": (pa.array([False, True] * 4), ("False", "True")),
+    "datasets#5706: categories of texts": (pa.array(TEXT).dictionary_encode(), ("no", "yes")),
+    "datasets#6892: categories of pandas": (pa.array(pd.Categorical(TEXT, ["yes", "no"])), ("no", "yes")),
+    "categories of numbers": (pa.array(pd.Categorical(ZERO_ONE)), ("0", "1")),
+    "pandas numbers that had gaps: whole floats": (pa.array([0.0, 1.0] * 4), ("0", "1")),
+    "whole floats of 16 bits": (pa.array([0.0, 1.0] * 4, pa.float16()), ("0", "1")),
+    "whole decimals": (pa.array([decimal.Decimal(0), decimal.Decimal(1)] * 4), ("0", "1")),
+    "datasets#6267, #8645: lists of one number": (pa.array([[0], [1]] * 4), ("0", "1")),
+    "lists of one text": (pa.array([["no"], ["yes"]] * 4), ("no", "yes")),
+    "lists of one, of a fixed size": (pa.array([[0], [1]] * 4, pa.list_(pa.int64(), 1)), ("0", "1")),
+    "lists of one in lists of one": (pa.array([[[False]], [[True]]] * 4), ("False", "True")),
+    "large texts": (pa.array(TEXT, pa.large_string()), ("no", "yes")),
+    "texts as bytes": (pa.array([text.encode() for text in TEXT]), ("no", "yes")),
+    "numbers of 8 bits": (pa.array(ZERO_ONE, pa.uint8()), ("0", "1")),
+    "numbers of 64 bits without a sign": (pa.array(ZERO_ONE, pa.uint64()), ("0", "1")),
+}
+
+
+@pytest.mark.parametrize(("labels", "classes"), LABELS.values(), ids=LABELS)
+def test_labels_of_every_type_become_classes(load, tmp_path, lines, labels, classes):
+    write(tmp_path / "set" / "0.parquet", labels)
+    data = load(f"hf:{tmp_path / 'set'}", **ALL)
+    assert data.classes == classes
+    assert data.train.labels.tolist() == ZERO_ONE
+    assert data.train.images[:, 0, 0, 0].tolist() == [row * 9 for row in range(COUNT)]
+    assert not [line for line in lines if "decoding" not in line]
+
+
+@pytest.mark.parametrize(
+    "unlabelled",
+    [
+        pa.nulls(4),
+        pa.nulls(4, pa.int64()),
+        pa.nulls(4, pa.string()),
+        pa.array([-1] * 4),
+        pa.array([-1.0] * 4),
+        pa.array([float("nan")] * 4),
+        pa.array([[None]] * 4, pa.list_(pa.int64())),
+    ],
+    ids=lambda array: f"{array.type} {array[0]}",
+)
+def test_a_part_without_labels_is_left_out_and_told(load, tmp_path, lines, unlabelled):
+    write(tmp_path / "set" / "train.parquet", pa.array(ZERO_ONE))
+    write(tmp_path / "set" / "test.parquet", unlabelled)
+    data = load(f"hf:{tmp_path / 'set'}", test_fraction=0.25, val_fraction=0)
+    assert (len(data.train), len(data.test)) == (6, 2)
+    assert any("the test part carries no labels and is left out" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        (pa.array([0, None, 1]), "the label in row 1 of the all part is missing: fill it in, or remove the row"),
+        (pa.array([0.0, 1.0, float("nan")]), "the label in row 2 of the all part is missing"),
+        (pa.array([True, None]), "the label in row 1 of the all part is missing"),
+        (pa.array([[0], []]), "0 labels in row 1 of the all part: one is needed"),
+        (pa.array([[0], [0, 1]]), "2 labels in row 1 of the all part: one is needed"),
+        (
+            pa.array([0.0, 0.5]),
+            "label 0.5 in row 1 of the all part is neither a whole number nor text nor True or False",
+        ),
+        (pa.array([float("inf"), 1.0]), "label inf in row 0"),
+        (pa.array([datetime.date(2026, 1, 1)] * 2), "label datetime.date(2026, 1, 1) in row 0"),
+        (pa.array([{"name": "a"}, {"name": "b"}]), "label {'name': 'a'} in row 0"),
+        (pa.nulls(4), "has no labelled training part: it needs a part called train"),
+        (pa.array([-1] * 4), "has no labelled training part"),
+    ],
+)
+def test_labels_that_are_none_are_refused_with_their_row(data_error, load, tmp_path, labels, fault):
+    write(tmp_path / "set" / "0.parquet", labels)
+    assert fault in data_error(load, f"hf:{tmp_path / 'set'}", **ALL)
+
+
+def test_parts_of_several_types_are_refused(data_error, load, tmp_path):
+    write(tmp_path / "set" / "train.parquet", pa.array(ZERO_ONE))
+    write(tmp_path / "set" / "test.parquet", pa.array(TEXT))
+    message = data_error(load, f"hf:{tmp_path / 'set'}")
+    assert "the labels are of several types (int in train, str in test): give all parts one" in message
+
+
+def test_shards_of_several_types_of_numbers_are_one_column(load, tmp_path):
+    write(tmp_path / "set" / "train-00000-of-00002.parquet", pa.array(ZERO_ONE))
+    write(tmp_path / "set" / "train-00001-of-00002.parquet", pa.array([0.0, 1.0] * 4))
+    assert load(f"hf:{tmp_path / 'set'}", **ALL).train.labels.tolist() == ZERO_ONE * 2
+
+
+def test_the_column_that_is_read_is_told_where_there_are_several(load, tmp_path, lines, write_parquet):
+    """datasets#8494 and others: a first match never wins in silence."""
+    file = write_parquet(tmp_path / "set" / "0.parquet", ZERO_ONE, label="fine_label")
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("class", pa.array(TEXT)).append_column("picture", table["img"]), file)
+    assert load(f"hf:{tmp_path / 'set'}", **ALL).classes == ("0", "1")
+    assert any("labels are read from the column fine_label, not from class" in line for line in lines)
+    assert any("images are read from the column img, not from picture" in line for line in lines)
+
+
+FEATURES = {
+    "truth values": ("bool", [False, True], ("False", "True")),
+    "whole floats": ("float32", [0.0, 1.0], ("0", "1")),
+    "texts": ("string", ["no", "yes"], ("no", "yes")),
+}
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+@pytest.mark.parametrize(("kind", "values", "classes"), [*FEATURES.values(), (None, [0, 1], ("no", "yes"))])
+def test_labels_of_the_datasets_library(load, tmp_path, monkeypatch, kind, values, classes, in_list):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    datasets = pytest.importorskip("datasets")
+    feature = datasets.Value(kind) if kind else datasets.ClassLabel(names=list(classes))
+    features = datasets.Features({"image": datasets.Image(), "label": [feature] if in_list else feature})
+    labels = [[value] if in_list else value for value in values * 4]
+    images = [Image.new("RGB", (4, 4), (row, 0, 0)) for row in range(8)]
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(tmp_path / "saved")
+    data = load(f"hf:{tmp_path / 'saved'}", **ALL)
+    assert data.classes == classes
+    assert data.train.labels.tolist() == ZERO_ONE
+
+
+def test_parts_of_the_datasets_library_that_are_not_read_are_told(data_error, load, tmp_path, monkeypatch, lines):
+    """datasets#4184: splits of other names; two that mean one part."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", (4, 4), (row, 0, 0)) for row in range(8)], "label": ZERO_ONE},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}),
+    )
+    datasets.DatasetDict({"train": whole, "extra": whole, "dev": whole}).save_to_disk(tmp_path / "a")
+    data = load(f"hf:{tmp_path / 'a'}")
+    assert (len(data.train), len(data.val), data.test) == (8, 8, None)
+    assert any(f"ignored extra of hf:{tmp_path / 'a'}" in line for line in lines)
+    datasets.DatasetDict({"train": whole, "validation": whole, "dev": whole}).save_to_disk(tmp_path / "b")
+    assert "has two val parts, validation and dev" in data_error(load, f"hf:{tmp_path / 'b'}")
+    datasets.DatasetDict({"test": whole}).save_to_disk(tmp_path / "c")
+    load(f"hf:{tmp_path / 'c'}")
+    assert any("has one part, test: it is cut into three" in line for line in lines)
