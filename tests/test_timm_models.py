@@ -13,7 +13,7 @@ from torch.testing import assert_close
 timm = pytest.importorskip("timm", reason="needs the timm extra")
 
 from gmmvit import create_model  # noqa: E402
-from gmmvit.models import SIZES  # noqa: E402
+from gmmvit.models import FAMILIES, SIZES  # noqa: E402
 from gmmvit.models.vit import ViT  # noqa: E402
 from gmmvit.timm_models import MODELS  # noqa: E402
 
@@ -52,7 +52,7 @@ def save(model, folder):
 def test_every_size_and_mask_is_in_the_registry():
     names = timm.list_models("gmmvit_*")
     assert set(names) == set(MODELS)
-    assert len(names) == 3 * sum(len(sizes) for sizes in SIZES.values())
+    assert len(names) == 3 * sum(len(SIZES[family]) for family in FAMILIES)
     assert set(timm.list_models("gmmvit_*", name_matches_cfg=True)) == set(names)
     assert {"gmmvit_vit_tiny", "gmmvit_vit_d8_256_elm", "gmmvit_cait_small_gmm"} <= set(names)
 

@@ -308,8 +308,8 @@ _CFG = {
 }
 MODELS: dict[str, tuple[str, str, str]] = {
     f"gmmvit_{family}_{size.replace('-', '_')}" + ("" if mask == "none" else f"_{mask}"): (family, size, mask)
-    for family, sizes in SIZES.items()
-    for size in sizes
+    for family in FAMILIES
+    for size in SIZES[family]
     for mask in MASKS
 }
 default_cfgs = generate_default_cfgs(dict.fromkeys(MODELS, _CFG))

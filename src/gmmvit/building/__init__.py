@@ -16,7 +16,7 @@ from gmmvit.building.request import Request, first_line, require
 from gmmvit.building.size import HELD, TRAINED, check_size
 from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
-from gmmvit.models import FAMILIES, SIZES, create_model
+from gmmvit.models import CONVNETS, SIZES, create_model
 
 __all__ = ["build_model", "check_model", "first_line", "start_model"]
 
@@ -32,12 +32,14 @@ def check_model(recipe: Recipe) -> None:
         require(library)
         _LIBRARIES[library].check_name(name)
         return
-    if recipe.model not in FAMILIES:
-        near = difflib.get_close_matches(recipe.model, FAMILIES, 1)
+    if recipe.model not in SIZES:
+        near = difflib.get_close_matches(recipe.model, SIZES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(
-            f"model must be one of {list(FAMILIES)}, timm:NAME or hf:NAME_OR_PATH, got {recipe.model!r}{hint}"
+            f"model must be one of {list(SIZES)}, timm:NAME or hf:NAME_OR_PATH, got {recipe.model!r}{hint}"
         )
+    if recipe.model in CONVNETS and recipe.mask != "none":
+        raise RecipeError(f"{recipe.model} has no attention for a mask to act on: train it with --mask none")
     if recipe.size is not None and recipe.size not in SIZES[recipe.model]:
         raise RecipeError(f"size of {recipe.model} must be one of {list(SIZES[recipe.model])}, got {recipe.size!r}")
 

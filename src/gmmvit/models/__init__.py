@@ -13,11 +13,14 @@ from gmmvit.masks import MASKS, is_mask_parameter
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.cait import CaiT
 from gmmvit.models.pit import PiT
+from gmmvit.models.resnet import ResNet
 from gmmvit.models.swin import Swin
 from gmmvit.models.t2t import T2T
 from gmmvit.models.vit import ViT
 
 FAMILIES: dict[str, type[Any]] = {"vit": ViT, "swin": Swin, "cait": CaiT, "pit": PiT, "t2t": T2T}
+CONVNETS: dict[str, type[Any]] = {"resnet": ResNet}  # to compare with: no attention, so mask "none" alone
+_ALL = FAMILIES | CONVNETS
 
 # "tiny" is the size of the paper's tables. The ViTs named by depth (and width) are those of the paper's code.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -37,6 +40,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "cait": {"tiny": {}, "small": {"dim": 192, "mlp_ratio": 2.0}},
     "pit": {"tiny": {}},
     "t2t": {"tiny": {}},
+    "resnet": {"tiny": {}},
 }
 
 NOTES = {
@@ -56,7 +60,7 @@ def create_model(
     """A model of one family with random weights.
 
     Args:
-        family: a key of `FAMILIES`.
+        family: a key of `FAMILIES` or `CONVNETS`.
         size: a key of `SIZES[family]`; "tiny" is the paper's.
         mask: "none", "elm" or "gmm".
         image_size: int or (height, width) in pixels.
@@ -68,11 +72,11 @@ def create_model(
         ValueError, TypeError: for an unknown family, size or option (with the nearest name), or a value that does not
             fit.
     """
-    one_of("family", family, FAMILIES)
+    one_of("family", family, _ALL)
     one_of(f"size of {family}", size, SIZES[family])
-    known_options(family, options, list(inspect.signature(FAMILIES[family]).parameters))
+    known_options(family, options, list(inspect.signature(_ALL[family]).parameters))
     arguments = {**SIZES[family][size], **options}
-    return FAMILIES[family](mask=mask, image_size=image_size, num_classes=num_classes, **arguments)
+    return _ALL[family](mask=mask, image_size=image_size, num_classes=num_classes, **arguments)
 
 
 def list_models(
@@ -100,7 +104,7 @@ def list_models(
         if families is None or family in families
         for size in SIZES[family]
         if sizes is None or size in sizes
-        for mask in MASKS
+        for mask in (MASKS if family in FAMILIES else ("none",))
     ]
 
 
@@ -164,13 +168,13 @@ def text_table(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The "tiny" rows of `list_models`, a line a family."""
+    """The "tiny" rows of `list_models`, a line a family with masks."""
     lines = [
         "| family | plain | ELM | GMM | of which the mask | multiply-accumulates |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     tiny = {(row["family"], row["mask"]): row for row in rows if row["size"] == "tiny" and row["parameters"]}
-    for family in dict.fromkeys(family for family, _ in tiny):
+    for family in dict.fromkeys(family for family, mask in tiny if mask == "gmm"):
         counts = [f"{tiny[family, mask]['parameters']:,}" for mask in ("none", "elm", "gmm")]
         gmm = tiny[family, "gmm"]
         cells = [family, *counts, f"{gmm['mask_parameters']:,}", f"{gmm['macs'] / 1e6:,.0f} M"]

@@ -70,7 +70,9 @@ def mask_section(model: nn.Module) -> str:
     """HTML of all masks of a model; a sentence where it has none."""
     layers = mask_layers(model)
     if not layers:
-        return paragraph("This model has no masks: its attention is weighed by content alone (mask none).")
+        return paragraph(
+            "This model has no masks (mask none): its attention, if it has any, is weighed by content alone."
+        )
     low, high, beyond = colour_limits(layers)
     offsets = isinstance(layers[0].mask, GaussianMixtureMask)
     what = (

@@ -130,15 +130,9 @@ def _combinations(study: Study) -> list[Arm]:
     for names in itertools.product(*study.factors.values()):
         levels = dict(zip(study.factors, names, strict=True))
         sources = {f"{factor} {level}": study.factors[factor][level] for factor, level in levels.items()}
-        words = [level if factor == "variant" or _is_named(study, factor) else f"{factor}={level}"
-                 for factor, level in levels.items()]  # fmt: skip
+        words = [f"{factor}={level}" if factor in study.listed else level for factor, level in levels.items()]
         arms.append(Arm("-".join(words), levels, _joined(study, sources)))
     return arms
-
-
-def _is_named(study: Study, factor: str) -> bool:
-    """Whether the levels of a factor are named sets of fields, and not values of the field that it is called after."""
-    return not all(set(fields) == {factor} for fields in study.factors[factor].values())
 
 
 def _joined(study: Study, sources: Mapping[str, Fields]) -> Fields:

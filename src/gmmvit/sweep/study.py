@@ -33,7 +33,8 @@ class Range:
 class Study:
     """What the file says, checked by itself; `plan` makes trials of it.
 
-    `factors` are the variants and the grid: for each factor the fields of its levels, by name. `also` are arms beside
+    `factors` are the variants and the grid: for each factor the fields of its levels, by name; those of `listed` are
+    fields with lists of values. `also` are arms beside
     their combinations. A control is the name of an arm, or the levels that an arm's control has instead of its own.
     """
 
@@ -43,6 +44,7 @@ class Study:
     fields: Fields
     data: dict[str, Fields]
     factors: dict[str, dict[str, Fields]]
+    listed: frozenset[str]
     also: dict[str, Fields]
     seeds: list[int]
     controls: dict[str, str | dict[str, str]]
@@ -79,6 +81,7 @@ def read_study(path: str | Path) -> Study:
         fields=part.mapping("fields"),
         data=part.data(),
         factors=part.factors(),
+        listed=frozenset(name for name, levels in part.mapping("grid").items() if isinstance(levels, list)),
         also=part.named("also"),
         seeds=part.seeds(),
         controls=part.controls(),
