@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gmmvit.text import short
+from gmmvit.yaml_files import YamlError, read_yaml
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -146,16 +149,16 @@ def _check_ranges(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
             if not low <= number <= high:
-                raise RecipeError(f"{name} must be {low:g} to {high:g}, got {number}")
+                raise RecipeError(f"{name} must be {low:g} to {high:g}, got {short(number)}")
     if recipe.channels not in (None, 1, 3):
         raise RecipeError(f"channels must be 1 or 3, got {recipe.channels}")
     for name in ("image_size", "patch_size"):
         if len(getattr(recipe, name) or (1,)) > 2:
-            raise RecipeError(f"{name} must be N or HEIGHTxWIDTH, got {getattr(recipe, name)}")
+            raise RecipeError(f"{name} must be N or HEIGHTxWIDTH, got {short(getattr(recipe, name))}")
     for name in ("erase_area", "erase_aspect"):
         pair = getattr(recipe, name)
         if len(pair) != 2 or pair[0] > pair[1]:
-            raise RecipeError(f"{name} must be a smallest and a largest value, got {pair}")
+            raise RecipeError(f"{name} must be a smallest and a largest value, got {short(pair)}")
     if recipe.mask == "elm" and recipe.mask_init in ("local", "conv"):
         raise RecipeError(f"mask_init of an elm must be paper or identity, got {recipe.mask_init!r}")
     if recipe.mask == "gmm" and recipe.mask_init == "conv" and recipe.mode != "log":
@@ -165,7 +168,7 @@ def _check_ranges(recipe: Recipe) -> None:
     _check_library(recipe)
     unknown = set(recipe.loggers) - {"tensorboard", "wandb", "trackio"}
     if unknown:
-        raise RecipeError(f"loggers must be among ['tensorboard', 'trackio', 'wandb'], got {sorted(unknown)}")
+        raise RecipeError(f"loggers must be among ['tensorboard', 'trackio', 'wandb'], got {short(sorted(unknown))}")
 
 
 def _check_library(recipe: Recipe) -> None:
@@ -199,14 +202,14 @@ def _coerce(f: "dataclasses.Field[Any]", value: Any) -> Any:
         return None
     choices = f.metadata["choices"]
     if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1)
+        near = difflib.get_close_matches(short(value).strip("'"), choices, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"{f.name} must be one of {list(choices)}, got {value!r}{hint}")
+        raise RecipeError(f"{f.name} must be one of {list(choices)}, got {short(value)}{hint}")
     result = next((r for k in kinds if k is not types.NoneType and (r := _convert(k, value)) is not None), None)
     if kinds == (bool, str) and result in ("true", "false"):  # as the command line says it
         result = result == "true"
     if result is None:
-        raise RecipeError(f"{f.name} must be {_describe(kinds)}, got {value!r} ({type(value).__name__})")
+        raise RecipeError(f"{f.name} must be {_describe(kinds)}, got {short(value)} ({type(value).__name__})")
     return result
 
 
@@ -287,43 +290,13 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     known = [f.name for f in dataclasses.fields(Recipe)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1, 0.5)
+            near = difflib.get_close_matches(str(name)[:80], known, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else "; `gmmvit train --help` lists the fields"
-            raise RecipeError(f"{source} has an unknown field {name!r}{hint}")
+            raise RecipeError(f"{source} has an unknown field {short(name)}{hint}")
     try:
         return Recipe(**values)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-
-
-def _refuse_repeated_keys(node: Any, path: Path) -> None:
-    """Raises RecipeError where a mapping of a YAML file names a field twice: the last would count alone."""
-    if node is None or node.id == "scalar":
-        return
-    if node.id == "mapping":
-        keys = [key.value for key, _ in node.value if key.id == "scalar"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise RecipeError(f"{path} names {key!r} twice; keep one of them")
-    for part in node.value:
-        for inner in part if isinstance(part, tuple) else (part,):
-            _refuse_repeated_keys(inner, path)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; raises RecipeError where it is damaged or names a field twice."""
-    import yaml
-
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        _refuse_repeated_keys(node, path)
-        return None if node is None else loader.construct_document(node)
-    except RecursionError:
-        reason = "it is nested too deeply"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-    raise RecipeError(f"{path} is not valid YAML: {reason}")
 
 
 def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
@@ -340,7 +313,10 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
         near = difflib.get_close_matches(str(name), recipe_names(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(f"no recipe and no file {str(name)!r}; shipped are {', '.join(recipe_names())}{hint}")
-    values = read_yaml(path) or {}
+    try:
+        values = read_yaml(path) or {}
+    except YamlError as error:
+        raise RecipeError(f"{path} {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold fields as `name: value`, got a {type(values).__name__}")
     if isinstance(values.get("recipe"), dict):  # the config.yaml of a run repeats that run

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gmmvit.claim import EVENTS, own
+from gmmvit.text import shown
 
 REFRESH_S = 0.5  # of the line on a terminal
 PLAIN_S = 60.0  # between plain lines about steps
@@ -54,7 +55,7 @@ class Progress:
     def show(self, text: str) -> None:
         """Renews the line of a terminal; elsewhere a line that stays."""
         self.shown = time.monotonic()
-        text = f"{text}  left {self.time_left()}"
+        text = shown(f"{text}  left {self.time_left()}")
         if not self.live:
             self.line(text)
             return
@@ -69,7 +70,7 @@ class Progress:
 
     def notice(self, text: str) -> None:
         """A line that a quiet training prints too."""
-        sys.stderr.write(("\r\x1b[K" if self.live else "") + self.label + text + "\n")
+        sys.stderr.write(("\r\x1b[K" if self.live else "") + self.label + shown(text) + "\n")
         sys.stderr.flush()
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import platform
-import reprlib
+import re
 import signal
 import sys
 import threading
@@ -16,13 +16,16 @@ from typing import IO, Any
 
 import torch
 
-from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe, read_yaml
+from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
+from gmmvit.text import short, shown
 from gmmvit.version import __version__
+from gmmvit.yaml_files import YamlError, read_yaml, yaml_bytes
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
 LOCK, OWN = ".lock", ".files"  # held by a training; the names of the files that the run wrote
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
 EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}
+_DIGITS = 18  # of a whole number that is exact in every program
 _LONGEST_NAME = 255  # bytes, on every common file system
 FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), "report.html", *EXPORTS.values())
 
@@ -35,9 +38,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# Columns of metrics.jsonl that hold numbers.
+_MEASURED = re.compile(r"(train|val)_(loss|top1)|lr$|images_per_s|wall_s")
 # What config.yaml says of the data: in words, and whether a value is that.
 _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "classes": ("a list of two names or more", _list_of(lambda value: isinstance(value, str), 2)),
+    "classes": (
+        "a list of two names or more, without control characters",
+        _list_of(lambda value: isinstance(value, str) and shown(value) == value, 2),
+    ),
     "image_size": ("[height, width] in pixels", _list_of(lambda value: type(value) is int and value > 0, 2, 2)),
     "channels": ("1 or 3", lambda value: type(value) is int and value in (1, 3)),
     "mean": ("a list of finite numbers", _list_of(_is_number, 1)),
@@ -160,10 +168,8 @@ def versions() -> dict[str, str]:
 
 def save_config(folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[str, Any]) -> None:
     """Writes config.yaml: the recipe, what `build_model` makes the model of, what is known of the data, versions."""
-    import yaml
-
     content = {"recipe": as_dict(recipe), "model": model, "data": data, "versions": versions()}
-    write_whole(folder / CONFIG, yaml.safe_dump(content, sort_keys=False).encode())
+    write_whole(folder / CONFIG, yaml_bytes(content))
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
@@ -182,11 +188,13 @@ def load_config(folder: str | Path) -> dict[str, Any]:
             raise RunError(f"{folder} is not a run folder: {what}{hint}")
         try:
             content = read_yaml(path)
-        except RecipeError as error:
-            raise RunError(f"the configuration of a run is damaged: {error}") from None
+        except YamlError as error:
+            raise RunError(f"{path} {error}") from None
     for name in ("recipe", "model", "data", "versions"):
         if not isinstance(content, dict) or not isinstance(content.get(name), dict):
             raise RunError(f"{path} is not the configuration of a run: it has no mapping {name!r}")
+    if not all(isinstance(text, str) and len(text) <= 100 for pair in content["versions"].items() for text in pair):
+        raise RunError(f"{path} is damaged: versions must be names of libraries and their versions")
     _check_data(path, content["data"])
     _check_same_sizes(path, content["model"], content["data"])
     return content
@@ -196,12 +204,12 @@ def _check_data(path: Path, data: dict[str, Any]) -> None:
     """Raises RunError that names what config.yaml tells of the data and cannot be so."""
     for name, (wanted, fits) in _DATA_RULES.items():
         if not fits(data.get(name)):
-            raise RunError(f"{path} is damaged: data.{name} must be {wanted}, got {reprlib.repr(data.get(name))}")
+            raise RunError(f"{path} is damaged: data.{name} must be {wanted}, got {short(data.get(name))}")
     for name in ("mean", "std"):
         if len(data[name]) != data["channels"]:
             raise RunError(
                 f"{path} is damaged: data.{name} must hold a number for each of {data['channels']} channels, got "
-                f"{data[name]!r}"
+                f"{short(data[name])}"
             )
 
 
@@ -214,7 +222,8 @@ def _check_same_sizes(path: Path, model: dict[str, Any], data: dict[str, Any]) -
         given = arguments.get(argument, value)
         if given != value and [given, given] != value:  # one int for a square
             raise RunError(
-                f"{path} is damaged: its model was made with {argument} {given}, and data.{name} tells of {value}"
+                f"{path} is damaged: its model was made with {argument} {short(given)}, and data.{name} tells of "
+                f"{value}"
             )
 
 
@@ -247,8 +256,15 @@ def read_summary(folder: str | Path) -> dict[str, Any] | None:
 
 def _from_json(content: bytes) -> Any:
     """What JSON holds; raises ValueError for any fault of it."""
+
+    def number(text: str) -> int | float:
+        value = float(text) if len(text) > _DIGITS or not text.lstrip("-").isdecimal() else int(text)
+        if not math.isfinite(value):
+            raise ValueError(f"it holds {text[:_DIGITS]}, and no number is so large")
+        return value
+
     try:
-        return json.loads(content)
+        return json.loads(content, parse_int=number, parse_float=number, parse_constant=number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -273,7 +289,11 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = _from_json(line)
-            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+            if (
+                not isinstance(row, dict)
+                or type(row.get("epoch")) is not int
+                or not all(_is_number(value) for name, value in row.items() if _MEASURED.match(name))
+            ):
                 raise ValueError("no row of an epoch")
         except ValueError:
             if number < len(lines):

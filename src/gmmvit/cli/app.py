@@ -1,10 +1,12 @@
 """The application that the commands belong to, and what they share."""
 
+import sys
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from gmmvit.config import RecipeError
+from gmmvit.text import line_of, shown
 from gmmvit.version import __version__
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -31,10 +33,15 @@ def exit_status(error: BaseException) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without its line breaks."""
+    """What an error says, without its line breaks and whatever a terminal would take for a command."""
     if isinstance(error, RuntimeError):  # torch is loaded
         from gmmvit.data.memory import refusal
 
         if (memory := refusal(error)) is not None:
             return f"memory ran out: {memory}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return line_of(str(error)) or type(error).__name__
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """A line of output, or of notices; names in it may hold what a terminal would take for a command."""
+    print(shown(text), file=sys.stderr if error else sys.stdout)

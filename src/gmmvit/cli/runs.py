@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gmmvit.cli.app import EXIT_FAILED, Json, app, one_line
+from gmmvit.cli.app import EXIT_FAILED, Json, app, one_line, say
 from gmmvit.cli.flags import RecipeFlags, suitable_recipe, variants_of
 from gmmvit.config import RecipeError, load_recipe, recipe_names
 
@@ -111,7 +111,7 @@ def _folders(paths: list[Path]) -> list[Path]:
     """The paths without those of plain files, as runs/* names them too."""
     for path in paths:
         if path.is_file():
-            print(f"skipped {path}: a file, and no run folder", file=sys.stderr)
+            say(f"skipped {path}: a file, and no run folder", error=True)
     folders = [path for path in paths if not path.is_file()]
     if not folders:
         raise RecipeError("resume needs at least one run folder: gmmvit resume RUN...")
@@ -162,7 +162,7 @@ def evaluate(
         return
     for name, value in result.items():
         if name != "per_class":
-            print(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
+            say(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
     width = max(len(name) for name in result["per_class"])
     for name, value in result["per_class"].items():
         print(f"{name:>{max(16, width)}}  " + ("no images" if value is None else f"{value:.4f}"))
@@ -206,18 +206,18 @@ def predict(
 
     model = load_run(run, weights=weights, device=choose_device(device))
     rows, failed = [], 0
-    for image in expanded_folders(images, lambda line: print(line, file=sys.stderr)):
+    for image in expanded_folders(images, lambda line: say(line, error=True)):
         try:
             if Path(image).is_dir():
                 raise DataError(f"{image} holds no images")
             classes = model.predict(image, top)
         except (DataError, OSError) as error:
             failed += 1
-            print(f"gmmvit: {one_line(error)}", file=sys.stderr)
+            say(f"gmmvit: {one_line(error)}", error=True)
             continue
         rows.append({"image": image, "classes": [{"class": name, "probability": p} for name, p in classes]})
         if not as_json:
-            print(f"{image}: " + ", ".join(f"{name} {p:.1%}" for name, p in classes))
+            say(f"{image}: " + ", ".join(f"{name} {p:.1%}" for name, p in classes))
     if as_json:
         print(json.dumps(rows, indent=2))
     if failed and rows:
@@ -254,7 +254,7 @@ def report(
     from gmmvit.session import choose_device
 
     chosen = str(choose_device(device))
-    print(write_report(runs, out, data_dir=data_dir, device=chosen, overwrite=overwrite))
+    say(str(write_report(runs, out, data_dir=data_dir, device=chosen, overwrite=overwrite)))
 
 
 @app.command
@@ -286,4 +286,4 @@ def export(
 
     path, difference = export_run(run, out, format=format, weights=weights, overwrite=overwrite)
     found = "not checked: onnxruntime is not installed"
-    print(f"{path} ({found if difference is None else f'logits differ from the model by {difference:.1e} at most'})")
+    say(f"{path} ({found if difference is None else f'logits differ from the model by {difference:.1e} at most'})")

@@ -1,11 +1,10 @@
 """Commands that need no run: models, convert, recipes, bench."""
 
 import json
-import sys
 import typing
 from pathlib import Path
 
-from gmmvit.cli.app import Json, app
+from gmmvit.cli.app import Json, app, say
 from gmmvit.config import load_recipe, recipe_names
 
 
@@ -89,10 +88,10 @@ def convert(
         dataset=dataset,
         data_dir=data_dir,
         overwrite=overwrite,
-        report=lambda notice: print(notice, file=sys.stderr),
+        report=lambda notice: say(notice, error=True),
         **({} if heads is None else {"heads": heads[0] if len(heads) == 1 else heads}),
     )
-    print(folder)
+    say(str(folder))
 
 
 @app.command

@@ -31,10 +31,10 @@ from gmmvit.data.records import (
     expanded,
     listing,
     packages_for,
-    shown,
     silent,
 )
 from gmmvit.data.split import check_fraction, check_per_class, check_seed, choose_parts
+from gmmvit.text import shown
 
 _BROKEN_SHOWN = 3
 _COPY_ROWS = 1024

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
+
+from gmmvit.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,8 +34,6 @@ _PACKAGES = {
     "sklearn": ("scikit-learn", "scikit-learn"),
     "torchvision": ("torchvision", "torchvision"),
 }
-# Control characters, line separators and the surrogates that stand for bytes which are not UTF-8.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class DataError(ValueError):
@@ -139,18 +138,6 @@ def ordered_classes(names: set[str]) -> tuple[str, ...]:
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
-
-
-def shown(text: str) -> str:
-    """The text on one line that any terminal and file can take: control characters, and bytes of a file's name that are
-    not UTF-8, come as `\\xNN`."""
-
-    def escaped(match: re.Match[str]) -> str:
-        code = ord(match[0])
-        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-    return _UNPRINTABLE.sub(escaped, text)
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

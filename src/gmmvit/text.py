@@ -1,0 +1,36 @@
+"""Text for a terminal, a log or a page: on one line, printable, of bearable length. Loads nothing."""
+
+import re
+import reprlib
+from typing import Any
+
+LONGEST = 1000  # characters of a line that tells something
+# Control characters, line separators, marks that turn the direction of what follows, and the surrogates that stand for
+# bytes which are not UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
+
+
+def shown(text: str) -> str:
+    """The text on one line that any terminal and file can take: control characters, and bytes of a file's name that are
+    not UTF-8, come as `\\xNN`."""
+
+    def escaped(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return _UNPRINTABLE.sub(escaped, text)
+
+
+def line_of(text: str) -> str:
+    """The text without its line breaks, printable and shortened."""
+    text = shown(" ".join(text.split()))
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def short(value: Any) -> str:
+    """`repr` of a value, shortened at every depth."""
+    return _SHORT.repr(value)
