@@ -37,14 +37,19 @@ def short_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Til
 def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype, roomy: bool = True) -> Tiles:
     """For more tokens than SHORT: kernel is "forward", "q", "pair" (q of two samples), "kv" or "dense"; width is D
     rounded up; `roomy` as in `is_roomy`."""
-    warps = 8 if width > 64 or kernel == "pair" else 4
     if dtype == torch.float32:
-        return Tiles(64, 32, 8, 1) if kernel == "dense" else Tiles(32, 32, warps, 1)
-    if width > 64 and not roomy:
+        return Tiles(64, 32, 8, 1) if kernel == "dense" else Tiles(32, 32, 8 if width > 64 else 4, 1)
+    if width > 64:
+        if not roomy:
+            return Tiles(64, 32, 4, 2)
+        return Tiles(128, 64, 8, 2) if kernel == "forward" else Tiles(64, 64, 8, 2)
+    if kernel == "forward":
+        return Tiles(64, 32, 4, 3)
+    if kernel == "pair":
         return Tiles(64, 32, 4, 2)
-    if kernel == "forward" and (width > 64 or tokens > 512):
-        return Tiles(128, 64, 8, 2)
-    return Tiles(64, 64, warps, 2)
+    if kernel == "kv":
+        return Tiles(64, 64, 4, 3) if tokens > 512 else Tiles(32, 64, 4, 2)
+    return Tiles(64, 64, 4, 2)
 
 
 @functools.cache
