@@ -4,12 +4,18 @@ A program of the short pair takes one head and several samples of the batch. Its
 registers, the softmax sees whole rows, and the gradients of the mask and of the bias are summed in registers over the
 samples and written once: no atomics, the same sum in every run.
 
+Logits, biases and the sums of the softmax are to base 2: exp2 is one instruction, exp are several. Where the mask
+multiplies, `mask_at` gives it times the scale, so that a logit is one product of q k^T.
+
 Letters: B batch, T tokens, H heads, D head width, i queries, j keys; BT, BD the powers of two that T and D fit in.
 Strides are named by tensor and axis: `q_t` steps one token in q. Gradients and the output lie as [B, T, H, D].
 """
 
 import triton
 import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -31,24 +37,37 @@ def store_rows(base, t, d, stride_t, value, T, D: tl.constexpr, EVEN: tl.constex
 
 
 @triton.jit
-def place(t, cols, PREFIX: tl.constexpr):
-    """Place of token t on the grid, counted in cells of an offset table, whose rows are 2 * cols - 1 long: the cell of
+def place(t, COLS: tl.constexpr, PREFIX: tl.constexpr):
+    """Place of token t on the grid, counted in cells of an offset table, whose rows are 2 * COLS - 1 long: the cell of
     a pair is the table's centre + place(key) - place(query)."""
     patch = t - PREFIX
-    return patch + (patch // cols) * (cols - 1)
+    return patch + (patch // COLS) * (COLS - 1)
+
+
+@triton.jit
+def centre_of(rows, COLS: tl.constexpr):
+    """The offset table's cell of a token and itself."""
+    return (rows - 1) * (2 * COLS - 1) + COLS - 1
+
+
+@triton.jit
+def mask_factor(scale, LOG: tl.constexpr):
+    """What `mask_at` multiplies the mask by."""
+    return LOG2E if LOG else scale * LOG2E
 
 
 @triton.jit
 def mask_at(
-    mask, i, j, mask_i, mask_j, T, cols, centre, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr,
-    EVEN: tl.constexpr,
+    mask, i, j, mask_i, mask_j, T, rows, scale, COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr,
+    LOG: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The mask of queries i and keys j, which broadcast against each other; neutral for tokens off the grid."""
+    """The mask of queries i and keys j, which broadcast against each other, times `mask_factor`; neutral for tokens off
+    the grid."""
     if MASK == "none":
         return 0.0
     else:
         if MASK == "table":
-            at = mask + (centre + place(j, cols, PREFIX) - place(i, cols, PREFIX))
+            at = mask + (centre_of(rows, COLS) + place(j, COLS, PREFIX) - place(i, COLS, PREFIX))
         else:
             at = mask + (i - PREFIX) * mask_i + (j - PREFIX) * mask_j
         if EVEN and PREFIX == 0:
@@ -56,7 +75,7 @@ def mask_at(
         else:
             on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
             m = tl.load(at, mask=on_grid, other=0.0 if LOG else 1.0)
-        return m.to(tl.float32)
+        return m.to(tl.float32) * mask_factor(scale, LOG)
 
 
 @triton.jit
@@ -64,21 +83,42 @@ def bias_at(bias, i, j, bias_i, bias_j, T, BIAS: tl.constexpr):
     if not BIAS:
         return 0.0
     else:  # Triton leaves out the branch not taken, but not what follows a return
-        return tl.load(bias + i * bias_i + j * bias_j, mask=(i < T) & (j < T), other=0.0).to(tl.float32)
+        return tl.load(bias + i * bias_i + j * bias_j, mask=(i < T) & (j < T), other=0.0).to(tl.float32) * LOG2E
 
 
 @triton.jit
 def logits_of(
-    scores, m, a, j, T, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr
+    dots, m, a, j, T, scale, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr
 ):  # fmt: skip
-    """What goes into the softmax, from the scaled scores, the mask m and the bias a; keys beyond T get -inf."""
-    if MASK != "none":
-        scores = scores + m if LOG else scores * m
+    """What goes into the softmax, to base 2, from dots = q k^T, `mask_at` m and `bias_at` a; keys beyond T get -inf."""
+    if MASK == "none":
+        logits = dots * (scale * LOG2E)
+    elif LOG:
+        logits = dots * (scale * LOG2E) + m
+    else:
+        logits = dots * m
     if BIAS:
-        scores = scores + a
+        logits += a
     if not EVEN:
-        scores = tl.where(j < T, scores, float("-inf"))
-    return scores
+        logits = tl.where(j < T, logits, float("-inf"))
+    return logits
+
+
+@triton.jit
+def logit_unit(scale, MASK: tl.constexpr, LOG: tl.constexpr):
+    """In what the backward pass counts gradients of logits, so that their product with `mask_at` has the size that the
+    mask alone would give it: float16 has no digits to lose. Nothing is lost where the scale is 0, nor are gradients."""
+    if MASK == "none" or LOG:
+        return 1.0
+    else:
+        return tl.where(scale == 0.0, 0.0, LN2 / scale)
+
+
+@triton.jit
+def mask_grad_factor(scale, LOG: tl.constexpr):
+    """Turns sums of (gradient of the logit in `logit_unit`) times q k^T, with LOG of the former, into the gradient of
+    the mask."""
+    return 1.0 if LOG else scale * scale * LOG2E
 
 
 @triton.jit
@@ -91,10 +131,11 @@ def dropout_factor(seed, head, i, j, T, dropout_p):
 
 @triton.jit
 def add_diagonals(
-    table, g, first_i, first_j, rows, cols, PREFIX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
-    ALIGNED: tl.constexpr, ATOMIC: tl.constexpr,
+    table, g, factor, first_i, first_j, rows, COLS: tl.constexpr, PREFIX: tl.constexpr, BI: tl.constexpr,
+    BJ: tl.constexpr, ALIGNED: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
-    """Sums a tile g [BI, BJ <= BI] of mask gradients over the pairs of equal offset, into the table's gradient.
+    """Sums a tile g [BI, BJ <= BI] of mask gradients over the pairs of equal offset, times factor, into the table's
+    gradient.
 
     The tile is turned and its rows, the keys j, are rolled so that column c holds the pairs with key - query = c, or
     c - BI beyond the tile's edge; each of these differences means two offsets on the grid, apart by whether the key
@@ -105,24 +146,24 @@ def add_diagonals(
     j = tl.arange(0, BJ)
     rolled = tl.gather(tl.trans(g), (j[:, None] - c[None, :]) & (BI - 1), axis=1)
     beyond = j[:, None] < c[None, :]
-    key_col = (first_j + j - PREFIX) % cols
+    key_col = (first_j + j - PREFIX) % COLS
     for edge in tl.static_range(2):
-        difference = first_j - first_i + c - edge * BI + rows * cols  # made positive: a whole number of grid rows more
-        across = difference % cols
-        down = difference // cols - rows
+        difference = first_j - first_i + c - edge * BI + rows * COLS  # made positive: a whole number of grid rows more
+        across = difference % COLS
+        down = difference // COLS - rows
         x = tl.where(beyond if edge else ~beyond, rolled, 0.0)
         wraps = key_col[:, None] < across[None, :]
         for wrap in tl.static_range(2):
             if not ALIGNED or wrap == edge:
                 part = x if ALIGNED else tl.where(wraps if wrap else ~wraps, x, 0.0)
                 row = rows - 1 + down + wrap
-                col = cols - 1 + across - wrap * cols
-                at = table + row * (2 * cols - 1) + col
+                col = COLS - 1 + across - wrap * COLS
+                at = table + row * (2 * COLS - 1) + col
                 known = (row >= 0) & (row < 2 * rows - 1) & (col >= 0)
                 if ATOMIC:
-                    tl.atomic_add(at, tl.sum(part, 0), mask=known, sem="relaxed")
+                    tl.atomic_add(at, tl.sum(part, 0) * factor, mask=known, sem="relaxed")
                 else:
-                    tl.store(at, tl.sum(part, 0), mask=known)
+                    tl.store(at, tl.sum(part, 0) * factor, mask=known)
 
 
 @triton.jit
@@ -130,8 +171,9 @@ def short_forward(
     q, k, v, out, lse, mask, bias, seed,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, cols, groups, slices, scale, dropout_p,
-    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    B, H, T, rows, groups, slices, scale, dropout_p,
+    COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A program: head h of samples s, s + slices, ...; slices is a multiple of groups, so that they share a bias."""
@@ -140,26 +182,25 @@ def short_forward(
     t = tl.arange(0, BT)
     d = tl.arange(0, BD)
     i, j = t[:, None], t[None, :]
-    centre = (rows - 1) * (2 * cols - 1) + cols - 1
     own_mask = mask + h * mask_h if MASK != "none" else mask
     own_bias = bias + (s % groups).to(tl.int64) * bias_g + h * bias_h if BIAS else bias
-    m = mask_at(own_mask, i, j, mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+    m = mask_at(own_mask, i, j, mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
     a = bias_at(own_bias, i, j, bias_i, bias_j, T, BIAS)
     for sample in range(s, B, slices):
         b = tl.cast(sample, tl.int64)
         queries = load_rows(q + b * q_b + h * q_h, t, d, q_t, q_d, T, D, EVEN)
         keys = load_rows(k + b * k_b + h * k_h, t, d, k_t, k_d, T, D, EVEN)
         values = load_rows(v + b * v_b + h * v_h, t, d, v_t, v_d, T, D, EVEN)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
-        logits = logits_of(scores, m, a, j, T, MASK, LOG, BIAS, EVEN)
+        dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        logits = logits_of(dots, m, a, j, T, scale, MASK, LOG, BIAS, EVEN)
         top = tl.max(logits, 1)
-        weights = tl.exp(logits - top[:, None])
+        weights = tl.exp2(logits - top[:, None])
         total = tl.sum(weights, 1)
         if DROPOUT:
             weights *= dropout_factor(seed, b * H + h, i, j, T, dropout_p)
         result = tl.dot(weights.to(values.dtype), values, input_precision=PRECISION) / total[:, None]
         store_rows(out + b * T * H * D + h * D, t, d, H * D, result, T, D, EVEN)
-        tl.store(lse + (b * H + h) * T + t, top + tl.log(total), mask=t < T)
+        tl.store(lse + (b * H + h) * T + t, top + tl.log2(total), mask=t < T)
 
 
 @triton.jit
@@ -167,8 +208,9 @@ def short_backward(
     q, k, v, grad_out, lse, mask, bias, seed, grad_q, grad_k, grad_v, grad_mask, grad_bias,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, cols, groups, slices, scale, dropout_p,
-    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    B, H, T, rows, groups, slices, scale, dropout_p,
+    COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
     GRAD_MASK: tl.constexpr, GRAD_BIAS: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -179,10 +221,9 @@ def short_backward(
     t = tl.arange(0, BT)
     d = tl.arange(0, BD)
     i, j = t[:, None], t[None, :]
-    centre = (rows - 1) * (2 * cols - 1) + cols - 1
     own_mask = mask + h * mask_h if MASK != "none" else mask
     own_bias = bias + (s % groups).to(tl.int64) * bias_g + h * bias_h if BIAS else bias
-    m = mask_at(own_mask, i, j, mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+    m = mask_at(own_mask, i, j, mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
     a = bias_at(own_bias, i, j, bias_i, bias_j, T, BIAS)
     sum_mask = tl.zeros([BT, BT], tl.float32)
     sum_bias = tl.zeros([BT, BT], tl.float32)
@@ -193,8 +234,8 @@ def short_backward(
         values = load_rows(v + b * v_b + h * v_h, t, d, v_t, v_d, T, D, EVEN)
         grads = load_rows(grad_out + b * go_b + h * go_h, t, d, go_t, go_d, T, D, EVEN)
         log_total = tl.load(lse + (b * H + h) * T + t, mask=t < T, other=0.0)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
-        weights = tl.exp(logits_of(scores, m, a, j, T, MASK, LOG, BIAS, EVEN) - log_total[:, None])
+        dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        weights = tl.exp2(logits_of(dots, m, a, j, T, scale, MASK, LOG, BIAS, EVEN) - log_total[:, None])
         grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         dropped = weights
         if DROPOUT:
@@ -207,8 +248,9 @@ def short_backward(
         grad_l = weights * (grad_w - tl.sum(weights * grad_w, 1)[:, None])
         if GRAD_BIAS:
             sum_bias += grad_l
+        grad_l *= logit_unit(scale, MASK, LOG)
         if GRAD_MASK:
-            sum_mask += grad_l if LOG else grad_l * scores
+            sum_mask += grad_l if LOG else grad_l * dots
         if MASK != "none" and not LOG:
             grad_l = grad_l * m
         grad_s = grad_l.to(queries.dtype)
@@ -223,9 +265,9 @@ def short_backward(
         patches = T - PREFIX
         on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
         if MASK == "table":
-            own = grad_mask + program * (2 * rows - 1) * (2 * cols - 1)
+            own = grad_mask + program * (2 * rows - 1) * (2 * COLS - 1)
             sum_mask = tl.where(on_grid, sum_mask, 0.0)
-            add_diagonals(own, sum_mask, 0, 0, rows, cols, PREFIX, BT, BT, False, False)
+            add_diagonals(own, sum_mask, mask_grad_factor(scale, LOG), 0, 0, rows, COLS, PREFIX, BT, BT, False, False)
         else:
             at = grad_mask + program * patches * patches + (i - PREFIX) * patches + (j - PREFIX)
-            tl.store(at, sum_mask, mask=on_grid)
+            tl.store(at, sum_mask * mask_grad_factor(scale, LOG), mask=on_grid)

@@ -132,12 +132,10 @@ class Inputs(NamedTuple):
         return (*(step for x in tokens for step in x.stride()), *mask_strides, *bias_strides)
 
     def sizes(self) -> tuple[int, ...]:
-        """B, H, T, rows, cols, G."""
+        """B, H, T, rows of the grid, G."""
         batch, heads, tokens, _ = self.q.shape
-        rows, cols = 1, 1
-        if self.cols and self.mask is not None:
-            rows, cols = (self.mask.shape[1] + 1) // 2, self.cols
-        return batch, heads, tokens, rows, cols, self.groups
+        rows = (self.mask.shape[1] + 1) // 2 if self.cols and self.mask is not None else 1
+        return batch, heads, tokens, rows, self.groups
 
     def constants(self, tiles: Tiles) -> dict[str, Any]:
         """What the kernels are compiled for."""
@@ -145,6 +143,7 @@ class Inputs(NamedTuple):
         even = tokens % tiles.BM == 0 and tokens % tiles.BN == 0 and width == self.width
         sides = {"BT": tiles.BM} if self.short else {"BM": tiles.BM, "BN": tiles.BN}
         return sides | {
+            "COLS": max(self.cols, 1),
             "PREFIX": self.prefix,
             "MASK": "none" if self.mask is None else "table" if self.cols else "dense",
             "LOG": self.log,
@@ -160,7 +159,7 @@ class Inputs(NamedTuple):
 
 
 def forward(x: Inputs) -> tuple[Tensor, Tensor]:
-    """Out [B, H, T, D] and the logarithms of the softmax's sums [B, H, T]."""
+    """Out [B, H, T, D] and the logarithms to base 2 of the softmax's sums [B, H, T]."""
     batch, heads, tokens, _ = x.q.shape
     out, lse = like_tokens(x.q), x.q.new_empty(batch, heads, tokens, dtype=torch.float32)
     if out.numel() == 0:

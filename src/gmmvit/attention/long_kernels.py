@@ -16,8 +16,10 @@ from gmmvit.attention.kernels import (
     bias_at,
     dropout_factor,
     load_rows,
+    logit_unit,
     logits_of,
     mask_at,
+    mask_grad_factor,
     store_rows,
 )
 
@@ -27,8 +29,9 @@ def long_forward(
     q, k, v, out, lse, mask, bias, seed,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, cols, groups, scale, dropout_p,
-    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    B, H, T, rows, groups, scale, dropout_p,
+    COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
@@ -38,7 +41,6 @@ def long_forward(
     b, h = head // H, head % H
     d = tl.arange(0, BD)
     i = (tl.program_id(0) % n) * BM + tl.arange(0, BM)
-    centre = (rows - 1) * (2 * cols - 1) + cols - 1
     own_mask = mask + h * mask_h if MASK != "none" else mask
     own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
     queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
@@ -48,16 +50,16 @@ def long_forward(
     for first in range(0, T, BN):
         j = first + tl.arange(0, BN)
         keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
-        m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+        dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
         a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
-        logits = logits_of(scores, m, a, j[None, :], T, MASK, LOG, BIAS, EVEN)
+        logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
         new_top = tl.maximum(top, tl.max(logits, 1))
         shift = new_top
         if BIAS:  # a row whose keys were all at -inf so far
             shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.exp(logits - shift[:, None])
-        fade = tl.exp(top - shift)
+        weights = tl.exp2(logits - shift[:, None])
+        fade = tl.exp2(top - shift)
         total = total * fade + tl.sum(weights, 1)
         if DROPOUT:
             weights *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
@@ -66,7 +68,7 @@ def long_forward(
         result = tl.dot(weights.to(values.dtype), values, result, input_precision=PRECISION)
         top = new_top
     store_rows(out + b * T * H * D + h * D, i, d, H * D, result / total[:, None], T, D, EVEN)
-    tl.store(lse + head * T + i, top + tl.log(total), mask=i < T)
+    tl.store(lse + head * T + i, top + tl.log2(total), mask=i < T)
 
 
 @triton.jit
@@ -97,16 +99,17 @@ def query_step(
     b, h = head // H, head % H
     keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
     values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
-    scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+    dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
     own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
     a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
-    logits = logits_of(scores, m, a, j[None, :], T, MASK, LOG, BIAS, EVEN)
-    weights = tl.exp(logits - log_total[:, None])
+    logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
+    weights = tl.exp2(logits - log_total[:, None])
     grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
     if DROPOUT:
         grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
-    grad_l = weights * (grad_w - row_sum[:, None])
-    grad_m = grad_l if LOG else grad_l * scores
+    unit = logit_unit(scale, MASK, LOG)
+    grad_l = weights * (grad_w * unit - (row_sum * unit)[:, None])
+    grad_m = grad_l if LOG else grad_l * dots
     if MASK != "none" and not LOG:
         grad_l = grad_l * m
     return tl.dot(grad_l.to(keys.dtype), keys, result, input_precision=PRECISION), grad_m
@@ -117,8 +120,9 @@ def long_backward_q(
     q, k, v, grad_out, lse, delta, mask, bias, seed, out, grad_q, grad_mask,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, cols, groups, scale, dropout_p,
-    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    B, H, T, rows, groups, scale, dropout_p,
+    COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
     GRAD_TABLE: tl.constexpr, ALIGNED: tl.constexpr, PAIR: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
@@ -134,7 +138,6 @@ def long_backward_q(
     d = tl.arange(0, BD)
     first_i = (tl.program_id(0) % n) * BM
     i = first_i + tl.arange(0, BM)
-    centre = (rows - 1) * (2 * cols - 1) + cols - 1
     own_mask = mask + h * mask_h if MASK != "none" else mask
     queries, grads, log_total, row_sum = query_rows(
         q, out, grad_out, lse, delta, head, i, d, q_b, q_h, q_t, q_d, go_b, go_h, go_t, go_d, H, T, D, EVEN
@@ -147,7 +150,7 @@ def long_backward_q(
         result_2 = tl.zeros([BM, BD], tl.float32)
     for first in range(0, T, BN):
         j = first + tl.arange(0, BN)
-        m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+        m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
         result, grad_m = query_step(
             result, queries, grads, log_total, row_sum, k, v, m, bias, seed, head, i, j, d,
             k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, bias_g, bias_h, bias_i, bias_j, H, T, groups, scale, dropout_p,
@@ -163,8 +166,10 @@ def long_backward_q(
         if GRAD_TABLE:
             if PREFIX > 0:
                 grad_m = tl.where((i[:, None] >= PREFIX) & (j[None, :] >= PREFIX), grad_m, 0.0)
-            table = grad_mask + h * (2 * rows - 1) * (2 * cols - 1)
-            add_diagonals(table, grad_m, first_i, first, rows, cols, PREFIX, BM, BN, ALIGNED, True)
+            table = grad_mask + h * (2 * rows - 1) * (2 * COLS - 1)
+            add_diagonals(
+                table, grad_m, mask_grad_factor(scale, LOG), first_i, first, rows, COLS, PREFIX, BM, BN, ALIGNED, True
+            )
     own_out = head // H * T * H * D + h * D
     store_rows(grad_q + own_out, i, d, H * D, result * scale, T, D, EVEN)
     if PAIR:
@@ -176,8 +181,9 @@ def long_backward_kv(
     q, k, v, grad_out, lse, delta, mask, bias, seed, grad_k, grad_v,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, cols, groups, scale, dropout_p,
-    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    B, H, T, rows, groups, scale, dropout_p,
+    COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
@@ -188,7 +194,6 @@ def long_backward_kv(
     b, h = head // H, head % H
     d = tl.arange(0, BD)
     j = (tl.program_id(0) % n) * BN + tl.arange(0, BN)
-    centre = (rows - 1) * (2 * cols - 1) + cols - 1
     own_mask = mask + h * mask_h if MASK != "none" else mask
     own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
     own_out = b * T * H * D + h * D
@@ -196,17 +201,18 @@ def long_backward_kv(
     values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
     sum_k = tl.zeros([BN, BD], tl.float32)
     sum_v = tl.zeros([BN, BD], tl.float32)
+    unit = logit_unit(scale, MASK, LOG)
     for first in range(0, T, BM):
         i = first + tl.arange(0, BM)
         queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
         grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
         log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
         row_sum = tl.load(delta + head * T + i, mask=i < T, other=0.0)
-        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * scale
-        m = mask_at(own_mask, i[None, :], j[:, None], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+        dots = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+        m = mask_at(own_mask, i[None, :], j[:, None], mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
         a = bias_at(own_bias, i[None, :], j[:, None], bias_i, bias_j, T, BIAS)
-        logits = logits_of(scores, m, a, j[:, None], T, MASK, LOG, BIAS, EVEN)
-        weights = tl.exp(logits - log_total[None, :])
+        logits = logits_of(dots, m, a, j[:, None], T, scale, MASK, LOG, BIAS, EVEN)
+        weights = tl.exp2(logits - log_total[None, :])
         grad_w = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
         dropped = weights
         if DROPOUT:
@@ -214,7 +220,7 @@ def long_backward_kv(
             grad_w *= factor
             dropped = weights * factor
         sum_v = tl.dot(dropped.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
-        grad_l = weights * (grad_w - row_sum[None, :])
+        grad_l = weights * (grad_w * unit - (row_sum * unit)[None, :])
         if MASK != "none" and not LOG:
             grad_l = grad_l * m
         sum_k = tl.dot(grad_l.to(queries.dtype), queries, sum_k, input_precision=PRECISION)
@@ -227,8 +233,9 @@ def long_backward_dense(
     q, k, v, grad_out, lse, delta, mask, bias, seed, grad_mask, grad_bias,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, cols, groups, slices, scale, dropout_p,
-    PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    B, H, T, rows, groups, slices, scale, dropout_p,
+    COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
     GRAD_MASK: tl.constexpr, GRAD_BIAS: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
@@ -243,10 +250,9 @@ def long_backward_dense(
     d = tl.arange(0, BD)
     i = (tile // across) * BM + tl.arange(0, BM)
     j = (tile % across) * BN + tl.arange(0, BN)
-    centre = (rows - 1) * (2 * cols - 1) + cols - 1
     own_mask = mask + h * mask_h if MASK != "none" else mask
     own_bias = bias + (s % groups) * bias_g + h * bias_h if BIAS else bias
-    m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, cols, centre, PREFIX, MASK, LOG, EVEN)
+    m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
     a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
     sum_mask = tl.zeros([BM, BN], tl.float32)
     sum_bias = tl.zeros([BM, BN], tl.float32)
@@ -259,9 +265,9 @@ def long_backward_dense(
         grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
         log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
         row_sum = tl.load(delta + head * T + i, mask=i < T, other=0.0)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
-        logits = logits_of(scores, m, a, j[None, :], T, MASK, LOG, BIAS, EVEN)
-        weights = tl.exp(logits - log_total[:, None])
+        dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
+        weights = tl.exp2(logits - log_total[:, None])
         grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         if DROPOUT:
             grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
@@ -269,11 +275,12 @@ def long_backward_dense(
         if GRAD_BIAS:
             sum_bias += grad_l
         if GRAD_MASK:
-            sum_mask += grad_l if LOG else grad_l * scores
+            sum_mask += grad_l if LOG else grad_l * logit_unit(scale, MASK, LOG) * dots
     i, j = i[:, None], j[None, :]
     if GRAD_BIAS:
         tl.store(grad_bias + program * T * T + i * T + j, sum_bias, mask=(i < T) & (j < T))
     if GRAD_MASK:
         patches = T - PREFIX
         at = grad_mask + program * patches * patches + (i - PREFIX) * patches + (j - PREFIX)
+        sum_mask *= mask_grad_factor(scale, LOG)
         tl.store(at, sum_mask, mask=(i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T))

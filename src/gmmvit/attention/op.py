@@ -116,7 +116,7 @@ def masked_attention(
     log: bool,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(scale * q k^T * mask + bias) v -> out [B, H, T, D] and the logarithm of the softmax's sums [B, H, T].
+    """softmax(scale * q k^T * mask + bias) v -> out [B, H, T, D] and log2 of the softmax's sums [B, H, T].
 
     mask is an offset table [H, 2*rows-1, 2*cols-1], or dense [H, N, N] or [N, N] with cols = 0; with `log` it is added
     to the scores. bias has four dimensions, sizes 1 where it repeats, G along the batch. seed: int64 [1] for dropout.
