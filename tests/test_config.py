@@ -127,3 +127,17 @@ def test_a_field_named_twice_is_told(tmp_path):
     (tmp_path / "twice.yaml").write_text("lr: 0.1\nepochs: 1\nlr: 0.0002\n")
     with pytest.raises(RecipeError, match=r"twice\.yaml names 'lr' twice"):
         load_recipe(tmp_path / "twice.yaml")
+
+
+def test_another_mask_does_not_take_over_what_the_recipe_says_of_its_own():
+    assert load_recipe("small").mask_init == "conv"
+    elm = load_recipe("small", mask="elm")
+    assert (elm.mode, elm.mask_init) == ("multiply", None)
+    assert load_recipe("small", mask="gmm", mode="multiply", mask_init="paper").mask_init == "paper"
+
+
+def test_a_pretrained_model_of_a_library_starts_with_the_identity_unless_asked_for():
+    name = "timm:vit_tiny_patch16_224"
+    assert load_recipe("small", model=name, pretrained=True).mask_init is None
+    assert load_recipe("small", model=name).mask_init == "conv"
+    assert load_recipe("small", model=name, pretrained=True, mask_init="local", mode="multiply").mask_init == "local"

@@ -279,6 +279,9 @@ def _describe(kinds: tuple[Any, ...]) -> str:
 # What a recipe says of the size of a model of ours; of no meaning to another family.
 SIZES = ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "stem", "pool")
 
+# What a recipe says of its mask; of no meaning to another kind of mask.
+_OF_THE_MASK = ("mode", "mask_init", "num_kernels", "covariance", "learn_center", "elm_per_head")
+
 
 def recipe_names() -> list[str]:
     """The shipped recipes."""
@@ -302,7 +305,8 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
 def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     """A shipped recipe by name, or a YAML file by path, with fields replaced by `overrides`.
 
-    With another `model` than the recipe's, the recipe's sizes and weights are left out: the model's own hold.
+    With another `model` than the recipe's, the recipe's sizes and weights are left out: the model's own hold. So are
+    mode, start and shape of its mask with another `mask`, and its start where a timm: or hf: model comes `pretrained`.
 
     Raises RecipeError for an unknown recipe, file, field or value, TypeError for a name that is none.
     """
@@ -322,9 +326,14 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     if isinstance(values.get("recipe"), dict):  # the config.yaml of a run repeats that run
         values = values["recipe"]
     written = make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is told as the file's
+    left_out: set[str] = set()
     if overrides.get("model", written.model) != written.model:
-        of_its_model = (*SIZES, "model_args", "pretrained")
-        values = {name: value for name, value in values.items() if name not in of_its_model}
+        left_out |= {*SIZES, "model_args", "pretrained"}
+    if overrides.get("mask", written.mask) != written.mask:
+        left_out |= {*_OF_THE_MASK}
+    if overrides.get("pretrained") and library_of(overrides.get("model", written.model)):
+        left_out.add("mask_init")  # the model should mean what it meant: the mask is the identity at first
+    values = {name: value for name, value in values.items() if name not in left_out}
     return make_recipe({**values, **overrides}, "the given values" if overrides else f"recipe {path.name}")
 
 
