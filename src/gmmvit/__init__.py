@@ -16,6 +16,7 @@ _HOME = {
     "MaskedAttention": "gmmvit.layers",
     "create_model": "gmmvit.models",
     "attach": "gmmvit.attach",
+    "attention_maps": "gmmvit.attach",
     "detach": "gmmvit.attach",
     "describe": "gmmvit.attach",
     "load_masks": "gmmvit.attach",
@@ -31,7 +32,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
+    from gmmvit.attach import attach, attention_maps, describe, detach, load_masks, mask_parameters
     from gmmvit.attention import OffsetTable, gmm_attention
     from gmmvit.checkpoint import load_run
     from gmmvit.config import load_recipe

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from gmmvit.attach.maps import attention_maps
 from gmmvit.attach.place import Grid, GridBox, Mark, Record, Site
 from gmmvit.attach.refuse import check_module, refuse_unfit
 from gmmvit.attach.saved import load_mask, read_masks
@@ -25,7 +26,7 @@ from gmmvit.attention import MODES
 from gmmvit.attention.checks import integer, known_options, one_of, pair
 from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
 
-__all__ = ["Layer", "Layers", "attach", "describe", "detach", "load_masks", "mask_parameters"]
+__all__ = ["Layer", "Layers", "attach", "attention_maps", "describe", "detach", "load_masks", "mask_parameters"]
 
 _OPTIONS = {"gmm": ("covariance", "learn_center"), "elm": ("per_head",)}  # beside the arguments of `attach`
 Model = TypeVar("Model", bound=nn.Module)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gmmvit.attach.place import Grid, GridBox, Record, Site
 from gmmvit.attention import OffsetTable, gmm_attention, with_prefix
-from gmmvit.attention.eager import eager_attention
+from gmmvit.attention.eager import eager_attention, eager_weights
 from gmmvit.attention.reference import EVERY_PATCH, Steps, mask_at, modulate
 from gmmvit.masks import ElementwiseMask
 
@@ -94,6 +94,7 @@ class MaskedDonor(Swapped):
     gmm_parts: ClassVar[frozenset[str]] = frozenset()
     gmm_mask: Any
     gmm_site: Site
+    gmm_seen: list[Tensor] | None = None  # where its weights go while somebody asks for them
 
     @classmethod
     def gmm_heads(cls, module: Any) -> int:
@@ -169,20 +170,20 @@ class MaskedDonor(Swapped):
     ) -> Tensor:
         """Masked attention of q, k, v [B, H, T, D]; `bias` as in `gmm_attention`, or boolean (True takes part); `mask`
         where it is not that of the grid row by row."""
-        grid, positions = self.gmm_now(q.shape[2]) if grid is None else (grid, None)
-        site, bias = self.gmm_site, additive(bias)
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        dropout_p = self.gmm_dropout() if dropout_p is None else dropout_p
-        if positions is not None:
-            each = self.gmm_mask_at(positions, grid)
+        site, dropout_p = self.gmm_site, self.gmm_dropout() if dropout_p is None else dropout_p
+        positions = None
+        if grid is None:
+            grid, positions = self.gmm_now(q.shape[2])
+        if positions is not None or self.gmm_unfused():
+            each = self.gmm_full(grid, positions, mask)
             return self.gmm_attend_by(each, q, k, v, bias, scale=scale, dropout_p=dropout_p)
         return gmm_attention(
-            q,
-            k,
+            q.to(v.dtype),
+            k.to(v.dtype),
             v,
             self.gmm_mask(grid) if mask is None else mask,
             scale=scale,
-            bias=bias,
+            bias=additive(bias),
             prefix_tokens=site.prefix_tokens,
             mode=site.mode,
             dropout_p=dropout_p,
@@ -200,9 +201,52 @@ class MaskedDonor(Swapped):
         dropout_p: float = 0.0,
     ) -> Tensor:
         """Masked attention of q [B, H, Tq, D] and k, v [B, H, Tk, D] by a mask [B or 1, H or 1, Tq, Tk] or less."""
+        if self.gmm_unfused():
+            return self.gmm_weighed(mask, q, k, v, bias, scale=scale, dropout_p=dropout_p)[0]
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        mode = self.gmm_site.mode
-        return eager_attention(q, k, v, mask, scale=scale, bias=bias, mode=mode, dropout_p=dropout_p)
+        options: Any = {"scale": scale, "bias": additive(bias), "mode": self.gmm_site.mode, "dropout_p": dropout_p}
+        return eager_attention(q.to(v.dtype), k.to(v.dtype), v, mask, **options)
+
+    def gmm_unfused(self) -> bool:
+        """Whether the weights pass through the donor's own softmax and dropout: its unfused path, and wherever hooks
+        look at them."""
+        if self.gmm_seen is not None or not getattr(self, "fused_attn", True):
+            return True
+        return any(_hooked(self._modules.get(name)) for name in ("softmax", *_DROPOUTS))
+
+    def gmm_weighed(
+        self,
+        mask: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: float | None = None,
+        dropout_p: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """`gmm_attend_by` on the unfused path, and the weights [B, H, Tq, Tk] behind the dropout."""
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        options: Any = {"scale": scale, "bias": additive(bias), "mode": self.gmm_site.mode}
+        if self._modules.get("softmax") is not None:
+            options["softmax"] = self.softmax
+        weights = eager_weights(q.to(v.dtype), k.to(v.dtype), mask, **options).to(v.dtype)
+        weights = self.gmm_drop(weights, dropout_p)
+        return weights @ v, weights
+
+    def gmm_drop(self, weights: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """The weights behind the donor's dropout, with which the values are weighed."""
+        drop = next((module for name in _DROPOUTS if (module := self._modules.get(name)) is not None), None)
+        weights = nn.functional.dropout(weights, dropout_p) if drop is None else drop(weights)
+        if self.gmm_seen is not None:
+            self.gmm_seen.append(weights)
+        return weights
+
+    def gmm_full(self, grid: Grid, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The mask with its prefix: [H, T, T], or [B, H, T, T] of patches that each sample has elsewhere."""
+        if positions is not None:
+            return self.gmm_mask_at(positions, grid)
+        return with_prefix(self.gmm_mask.dense(grid) if mask is None else mask, self.gmm_site.prefix_tokens)
 
     def gmm_mask_at(self, positions: Tensor, grid: Grid) -> Tensor:
         """The mask of patches that each sample has elsewhere, with its prefix: [B, H, T, T]."""
@@ -225,6 +269,16 @@ class MaskedDonor(Swapped):
         mode = self.gmm_site.mode
         weights = modulate(scores, mask, bias, mode).softmax(-1)
         return weights * mask if mode == "post" else weights
+
+
+_DROPOUTS = ("attn_drop", "dropout")  # what donors call the dropout behind their softmax
+
+
+def _hooked(module: nn.Module | None) -> bool:
+    if module is None:
+        return False
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def additive(bias: Tensor | None) -> Tensor | None:

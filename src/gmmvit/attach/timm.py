@@ -122,7 +122,7 @@ class TalkingHeads(MaskedDonor):
         mask, mode = self.gmm_dense(self.gmm_grid(x.shape[1]), scores), self.gmm_site.mode
         weights = self.gmm_mix(modulate(scores, mask, None, mode), self.proj_l).softmax(-1)
         weights = self.gmm_mix(weights * mask if mode == "post" else weights, self.proj_w)
-        out = (self.attn_drop(weights) @ v).transpose(1, 2).flatten(2)
+        out = (self.gmm_drop(weights) @ v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out))
 
     @staticmethod

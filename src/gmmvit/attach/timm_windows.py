@@ -127,7 +127,14 @@ class LocalAttention(TimmAttention):
         x = nn.functional.pad(x.unflatten(1, (rows, cols)), (0, 0, 0, -cols % side, 0, -rows % side))
         x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [B, down, right, side, side, C]
         down, right = x.shape[1:3]
-        out = self.gmm_attend(*split_qkv(self, x.flatten(0, 2).flatten(1, 2))).transpose(1, 2).flatten(2)
+        q, k, v = split_qkv(self, x.flatten(0, 2).flatten(1, 2))
+        if self.gmm_unfused():  # the weights are shown as [B, G, H, T, T], as the donor does
+            q, k, v = (y.unflatten(0, (-1, down * right)) for y in (q, k, v))
+            mask, drop = self.gmm_mask.dense((side, side)), self.gmm_dropout()
+            out = self.gmm_attend_by(mask, q, k, v, scale=self.scale, dropout_p=drop).flatten(0, 1)
+        else:
+            out = self.gmm_attend(q, k, v)
+        out = out.transpose(1, 2).flatten(2)
         out = out.unflatten(1, (side, side)).unflatten(0, (-1, down, right)).transpose(2, 3)
         out = out.flatten(3, 4).flatten(1, 2)[:, :rows, :cols].flatten(1, 2)
         return self.proj_drop(self.proj(out))
@@ -145,7 +152,7 @@ class BlockAttention(TimmAttention):
         """[B, G, T, C] -> the same."""
         side, drop = math.isqrt(x.shape[2]), self.gmm_dropout()
         q, k, v = (y.unflatten(0, x.shape[:2]) for y in split_qkv(self, x.flatten(0, 1)))  # [B, G, H, T, D] each
-        if drop:  # drawn for [B, H, G, T, T], as the donor does
+        if drop or self.gmm_unfused():  # drawn and shown as [B, H, G, T, T], as the donor does
             mask = self.gmm_mask.dense((side, side)).unsqueeze(1)
             q, k, v = (y.transpose(1, 2) for y in (q, k, v))
             out = self.gmm_attend_by(mask, q, k, v, dropout_p=drop).transpose(1, 2)
@@ -182,7 +189,7 @@ class BiasedAttention(MaskedDonor):
     def gmm_weights(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         """Attention weights of q [B, H, Tq, D], k [B, H, Tk, D]. The donor's cache of the bias would keep its graph."""
         bias = self.attention_biases[:, self.attention_bias_idxs]
-        return self.gmm_softmax((q * self.scale) @ k.transpose(-2, -1), mask, bias)
+        return self.gmm_drop(self.gmm_softmax((q * self.scale) @ k.transpose(-2, -1), mask, bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C], or [B, C, rows, cols] in LeViT's convolutional form -> the same."""
@@ -235,7 +242,7 @@ class GatedPositional(MaskedDonor):
         position = self.pos_proj(self.rel_indices.expand(x.shape[0], -1, -1, -1)).permute(0, 3, 1, 2).softmax(-1)
         gate = self.gating_param.view(1, -1, 1, 1).sigmoid()
         weights = (1 - gate) * content + gate * position
-        return self.attn_drop(weights / weights.sum(-1, keepdim=True))
+        return self.gmm_drop(weights / weights.sum(-1, keepdim=True))
 
 
 class SimpleAttention(TimmAttention):

@@ -43,7 +43,7 @@ class MultiheadAttention(MaskedDonor):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Tensor | None]:
         if query is not key or key is not value:
             raise ValueError(
                 "an attached nn.MultiheadAttention needs one tensor as query, key and value; leave others out: layers="
@@ -58,9 +58,16 @@ class MultiheadAttention(MaskedDonor):
                 attn_mask = ~attn_mask  # here True means left out
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+        weights = None
+        if need_weights:
+            mask, drop = self.gmm_full(*self.gmm_now(q.shape[2])), self.gmm_dropout()
+            out, weights = self.gmm_weighed(mask, q, k, v, attn_mask, dropout_p=drop)
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            out = self.gmm_attend(q, k, v, attn_mask)
         # Tokens first in memory, as in the donor: a dropout behind it draws in that order.
-        out = self.out_proj(self.gmm_attend(q, k, v, attn_mask).permute(2, 0, 1, 3).flatten(2))
-        return (out.transpose(0, 1) if self.batch_first else out), None
+        out = self.out_proj(out.permute(2, 0, 1, 3).flatten(2))
+        return (out.transpose(0, 1) if self.batch_first else out), weights
 
 
 class ShiftedWindowAttention(MaskedDonor):

@@ -28,8 +28,9 @@ def interface(
     scaling: float | None = None,
     position_bias: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The attention function of an attached module: [B, H, T, D] each -> [B, T, H, D] and no weights."""
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of an attached module: [B, H, T, D] each -> [B, T, H, D], and the weights [B, H, T, T] if
+    the donor was loaded with attn_implementation="eager"."""
     if kwargs.get("is_causal"):
         raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
     if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4):
@@ -41,8 +42,13 @@ def interface(
     bias = additive(attention_mask)
     if position_bias is not None:
         bias = position_bias if bias is None else position_bias + bias
-    out = module.gmm_attend(query, key, value, bias, scale=scaling, dropout_p=dropout)
-    return out.transpose(1, 2).contiguous(), None
+    weights = None
+    if module.gmm_config._attn_implementation == "eager":
+        mask = module.gmm_full(*module.gmm_now(query.shape[2]))
+        out, weights = module.gmm_weighed(mask, query, key, value, bias, scale=scaling, dropout_p=dropout)
+    else:
+        out = module.gmm_attend(query, key, value, bias, scale=scaling, dropout_p=dropout)
+    return out.transpose(1, 2).contiguous(), weights
 
 
 class InterfaceAttention(MaskedDonor):

@@ -1,9 +1,14 @@
 """Plain torch in the precision of its inputs: runs anywhere and compiles into fused code."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from gmmvit.attention.reference import modulate
+
+_SOFTMAX = partial(torch.softmax, dim=-1)
 
 
 def eager_attention(
@@ -24,11 +29,25 @@ def eager_attention(
     if mask is None and (bias is None or bias.dim() < 4 or bias.shape[0] in (1, q.shape[0])):
         bias = None if bias is None else bias.to(q.dtype)
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, bias, dropout_p, scale=scale)
+    weights = eager_weights(q, k, mask, scale=scale, bias=bias, mode=mode)
+    weights = torch.nn.functional.dropout(weights, dropout_p)
+    return weights.to(v.dtype) @ v
+
+
+def eager_weights(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    mode: str = "multiply",
+    softmax: Callable[[Tensor], Tensor] = _SOFTMAX,
+) -> Tensor:
+    """What the values are weighed with, before the dropout: [B, H, Tq, Tk] in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
     # The scale goes onto q: D values a token instead of T, and half-precision scores stay in range.
     scores = ((q * scale) @ k.transpose(-2, -1)).to(wide)
-    weights = modulate(scores, None if mask is None else mask.to(wide), bias, mode).softmax(-1)
-    if mask is not None and mode == "post":
-        weights = weights * mask
-    weights = torch.nn.functional.dropout(weights, dropout_p)
-    return weights.to(v.dtype) @ v
+    mask = None if mask is None else mask.to(wide)
+    weights = softmax(modulate(scores, mask, bias, mode))
+    return weights * mask if mask is not None and mode == "post" else weights
