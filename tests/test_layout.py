@@ -10,8 +10,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 # A module imports only modules above it; the leaves at the end are imported by nobody but the command.
 ORDER = [
     "version", "text", "yaml_files", "attention", "masks", "layers", "stem", "models", "weight_files", "attach",
-    "reference_sizes", "reference_weights", "data", "augment", "config", "distributed", "optim", "building",
-    "run_folder", "claim", "progress", "checkpoint", "convert", "session", "evaluate", "loop", "training", "rows",
+    "reference_sizes", "reference_weights", "data", "augment", "config", "run_folder", "claim", "distributed",
+    "optim", "building", "progress", "checkpoint", "convert", "session", "evaluate", "loop", "training", "rows",
     "sweep", "report", "export", "bench", "cli", "timm_models", "__main__",
 ]  # fmt: skip
 LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "bench")}

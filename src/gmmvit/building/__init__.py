@@ -12,13 +12,14 @@ from torch import nn
 
 from gmmvit.attach import attach
 from gmmvit.building import timm, transformers
+from gmmvit.building.given_run import GivenRun, filled, given_run
 from gmmvit.building.request import Request, first_line, require
 from gmmvit.building.size import HELD, TRAINED, check_size
 from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
 from gmmvit.models import CONVNETS, SIZES, create_model
 
-__all__ = ["build_model", "check_model", "first_line", "start_model"]
+__all__ = ["GivenRun", "build_model", "check_model", "first_line", "given_run", "start_model"]
 
 _LIBRARIES: dict[str, Any] = {"timm": timm, "hf": transformers}
 
@@ -59,7 +60,10 @@ def start_model(
         MemoryError: a model of ours that is larger than what is free.
     """
     of_library = library_of(recipe.model)
+    run = given_run(recipe.pretrained)
+    names = None if run is None else run.classes
     if of_library is None:
+        recipe = filled(recipe, run)
         options = model_options(recipe) | {
             "image_size": data["image_size"],
             "channels": data["channels"],
@@ -70,11 +74,20 @@ def start_model(
         model: nn.Module = create_model(**options)
         if recipe.pretrained:
             state = read_state(str(recipe.pretrained), tell)
-            transfer(model, state, grid=getattr(model, "grid", None), tell=tell)
+            transfer(
+                model,
+                state,
+                grid=getattr(model, "grid", None),
+                old_grid=None if run is None else run.grid,
+                old_masks=None if run is None else run.masks,
+                classes=data["classes"],
+                old_classes=names,
+                tell=tell,
+            )
         return options, model
     library, name = of_library
     height, width = data["image_size"]
-    request = Request(recipe, name, (height, width), data["channels"], len(data["classes"]), tell)
+    request = Request(recipe, name, (height, width), data["channels"], tuple(data["classes"]), tell, names)
     require(library)
     arguments, model = _LIBRARIES[library].start(request)
     made_for = _LIBRARIES[library].made_for(name, model)

@@ -13,15 +13,20 @@ _PACKAGES = {"timm": "timm", "hf": "transformers"}
 
 @dataclass(frozen=True)
 class Request:
-    """A model of another library by `name`, for images (height, width) of so many channels and classes; `tell` is given
-    sentences about what was left out or replaced."""
+    """A model of another library by `name`, for images (height, width) of so many channels and these classes; `tell` is
+    given sentences about what was left out or replaced."""
 
     recipe: Recipe
     name: str
     image_size: tuple[int, int]
     channels: int
-    classes: int
+    class_names: tuple[str, ...]
     tell: Callable[[str], None]
+    old_classes: tuple[str, ...] | None = None  # of the given weights, where they are those of a run
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
 
     @property
     def size(self) -> int | list[int]:

@@ -44,10 +44,19 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     arguments, model = _built(request, optional, given | decided, weights)
     if weights and timm.get_pretrained_cfg_value(request.name, "num_classes") != request.classes:
         request.tell(f"the classifier of {recipe.model} is of another width: it starts anew")
+    elif weights:
+        request.tell(f"the classifier of {recipe.model} is taken as it is, in the order of its {request.classes} rows")
     if isinstance(recipe.pretrained, str):
         state, _ = split_masks(read_state(recipe.pretrained, request.tell))
         state = without_prefix(state, model.state_dict(), request.tell)
-        transfer(model, _filtered(model, state), grid=_grid(model), tell=request.tell)
+        transfer(
+            model,
+            _filtered(model, state),
+            grid=_grid(model),
+            tell=request.tell,
+            classes=request.class_names,
+            old_classes=request.old_classes,
+        )
     return arguments, model
 
 

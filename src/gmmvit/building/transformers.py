@@ -75,8 +75,16 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
         said = ", ".join(f"{name}={value}" for name, value in changes.items())
         raise RecipeError(f"{recipe.model} cannot be built with {said}: {first_line(error)}") from error
     if recipe.pretrained:
-        state = _state(request)
-        transfer(model, state, grid=_grid(model.config), old_grid=_grid(given), tell=request.tell)
+        state, known = _state(request)
+        transfer(
+            model,
+            state,
+            grid=_grid(model.config),
+            old_grid=_grid(given),
+            tell=request.tell,
+            classes=request.class_names,
+            old_classes=request.old_classes or known,
+        )
     return arguments, model
 
 
@@ -188,7 +196,7 @@ def _grid(config: Any) -> Grid | None:
     return image[0] // patch[0], image[1] // patch[1]
 
 
-def _state(request: Request) -> dict[str, Any]:
+def _state(request: Request) -> tuple[dict[str, Any], list[str] | None]:
     """The given weights, of their own classifier and image size. Those beside a config.json are read by the library,
     which renames what other versions of it wrote."""
     name = _place(request.name)
@@ -196,7 +204,7 @@ def _state(request: Request) -> dict[str, Any]:
         path = Path(request.recipe.pretrained)
         folder = path if path.is_dir() else path.parent
         if not (folder / "config.json").is_file():
-            return split_masks(read_state(str(path), request.tell))[0]
+            return split_masks(read_state(str(path), request.tell))[0], None
         name = str(folder)
     elif not _is_folder(name) and "/" not in name:
         raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")
@@ -215,4 +223,6 @@ def _state(request: Request) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RecipeError(f"the weights of hf:{name} cannot be read: {first_line(error)}") from error
     missing = set(info["missing_keys"])
-    return {key: tensor for key, tensor in model.state_dict().items() if key not in missing}
+    labels = [str(given.id2label.get(number)) for number in range(given.num_labels)]
+    named = None if labels == [f"LABEL_{number}" for number in range(len(labels))] else labels
+    return {key: tensor for key, tensor in model.state_dict().items() if key not in missing}, named

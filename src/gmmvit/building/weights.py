@@ -3,18 +3,21 @@
 Letters: T tokens (prefix first), D width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from gmmvit.attach.place import Mark
 from gmmvit.attach.saved import SITE
 from gmmvit.config import RecipeError
+from gmmvit.data.records import listing
 from gmmvit.layers import Grid, resample_position
+from gmmvit.masks import ElementwiseMask
 from gmmvit.optim import is_mask_parameter
 from gmmvit.weight_files import read_tensors
 
 State = dict[str, Tensor]
+Classes = Sequence[str]
 _CLASSIFIERS = ("head", "head_dist", "classifier", "cls_classifier", "distillation_classifier", "fc")
 _NAMED = 3  # names of tensors that an error lists
 
@@ -75,14 +78,19 @@ def transfer(
     *,
     grid: Grid | None = None,
     old_grid: Grid | None = None,
+    old_masks: Mapping[str, Grid] | None = None,
+    classes: Classes | None = None,
+    old_classes: Classes | None = None,
     tell: Callable[[str], None] = lambda text: None,
     only_masks: bool = False,
 ) -> None:
     """Puts `state` into `model`, in place.
 
-    A classifier of another width and masks that the weights lack start anew, masks that the model lacks are left out,
-    position embeddings of another `grid` are interpolated, and a colour convolution is summed for grey images:
-    `tell` is given a sentence about each. With `only_masks` nothing but masks is expected.
+    Of the classifier, the rows of classes that the weights know by name are taken, or all of them where nobody knows
+    the names and the number is the same; other rows start anew, as do masks that the weights lack. Masks that the model
+    lacks are left out, position embeddings of another `grid` and element-wise masks of other ones (`old_masks` by the
+    name of the tensor) are interpolated, and a colour convolution is summed for grey images: `tell` is given a sentence
+    about each. With `only_masks` nothing but masks is expected.
 
     Raises RecipeError that names tensors that are missing, superfluous or of another shape.
     """
@@ -90,20 +98,61 @@ def transfer(
     if only_masks:
         own = split_masks(own)[1]
     state = without_prefix(state, own, tell)
-    anew = [n for n in own if _of_classifier(n) and (n not in state or state[n].shape[0] != own[n].shape[0])]
-    state = {n: t for n, t in state.items() if n not in anew and not (_of_classifier(n) and n not in own)}
-    if anew:
-        tell(f"the given weights have no classifier of this width: {', '.join(anew)} start anew")
+    rows = _known_rows(classes, old_classes)
+    state, anew = _with_classifier(state, own, rows)
+    if any(map(_of_classifier, own)):
+        tell(_told_of_classifier(anew, rows, classes, old_classes))
     state, own = _matched_masks(state, own, tell)
     differing = {"lack": set(own) - set(state) - set(anew), "have besides": set(state) - set(own)}
     sides = [f"{kind} {len(n)} tensors: {', '.join(sorted(n)[:_NAMED])} ..." for kind, n in differing.items() if n]
     if sides:
         raise RecipeError(f"the given weights do not fit the model: they {' and '.join(sides)}")
+    state |= _fitted_masks(model, state, old_masks or {}, tell)
     fitted = {name: _fitted(name, tensor, own[name], grid, old_grid, tell) for name, tensor in state.items()}
     try:
         model.load_state_dict(fitted, strict=False)
     except RuntimeError as error:  # masks of another mode
         raise RecipeError(f"the given weights do not fit the model: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _known_rows(classes: Classes | None, old_classes: Classes | None) -> list[int | None] | None:
+    """Which row of the given classifier each class has; None where the names are not known."""
+    if classes is None or old_classes is None:
+        return None
+    places = {name: row for row, name in enumerate(old_classes)}
+    return [places.get(name) for name in classes]
+
+
+def _with_classifier(state: State, own: State, rows: list[int | None] | None) -> tuple[State, list[str]]:
+    """The weights with a classifier for the model's classes, and the names of those tensors that start anew."""
+    state = {name: tensor for name, tensor in state.items() if not _of_classifier(name) or name in own}
+    anew = []
+    for name in filter(_of_classifier, own):
+        given = state.get(name)
+        fits = given is not None and given.shape[1:] == own[name].shape[1:]
+        if given is not None and rows is not None and fits and any(row is not None for row in rows):
+            taken = [(new, old) for new, old in enumerate(rows) if old is not None]
+            state[name] = own[name].clone()
+            state[name][[new for new, _ in taken]] = given[[old for _, old in taken]].to(own[name])
+        elif rows is not None or given is None or given.shape[0] != own[name].shape[0]:
+            state.pop(name, None)
+            anew.append(name)
+    return state, anew
+
+
+def _told_of_classifier(
+    anew: list[str], rows: list[int | None] | None, classes: Classes | None, old_classes: Classes | None
+) -> str:
+    if rows is not None and classes is not None and old_classes is not None:
+        known = [name for name, row in zip(classes, rows, strict=True) if row is not None]
+        new = [name for name, row in zip(classes, rows, strict=True) if row is None]
+        if not known:
+            return f"the given run tells other classes apart ({listing(old_classes)}): the classifier starts anew"
+        more = f"; {listing(new)} start anew" if new else ""
+        return f"the classifier is taken for {listing(known)}{more}"
+    if anew:
+        return f"the given weights have no classifier of this width: {', '.join(anew)} start anew"
+    return "the given weights do not name their classes: their classifier is taken as it is, in the order of its rows"
 
 
 def _matched_masks(state: State, own: State, tell: Callable[[str], None]) -> tuple[State, State]:
@@ -116,6 +165,20 @@ def _matched_masks(state: State, own: State, tell: Callable[[str], None]) -> tup
         if missing:
             tell(f"the given weights have no masks of this kind: {len(missing)} tensors of masks start anew")
     return {n: t for n, t in state.items() if n not in superfluous}, {n: t for n, t in own.items() if n not in missing}
+
+
+def _fitted_masks(model: nn.Module, state: State, old_grids: Mapping[str, Grid], tell: Callable[[str], None]) -> State:
+    """The element-wise masks among the weights at the grids of the model."""
+    fitted = {}
+    for name in state.keys() & old_grids.keys():
+        own, old = model.get_submodule(name.rpartition(".")[0]), old_grids[name]
+        if isinstance(own, ElementwiseMask) and own.grid != old and own.weight.dim() == state[name].dim():
+            mask = ElementwiseMask(old, own.num_heads, per_head=own.weight.dim() == 3)
+            mask.weight = nn.Parameter(state[name])
+            fitted[name] = mask.resample(own.grid).weight.detach()
+    if fitted:
+        tell(f"{len(fitted)} element-wise masks are interpolated to other numbers of patches")
+    return fitted
 
 
 def _of_classifier(name: str) -> bool:

@@ -51,6 +51,8 @@ def train(
     """
     given: dict[str, Any] = dict(fields or {})
     name = recipe or suitable_recipe(given.get("dataset", "digits"))
+    if given.get("pretrained") not in (None, "true", "false"):
+        given = with_model_of(given, quiet)
     loaded = load_recipe(name, **given)
     variants = variants_of(loaded, seeds, masks)
     from gmmvit import training
@@ -68,6 +70,20 @@ def train(
         print(json.dumps(result))
     elif variants is not None:
         print(training.comparison(result))
+
+
+def with_model_of(given: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """The given fields with the model and the mask of the run whose weights are given, where it is one."""
+    from gmmvit.building import given_run
+    from gmmvit.distributed import leads
+
+    run = given_run(given["pretrained"])
+    if run is None or given.get("model", run.recipe.model) != run.recipe.model:
+        return given
+    if not quiet and leads():
+        recipe = run.recipe
+        say(f"{recipe.model} with mask {recipe.mask} and its sizes are those of {given['pretrained']}", error=True)
+    return run.fields() | given
 
 
 @app.command

@@ -1,0 +1,70 @@
+"""A run whose weights are given to another training: what it tells of its model and of the classes it learned."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gmmvit.config import SIZES, Recipe, RecipeError
+from gmmvit.layers import Grid
+from gmmvit.masks import ElementwiseMask
+from gmmvit.models import create_model
+from gmmvit.run_folder import CONFIG, RunError, load_config, recipe_of
+
+_OF_MODEL = ("model", "model_args", *SIZES)
+_OF_MASK = ("mask", "mode", "num_kernels", "covariance", "learn_center", "elm_per_head")
+
+
+@dataclass(frozen=True)
+class GivenRun:
+    """What a run is made of: its recipe, its classes, and of one of our families the patch (pixels) and grids."""
+
+    recipe: Recipe
+    classes: tuple[str, ...]
+    patch: tuple[int, int] | None
+    grid: Grid | None
+    masks: dict[str, Grid]  # of element-wise masks, by the name of their tensor
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a recipe that make its model again."""
+        fields = {name: getattr(self.recipe, name) for name in (*_OF_MODEL, *_OF_MASK)}
+        return fields if self.patch is None else fields | {"patch_size": self.patch}
+
+
+def given_run(pretrained: Any) -> GivenRun | None:
+    """The run that a folder, or a file in it, belongs to; None for weights of any other origin.
+
+    Raises RecipeError where the run is damaged.
+    """
+    if not isinstance(pretrained, str):
+        return None
+    place = Path(pretrained).expanduser()
+    folder = place if place.is_dir() else place.parent
+    if not (folder / CONFIG).is_file():
+        return None
+    try:
+        config, recipe = load_config(folder), recipe_of(folder)
+    except RunError as error:
+        raise RecipeError(f"pretrained: {error}") from error
+    patch = grid = None
+    masks: dict[str, Grid] = {}
+    if "library" not in config["model"]:
+        try:
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                model = create_model(**config["model"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RecipeError(f"pretrained: {folder / CONFIG} does not describe a model: {error}") from error
+        masks = {f"{name}.weight": m.grid for name, m in model.named_modules() if isinstance(m, ElementwiseMask)}
+        patch, grid = getattr(model.patch_embed, "patch_size", None), getattr(model, "grid", None)
+    return GivenRun(recipe, tuple(config["data"]["classes"]), patch, grid, masks)
+
+
+def filled(recipe: Recipe, run: GivenRun | None) -> Recipe:
+    """The recipe with the sizes that it leaves open as the given run of the same family has them."""
+    if run is None or run.recipe.model != recipe.model:
+        return recipe
+    known = run.fields()
+    open_fields = {name: known[name] for name in SIZES if getattr(recipe, name) is None}
+    return dataclasses.replace(recipe, **open_fields)
