@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gmmvit.config import Recipe, RecipeError, read_yaml, recipe_names
+from gmmvit.config import Recipe, RecipeError, recipe_names
+from gmmvit.yaml_files import YamlError, read_yaml
 
 KEYS = ("recipe", "out", "fields", "data", "variants", "grid", "also", "seeds", "controls", "ranges", "trials")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+]*(-[A-Za-z0-9._=,+]+)*")  # of a folder, on every file system
@@ -57,11 +58,14 @@ class StudyError(RecipeError):
 
 
 def read_study(path: str | Path) -> Study:
-    """The study of a YAML file; raises StudyError for what it lacks or cannot mean, RecipeError for damaged YAML."""
+    """The study of a YAML file; raises StudyError where it is damaged, or for what it lacks or cannot mean."""
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"there is no study {path}; give the path of a YAML file")
-    content = read_yaml(path)
+    try:
+        content = read_yaml(path)
+    except YamlError as error:
+        raise StudyError(f"{path} {error}") from None
     if not isinstance(content, dict) or not content:
         raise StudyError(f"{path} must hold a study as `key: value` with the keys {', '.join(KEYS)}")
     for key in content:
