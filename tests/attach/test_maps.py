@@ -50,6 +50,21 @@ def test_hooks_on_the_unfused_path_see_what_they_saw(donor):
 
 
 @torch.no_grad()
+def test_timms_own_extractor_finds_what_it_found():
+    """pytorch-image-models#2220: timm.utils.AttentionExtract."""
+    from timm.utils import AttentionExtract
+
+    found = []
+    for model in (small_vit(), attach(small_vit())):
+        for block in model.blocks:
+            block.attn.fused_attn = False
+        found.append(AttentionExtract(model, method="hook")(torch.ones(2, 3, 32, 32)))
+    assert list(found[0]) == list(found[1]) == ["blocks.0.attn.attn_drop", "blocks.1.attn.attn_drop"]
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected)
+
+
+@torch.no_grad()
 def test_hooks_count_on_the_fused_path_too_and_changing_them_changes_the_output():
     model, images = attach(small_vit(), init="paper"), torch.randn(2, 3, 32, 32)
     plain = model(images)

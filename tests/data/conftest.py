@@ -2,54 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+import drawing
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from gmmvit.data import DataError, Dataset, load_dataset
-
-
-def _draw(path: Path, shade: int = 128, size: tuple[int, int] = (12, 10)) -> Path:
-    """Write an image of one colour; `size` is (width, height)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (shade, 255 - shade, 0)).save(path)
-    return path
-
-
-def _fill(root: Path, counts: dict[str, int]) -> Path:
-    """Write `counts[class]` different images for each class."""
-    for number, (name, count) in enumerate(counts.items()):
-        for index in range(count):
-            _draw(root / name / f"{index:03d}.png", shade=(40 * number + index) % 256)
-    return root
-
-
-def _encoded(shade: int, size: tuple[int, int] = (32, 32)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, (shade, shade, 255 - shade)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _write_parquet(
-    path: Path, labels: list, *, image: str = "img", label: str = "label", classes: list[str] | None = None
-) -> Path:
-    """A shard with one encoded image of 32 x 32 for each label."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [{"bytes": _encoded(row * 7 % 256), "path": None} for row in range(len(labels))]
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({image: pa.array(cells, kind), label: pa.array(labels)})
-    if classes:
-        features = {label: {"names": classes, "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, path)
-    return path
 
 
 @pytest.fixture
@@ -74,7 +34,7 @@ def load(tmp_path: Path, lines: list[str]) -> Callable[..., Dataset]:
 @pytest.fixture
 def two_classes(tmp_path: Path) -> Path:
     """PATH/CLASS/* with 20 cats and 30 dogs."""
-    return _fill(tmp_path / "pets", {"cat": 20, "dog": 30})
+    return drawing.fill(tmp_path / "pets", {"cat": 20, "dog": 30})
 
 
 @pytest.fixture
@@ -85,17 +45,17 @@ def gradient() -> np.ndarray:
 
 @pytest.fixture
 def draw() -> Callable[..., Path]:
-    return _draw
+    return drawing.draw
 
 
 @pytest.fixture
 def fill() -> Callable[..., Path]:
-    return _fill
+    return drawing.fill
 
 
 @pytest.fixture
 def write_parquet() -> Callable[..., Path]:
-    return _write_parquet
+    return drawing.write_parquet
 
 
 @pytest.fixture

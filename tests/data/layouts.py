@@ -9,10 +9,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-if __name__ == "__main__":  # as the tests find it
-    sys.path.insert(0, str(Path(__file__).parent))
-
-from conftest import _draw, _write_parquet
+from drawing import draw, write_parquet
 
 from gmmvit.data import DataError, load_dataset
 
@@ -82,6 +79,20 @@ LAYOUTS = [
         {"train": 6, "val": 2, "test": 8},
     ),
     Layout(
+        "`flowers_train/CLASS/*`, `flowers_test/...`",
+        _classes("flowers_train", "flowers_test"),
+        {"train": 6, "val": 2, "test": 8},
+    ),
+    Layout(
+        "`my_train/*.jpg`, `my_test/*.jpg`", {"my_train": 4, "my_test": 4}, None, "holds my_train, my_test, called as"
+    ),
+    Layout(
+        "`animals/cat/*`, `animals/dog/*`, `plants/oak/*`",
+        {"animals/cat": 4, "animals/dog": 4, "plants/oak": 8},
+        {"train": 9, "val": 3, "test": 4},
+        "images in folders inside of the classes of PATH count to those classes: animals/cat, animals/dog, plants/oak",
+    ),
+    Layout(
         "`train/...`, `valid/...`, `samples/train/...`",
         _classes("train", "valid", "samples/train", "samples/valid"),
         {"train": 8, "val": 8},
@@ -99,14 +110,14 @@ LAYOUTS = [
         "`train/*.jpg`, `test/*.jpg`",
         {"train": 4, "test": 4},
         None,
-        "are called as parts are, and hold images without classes",
+        "PATH holds train, test, called as parts are, with images and no class folders",
         "datasets#7880",
     ),
     Layout(
         "`training_set/*.jpg`, `test_set/*.jpg`, `notes/*.jpg`",
         {"training_set": 4, "test_set": 4, "notes": 2},
         None,
-        "are called as parts are",
+        "called as parts are",
         "datasets#5153",
     ),
     Layout(
@@ -211,7 +222,7 @@ LAYOUTS = [
         "`a/*`, `a/old/*`, `b/*`, `b/old/*`",
         _classes(".") | {"a/old": 2, "b/old": 2},
         {"train": 6, "val": 3, "test": 3},
-        "images in the folders old inside of several classes of PATH count to those classes",
+        "images in folders inside of the classes of PATH count to those classes: a/old, b/old",
     ),
     Layout(
         "`train` of `train/...`, `test/...`",
@@ -333,9 +344,9 @@ def build(layout: Layout, root: Path) -> None:
     for number, (place, content) in enumerate(layout.tree.items()):
         if isinstance(content, int):
             for index in range(content):
-                _draw(root / place / f"{index:03d}.png", shade=(40 * number + index) % 256)
+                draw(root / place / f"{index:03d}.png", shade=(40 * number + index) % 256)
         elif isinstance(content, list):
-            _write_parquet(root / place, content)
+            write_parquet(root / place, content)
         else:
             (root / place).parent.mkdir(parents=True, exist_ok=True)
             (root / place).write_text(content)

@@ -7,7 +7,7 @@ import re
 import pytest
 from layouts import LAYOUTS, Layout, become, in_docs, table
 
-from gmmvit.data.parts import part_in, part_of
+from gmmvit.data.parts import part_in, part_of, parts_of
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +62,8 @@ def test_parts_are_known_in_every_usual_spelling(names, part):
 )
 def test_files_may_have_other_words_in_their_names(name, part):
     assert part_in(name) == part
+
+
+def test_neighbours_whose_names_differ_by_the_part_alone_are_parts():
+    assert parts_of(["my_train", "my_test", "notes"]) == {"my_train": "train", "my_test": "test"}
+    assert parts_of(["train_cats", "test_dogs", "old_train", "val"]) == {"val": "val"}

@@ -57,13 +57,18 @@ def test_path_of_the_table_itself_and_changes_of_it(load, table):
         ("file_name,label\n0.png,a\n1.png,a\n", "only class 'a'"),
         ("file_name,label\n", "has no rows"),
         ("", "is empty"),
+        # Blank lines of spreadsheets: mik#321, #323, csv-reconcile#39, nmaahcmm#134, open-apparel-registry#1829.
         ("file_name,label\n\n\n0.png,a,b\n", "row 4: 3 values for 2 columns"),
+        ("file_name,label\n,\n0.png,a\n,\n\n1.png\n", "row 6: 1 values for 2 columns"),
         ("\n\nfile_name,label\n,\n0.png,a\n\n1.png,\n", "row 7: the label is empty"),
         ("file_name,label\n0.png,a\n\n0.png,b\n", "row 4: 0.png is listed in row 2 already"),
         ("file_name,label\n\nx.png,a\n\n\ny.png,b\n", "missing files: x.png (row 3), y.png (row 6)"),
         ("file_name,label,split\n\n0.png,a,more\n", "row 3: split is 'more'"),
         ('file_name,label,note\n0.png,a,"two\nlines"\n1.png,,x\n', "row 4: the label is empty"),
         ("file_name,label\r\n\r\n0.png,\r\n", "row 3: the label is empty"),
+        ("file_name;label\n\n0.png;\n", "row 3: the label is empty"),
+        # A row without a file in the middle: FERPlus#17.
+        ("split,file_name,label\ntrain,0.png,a\n\ntrain,,b\ntrain,1.png,b\n", "row 4: the file_name is empty"),
     ],
 )
 def test_faults(data_error, load, table, text, fault):
@@ -72,3 +77,20 @@ def test_faults(data_error, load, table, text, fault):
 
 def test_other_encodings(data_error, load, table):
     assert "save it as CSV UTF-8" in data_error(load, table("file_name,label\n0.png,ü\n", "latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        (['{"file_name": "0.png", "label": "a"}', "", '{"file_name": "1.png"}'], "row 3: it has no label"),
+        (['{"file_name": "0.png", "label": "a"}', "", "", "[1]"], "row 4: it is no JSON object"),
+        (["", '{"file_name": "0.png", "label": null}'], "row 2: the label is empty"),
+        (["", '{"file_name": "0.png", "label"'], "row 2: it is no JSON object"),
+        (['{"image": "0.png", "label": "a"}'], "has the columns image, label; it needs file_name and label"),
+        ([], "has no rows"),
+    ],
+)
+def test_faults_of_json_lines(data_error, load, tmp_path, draw, lines, fault):
+    draw(tmp_path / "set" / "0.png")
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(lines))
+    assert fault in data_error(load, tmp_path / "set")

@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from pathlib import Path
 
-from gmmvit.data.parts import part_of
+from gmmvit.data.parts import part_of, parts_of
 from gmmvit.data.records import DataError, Report, listing
 from gmmvit.data.table import find_table
 from gmmvit.data.walk import data_files, dead_links, loose_images, visible_folders
@@ -20,15 +20,20 @@ def find_parts(path: Path) -> dict[str, Path]:
         DataError: two folders are one part.
     """
     parts: dict[str, Path] = {}
+    called = _called(path)
     for folder in visible_folders(path):
-        part = part_of(folder.name)
-        folder = _inner(folder)
+        part, folder = called.get(folder.name), _inner(folder)
         if part is None or not (visible_folders(folder) or find_table(folder)):
             continue
         if part in parts:
             raise DataError(f"both {parts[part]} and {folder} are a {part} part: keep one")
         parts[part] = folder
     return {part: parts[part] for part in ("train", "val", "test") if part in parts}
+
+
+def _called(path: Path) -> dict[str, str]:
+    """The folders of PATH whose names are those of parts, and which parts."""
+    return parts_of([folder.name for folder in visible_folders(path)])
 
 
 def _inner(folder: Path) -> Path:
@@ -40,16 +45,16 @@ def _inner(folder: Path) -> Path:
 
 def check_no_parts(path: Path, report: Report) -> None:
     """Raises DataError where the class folders of PATH are called as parts are; a notice where one of several is."""
-    folders = [folder.name for folder in visible_folders(path)]
-    named = sorted((name for name in folders if part_of(name)), key=lambda name: part_of(name) != "train")
-    if named and (len(named) == len(folders) or len({part_of(name) for name in named}) > 1):
+    called = _called(path)
+    named = sorted(called, key=lambda name: called[name] != "train")
+    if named and (len(named) == len(visible_folders(path)) or len(set(called.values())) > 1):
         raise DataError(
-            f"the folders {listing(named)} of {path} are called as parts are, and hold images without classes: "
-            f"expected {path / named[0]}/CLASS/*.jpg, or a metadata.csv (file_name, label) in each; if they are "
-            f"classes, list their images in {path / 'metadata.csv'}"
+            f"{path} holds {listing(named)}, called as parts are, with images and no class folders: expected "
+            f"{path / named[0]}/CLASS/*.jpg, or a metadata.csv (file_name, label) in each; if they are classes, list "
+            f"their images in {path / 'metadata.csv'}"
         )
     for name in named:
-        report(f"{path / name} is read as a class, not as the {part_of(name)} part: it holds no class folders")
+        report(f"{path / name} is read as a class, not as the {called[name]} part: it holds no class folders")
     if part_of(path.name):
         _tell_other_parts(path, report)
 
@@ -63,7 +68,7 @@ def _tell_other_parts(path: Path, report: Report) -> None:
 
 def check_classes_hold_images(root: Path, report: Report) -> None:
     """Raises DataError where the folders of `root` are no classes but hold those: one folder too high, several data
-    sets or folds, parts inside of the classes. Folders that several classes have are told."""
+    sets or folds, parts inside of the classes. Folders inside of classes are told."""
     inside = {folder: [sub.name for sub in visible_folders(folder)] for folder in visible_folders(root)}
     bare = {folder: subs for folder, subs in inside.items() if subs and not loose_images(folder)}
     names = {folder.name.casefold() for folder in inside}
@@ -89,15 +94,17 @@ def check_classes_hold_images(root: Path, report: Report) -> None:
         raise DataError(
             f"the folders {folders} of {root} hold the same folders ({listing(common)}) and no image: {right}"
         )
-    if common:
-        report(f"images in the folders {listing(common)} inside of several classes of {root} count to those classes")
+    nested = [f"{folder.name}/{sub}" for folder, subs in inside.items() for sub in subs]
+    if nested:
+        report(f"images in folders inside of the classes of {root} count to those classes: {listing(nested)}")
 
 
 def tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) -> None:
     """Notices about what lies beside the parts: parts without images, and classes or images that belong into one."""
     strays = [*loose_images(path), *dead_links(path), *data_files(path)]
+    called = _called(path)
     for folder in visible_folders(path):
-        part = part_of(folder.name)
+        part = called.get(folder.name)
         if part is None:
             strays.append(folder.name)
         elif _inner(folder) not in used:

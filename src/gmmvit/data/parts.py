@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _WORDS = {
     "train": ("train", "training"),
@@ -22,6 +23,18 @@ def part_of(name: str) -> str | None:
     parts = [_part_of_token(token) for token in _tokens(name)]
     found = [part for part in parts if part]
     return found[0] if len(found) == 1 and all(part is not None for part in parts) else None
+
+
+def parts_of(names: Sequence[str]) -> dict[str, str]:
+    """Which of several neighbours are parts, and which ones: by `part_of`, and where names differ by that word alone,
+    as `flowers_train` and `flowers_test` do."""
+    words = {name: frozenset(token for token in _tokens(name) if _part_of_token(token) is None) for name in names}
+    found = {name: part for name in names if (part := part_of(name))}
+    loose = {name: part for name in names if name not in found and (part := part_in(name))}
+    for name, part in loose.items():
+        if any(words[other] == words[name] and loose[other] != part for other in loose):
+            found[name] = part
+    return found
 
 
 def part_in(name: str) -> str | None:
