@@ -33,6 +33,13 @@ def test_the_rate_warms_up_peaks_and_ends_at_the_minimum():
     assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
 
 
+def test_the_warm_up_is_a_quarter_of_the_training_at_most():
+    recipe = load_recipe("paper", epochs=3, warmup_epochs=10, lr=1e-3)
+    rates = [learning_rate(step, 40, recipe) for step in range(120)]
+    assert rates.index(max(rates)) in (29, 30)
+    assert rates[-1] < 1e-5
+
+
 def test_a_warm_up_longer_than_the_training_still_trains():
     recipe = load_recipe("paper", epochs=1, warmup_epochs=10)
     assert all(learning_rate(step, 3, recipe) > 0 for step in range(3))

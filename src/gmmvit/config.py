@@ -95,11 +95,14 @@ class Recipe:
     # optimisation
     epochs: int = opt(100, "Epochs; each is validated and checkpointed.")
     passes: int = opt(1, "Sweeps over the training set in an epoch.")
+    minutes: float | None = opt(
+        None, "Minutes that the training may take: sets epochs, passes and warm-up from the speed measured before it."
+    )
     batch_size: int = opt(128, "Images in a batch.")
     accumulate: int = opt(1, "Batches whose gradients make one step.")
     lr: float = opt(1e-3, "Peak learning rate.")
     min_lr: float = opt(1e-6, "Learning rate at the end of the cosine.")
-    warmup_epochs: float = opt(10.0, "Epochs of linear warm-up.")
+    warmup_epochs: float = opt(10.0, "Epochs of linear warm-up; a quarter of the training at most.")
     weight_decay: float = opt(0.05, "AdamW's weight decay of matrices; masks, norms, biases, positions have none.")
     mask_lr_scale: float = opt(1.0, "Learning rate of the mask parameters as a multiple of the others'.")
     mask_weight_decay: float = opt(0.0, "Weight decay of the mask parameters.")
@@ -138,6 +141,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("mask_weight_decay", "mixup_alpha", "cutmix_alpha"), (0, 10**6)),
     **dict.fromkeys(("seed", "split_seed"), (0, 2**63 - 1)),
     **dict.fromkeys(("lr", "clip_norm", "mlp_ratio", "erase_aspect"), (1e-12, 10**6)),
+    "minutes": (0.01, 10**6),
     "ema": (0, 1 - 1e-9),
     "rand_ops": (1, 100),
     "rand_magnitude": (0, 30),

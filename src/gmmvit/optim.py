@@ -55,10 +55,18 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any
                 raise ValueError(f"{name} of parameter {index} is NaN or not of this model")
 
 
+LONGEST_WARMUP = 0.25  # of a training
+
+
+def warmup_share(recipe: Recipe) -> float:
+    """The part of a training that is warm-up: that of the recipe, a quarter at most."""
+    return min(LONGEST_WARMUP, recipe.warmup_epochs / recipe.epochs)
+
+
 def learning_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
     """Linear from min_lr to lr over the warm-up, then a cosine down to min_lr at the last step."""
-    total, warmup = recipe.epochs * steps_per_epoch, round(recipe.warmup_epochs * steps_per_epoch)
-    warmup = min(warmup, total - 1)
+    total = recipe.epochs * steps_per_epoch
+    warmup = round(warmup_share(recipe) * total)
     if step < warmup:
         return recipe.min_lr + (recipe.lr - recipe.min_lr) * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)

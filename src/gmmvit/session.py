@@ -102,6 +102,11 @@ def step_images(recipe: Recipe, train_images: int) -> int:
     return min(recipe.batch_size * recipe.accumulate, train_images * recipe.passes)
 
 
+def steps_per_epoch(recipe: Recipe, train_images: int) -> int:
+    """Optimiser steps in an epoch; images that fill none are left out."""
+    return max(1, train_images * recipe.passes // step_images(recipe, train_images))
+
+
 def seed_everything(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
     """Seeds torch and returns a generator, both from (seed, epoch): an epoch draws the same whether or not the training
     was interrupted before it. The generator is the same in all processes of a team, torch's own is of each."""
@@ -317,7 +322,7 @@ def prepare(
         dtype=dtype,
         forward=_compiled(wrapped, device) if recipe.compile else wrapped,
         augment=make_augment(recipe, data),
-        steps_per_epoch=max(1, len(data.train) * recipe.passes // step_images(recipe, len(data.train))),
+        steps_per_epoch=steps_per_epoch(recipe, len(data.train)),
         progress=progress,
         team=team,
     )

@@ -2,6 +2,7 @@
 
 import shlex
 import statistics
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 
 from gmmvit import checkpoint, claim, run_folder
+from gmmvit.budget import within_minutes
 from gmmvit.building import first_line
 from gmmvit.config import Recipe, RecipeError
 from gmmvit.data import Dataset
 from gmmvit.data.memory import refusal
 from gmmvit.distributed import full_weights, join, lost_contact
 from gmmvit.loop import fit, save_weights
+from gmmvit.optim import warmup_share
 from gmmvit.progress import Progress, clock
 from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, step_images, with_data_at
 
@@ -178,9 +181,11 @@ def _start_all(
     described = []
     for recipe, folder in zip(recipes, folders, strict=True):
         progress = Progress(quiet or not team.leads, f"{_name(recipe)}: " if len(recipes) > 1 else "")
-        recipe = absolute_paths(recipe)
+        begun, recipe = time.perf_counter(), absolute_paths(recipe)
         data = _shared_data(recipe, started[0] if started else None)
         setting, state, told = prepare(recipe, folder, progress, team, data=data)
+        if recipe.minutes is not None:
+            setting = within_minutes(setting, state, begun)
         started.append((setting, state))
         described.append(told)
 
@@ -303,11 +308,21 @@ def _fitted(setting: Setting, state: State) -> dict[str, Any]:
 def _finish(setting: Setting, state: State, waiting: Sequence[Started] = ()) -> dict[str, Any]:
     steps = setting.steps_per_epoch
     setting.progress.begin(setting.recipe.epochs * steps, state.epoch * steps)
+    _tell_warmup(setting)
     summary = _interruptible(setting, state, waiting)
     shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last")}
     words = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
     setting.progress.line(f"done in {clock(state.wall_s)}: {words}  ->  {setting.folder}")
     return summary
+
+
+def _tell_warmup(setting: Setting) -> None:
+    recipe, share = setting.recipe, warmup_share(setting.recipe)
+    if share * recipe.epochs < recipe.warmup_epochs:
+        setting.progress.line(
+            f"the warm-up is cut from {recipe.warmup_epochs:g} epochs to {share * recipe.epochs:g}, a quarter of the "
+            "training"
+        )
 
 
 def _finish_all(

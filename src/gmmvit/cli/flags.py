@@ -1,6 +1,7 @@
 """The fields of a recipe as flags of the command, and what it makes of them."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -47,11 +48,30 @@ def _default(value: Any) -> str:
 RecipeFlags = _recipe_flags()
 
 
-def suitable_recipe(dataset: str) -> str:
-    """The recipe of a data set that none was chosen for."""
-    if dataset == "digits":
-        return "digits"
-    return "small" if dataset.startswith(("folder:", "hf:")) else "quick"
+# Recipes by the number of images for training and validation: up to so many.
+_BY_NUMBER = (("few", 1_500), ("small", 15_000), ("many", math.inf))
+
+
+def suitable_recipe(given: Mapping[str, Any]) -> tuple[str, str]:
+    """The recipe of a training that none was chosen for, from its given fields, and in words what it is for.
+
+    Images of one's own, and a few of each class of a named data set, get one by their number.
+    """
+    dataset = given.get("dataset", "digits")
+    of_number = dataset.startswith(("folder:", "hf:")) or "train_per_class" in given
+    if not of_number:
+        return ("digits", "for the digits") if dataset == "digits" else ("quick", f"for a first look at {dataset}")
+    recipe = make_recipe(dict(given), "the given values")
+    from gmmvit.data import count_training
+
+    count = count_training(
+        recipe.dataset,
+        data_dir=recipe.data_dir,
+        test_fraction=recipe.test_fraction,
+        train_per_class=recipe.train_per_class,
+    )
+    name = next(name for name, most in _BY_NUMBER if count <= most)
+    return name, f"for {count:,} images to learn from"
 
 
 def variants_of(recipe: Recipe, seeds: str | None, masks: str | None) -> list[Recipe] | None:

@@ -32,8 +32,8 @@ def train(
     Parameters
     ----------
     recipe
-        A shipped recipe (see `gmmvit recipes`) or a YAML file; by default digits for the digits, quick for the other
-        named data sets, small for images of your own.
+        A shipped recipe (see `gmmvit recipes`) or a YAML file; by default few, small or many for images of your own, by
+        their number, digits for the digits and quick for the other named data sets.
     out
         Folder of the run, runs/DATASET-MODEL-MASK-sSEED by default; one that holds files is refused.
     seeds
@@ -50,7 +50,9 @@ def train(
         Any field of the recipe.
     """
     given: dict[str, Any] = dict(fields or {})
-    name = recipe or suitable_recipe(given.get("dataset", "digits"))
+    if "minutes" in given and "epochs" in given:
+        raise RecipeError("--minutes sets the epochs from the measured speed: give one of --minutes and --epochs")
+    name, reason = (recipe, "") if recipe else suitable_recipe(given)
     if given.get("pretrained") not in (None, "true", "false"):
         given = with_model_of(given, quiet)
     loaded = load_recipe(name, **given)
@@ -59,7 +61,8 @@ def train(
     from gmmvit.distributed import leads
 
     if recipe is None and not quiet and leads():
-        print(f"recipe {name} (choose with --recipe: {', '.join(recipe_names())})", file=sys.stderr)
+        others = ", ".join(recipe_names())
+        print(f"recipe {name}, {reason} (choose with --recipe: {others})", file=sys.stderr)
     if variants is None:
         result: Any = training.train(loaded, out, overwrite=overwrite, quiet=quiet)
     else:

@@ -6,7 +6,7 @@ torch.Size([1293, 1, 8, 8])
 """
 
 from gmmvit.data.decode import decode_image
-from gmmvit.data.load import dataset_names, load_dataset
+from gmmvit.data.load import count_training, dataset_names, load_dataset
 from gmmvit.data.named import class_names, numbered_classes
 from gmmvit.data.records import DataError, Dataset, Split
 
@@ -15,6 +15,7 @@ __all__ = [
     "Dataset",
     "Split",
     "class_names",
+    "count_training",
     "dataset_names",
     "decode_image",
     "load_dataset",

@@ -123,6 +123,24 @@ def load_dataset(
     )
 
 
+def count_training(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    test_fraction: float = 0.2,
+    train_per_class: int | None = None,
+    download: bool = True,
+) -> int:
+    """How many images `load_dataset` would have for training and validation together, if all can be read; nothing is
+    decoded. Arguments and errors as there."""
+    with packages_for(name):
+        contents = _find(name, data_dir or "data", download, silent).read()
+    labels = {part: content.labels for part, content in contents.parts.items()}
+    fractions = {"val_fraction": 0.0, "test_fraction": test_fraction}
+    chosen = choose_parts(labels, contents.classes, **fractions, seed=0, per_class=train_per_class)
+    return len(chosen["train"][1])
+
+
 def _size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if image_size is None or isinstance(image_size, int):
         return None if image_size is None else (image_size, image_size)

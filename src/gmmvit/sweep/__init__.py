@@ -148,7 +148,10 @@ def check_unchanged(out: Path, trials: list[Trial]) -> None:
     for trial in trials:
         folder = folder_of(out, trial)
         if (folder / run_folder.CONFIG).exists():
-            fields = changed_fields(as_dict(run_folder.recipe_of(folder)), as_dict(absolute_paths(trial.recipe)))
+            saved, now = as_dict(run_folder.recipe_of(folder)), as_dict(absolute_paths(trial.recipe))
+            if now["minutes"] is not None:  # then the training decided these
+                now |= {name: saved[name] for name in ("epochs", "passes", "warmup_epochs")}
+            fields = changed_fields(saved, now)
             if fields:
                 changed.append((folder, fields))
     if changed:
