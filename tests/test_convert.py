@@ -1,8 +1,10 @@
 """Checkpoints of the original code as run folders."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -59,6 +61,19 @@ def test_the_command_turns_a_checkpoint_into_a_run_that_predicts(tmp_path, capsy
     (row,) = json.loads(capsys.readouterr().out)
     assert {c["class"] for c in row["classes"]} < set(load_run(run).classes)
     assert load_run(run).classes[0] == "airplane"
+
+
+def test_a_prefix_of_all_names_and_the_arguments_of_the_training_are_left_out(tmp_path):
+    """pytorch-image-models#1349, #2003."""
+    state = original("vit", "gmm")
+    file = tmp_path / "last.ckpt"
+    named = {f"model._orig_mod.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": named, "args": Namespace(lr=0.1), "best": np.float64(0.5)}, file)
+    told = []
+    convert(file, tmp_path / "a", family="vit", mask="gmm", dataset="cifar10", report=told.append)
+    assert told == ["all names in the given weights begin with 'model.': it is left out"]
+    plain = convert(checkpoint(tmp_path, state), tmp_path / "b", family="vit", mask="gmm", dataset="cifar10")
+    assert (plain / "model.safetensors").read_bytes() == (tmp_path / "a" / "model.safetensors").read_bytes()
 
 
 def test_a_converted_run_is_measured_on_real_images(tmp_path, capsys, cifar10_dir):

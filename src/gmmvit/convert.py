@@ -14,8 +14,8 @@ from gmmvit.config import Recipe
 from gmmvit.data import class_names, load_dataset, numbered_classes
 from gmmvit.masks import MASKS
 from gmmvit.models import FAMILIES
-from gmmvit.reference_weights import load_reference
-from gmmvit.weight_files import WeightsError, not_finite, read_tensors
+from gmmvit.reference_weights import is_named, load_reference
+from gmmvit.weight_files import WeightsError, not_finite, read_tensors, without_prefix
 
 
 class TrainedOn(NamedTuple):
@@ -69,7 +69,7 @@ def convert(
         one_of("dataset", dataset, DATASETS)
     folder = Path(out)
     claim.check_free(folder, overwrite=overwrite)
-    state = read_tensors(file)
+    state = without_prefix(read_tensors(file, tell=report), lambda name: is_named(name, family), report)
     model = load_reference(state, family=family, mask=mask, **sizes)
     if (name := not_finite(state)) is not None:
         raise WeightsError(f"tensor {name!r} of {file} is not finite: that training diverged")

@@ -108,6 +108,14 @@ def _weights(state_dict: Mapping[str, Any], family: str) -> dict[str, Tensor]:
     }
 
 
+def is_named(name: str, family: str) -> bool:
+    """Whether the original has a tensor of that name in this family."""
+    try:
+        return bool(our_name(name, family))
+    except ValueError:
+        return False
+
+
 def our_name(name: str, family: str) -> str:
     """Our name of one of the original's tensors.
 

@@ -205,6 +205,21 @@ def _nested(content: Mapping[Any, Any], where: str, tell: Callable[[str], object
     return content[others[0]] if others else None
 
 
+def without_prefix(
+    state: Mapping[str, Tensor], fits: Callable[[str], bool], tell: Callable[[str], object]
+) -> dict[str, Tensor]:
+    """The tensors without a prefix that all of their names have, where that gives more names that fit the model:
+    training scripts keep the model inside of another module. `tell` is given a sentence about it."""
+    parts = next(iter(state), "").split(".")[:-1]
+    while parts and not all(name.startswith(".".join([*parts, ""])) for name in state):
+        parts.pop()
+    prefixes = ["", *(".".join(parts[:i]) + "." for i in range(1, len(parts) + 1))]
+    prefix = max(prefixes, key=lambda prefix: sum(fits(name.removeprefix(prefix)) for name in state))
+    if prefix:
+        tell(f"all names in the given weights begin with {prefix!r}: it is left out")
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
 def not_finite(state: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity; None where all are finite."""
     return next((n for n, t in state.items() if not bool(torch.isfinite(t).all())), None)

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from gmmvit.data import DataError, decode_image
 
@@ -158,3 +158,25 @@ def test_a_transparent_entry_of_a_palette_is_white_at_every_depth(depth):
     palette = chunk(b"PLTE", bytes([10, 20, 30, 40, 50, 60])) + chunk(b"tRNS", bytes([255, 0]))
     assert decode_image(png(depth, 3, [1], before=palette), size=(4, 8)).unique().tolist() == [255]
     assert decode_image(png(depth, 3, [0], before=palette), size=(4, 8))[:, 0, 0].tolist() == [10, 20, 30]
+
+
+PROFILE = b"I" * 200
+OTHERS = {
+    "WEBP": {"icc_profile": PROFILE, "xmp": PROFILE, "lossless": True},
+    "AVIF": {"icc_profile": PROFILE, "xmp": PROFILE},
+    "TIFF": {"icc_profile": PROFILE, "description": "I" * 200},
+    "GIF": {"comment": PROFILE},
+    "JPEG": {"icc_profile": PROFILE, "comment": PROFILE},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_damaged_texts_and_profiles_do_no_harm_in_other_formats(kind):
+    if not features.check_module("avif") and kind == "AVIF":
+        pytest.skip("this Pillow has no AVIF")
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 30, 60)).save(stream, kind, **OTHERS[kind])
+    content = stream.getvalue()
+    damaged = content.replace(PROFILE, bytes(range(200)))
+    assert damaged != content
+    assert torch.equal(decode_image(damaged, size=(8, 8)), decode_image(content, size=(8, 8)))

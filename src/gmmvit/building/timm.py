@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from gmmvit.building.request import Request, first_line, nearest
 from gmmvit.building.safe import check_arguments
-from gmmvit.building.weights import read_state, split_masks, transfer, without_prefix
+from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
+from gmmvit.weight_files import without_prefix
 
 
 def check_name(name: str) -> None:
@@ -48,7 +49,7 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
         request.tell(f"the classifier of {recipe.model} is taken as it is, in the order of its {request.classes} rows")
     if isinstance(recipe.pretrained, str):
         state, _ = split_masks(read_state(recipe.pretrained, request.tell))
-        state = without_prefix(state, model.state_dict(), request.tell)
+        state = without_prefix(state, model.state_dict().__contains__, request.tell)
         transfer(
             model,
             _filtered(model, state),

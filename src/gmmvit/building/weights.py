@@ -3,7 +3,7 @@
 Letters: T tokens (prefix first), D width.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from gmmvit.data.records import listing
 from gmmvit.layers import Grid, resample_position
 from gmmvit.masks import ElementwiseMask
 from gmmvit.optim import is_mask_parameter
-from gmmvit.weight_files import read_tensors
+from gmmvit.weight_files import read_tensors, without_prefix
 
 State = dict[str, Tensor]
 Classes = Sequence[str]
@@ -30,20 +30,6 @@ def read_state(place: str, tell: Callable[[str], None] = lambda text: None) -> S
         raise RecipeError(f"pretrained: {error}") from error
     except OSError as error:
         raise RecipeError(f"cannot read the weights {place}: {error.strerror or error}") from error
-
-
-def without_prefix(state: State, own: Iterable[str], tell: Callable[[str], None]) -> State:
-    """The tensors without a prefix that all of their names have and those of the model, `own`, have not: training
-    scripts keep the model inside of another module. `tell` is given a sentence about it."""
-    own = set(own)
-    parts = next(iter(state), "").split(".")[:-1]
-    while parts and not all(name.startswith(".".join([*parts, ""])) for name in state):
-        parts.pop()
-    prefixes = ["", *(".".join(parts[:i]) + "." for i in range(1, len(parts) + 1))]
-    prefix = max(prefixes, key=lambda prefix: sum(name.removeprefix(prefix) in own for name in state))
-    if prefix:
-        tell(f"all names in the given weights begin with {prefix!r}: it is left out")
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def split_masks(state: State) -> tuple[State, State]:
@@ -97,7 +83,7 @@ def transfer(
     own = model.state_dict()
     if only_masks:
         own = split_masks(own)[1]
-    state = without_prefix(state, own, tell)
+    state = without_prefix(state, own.__contains__, tell)
     rows = _known_rows(classes, old_classes)
     state, anew = _with_classifier(state, own, rows)
     if any(map(_of_classifier, own)):
