@@ -106,6 +106,17 @@ class Recipe:
     weight_decay: float = opt(0.05, "AdamW's weight decay of matrices; masks, norms, biases, positions have none.")
     mask_lr_scale: float = opt(1.0, "Learning rate of the mask parameters as a multiple of the others'.")
     mask_weight_decay: float = opt(0.0, "Weight decay of the mask parameters.")
+    class_weights: str = opt(
+        "none", "Weight of an image in the loss: balanced gives every class the same sum.", ("none", "balanced")
+    )
+    sampling: str = opt(
+        "shuffled", "Order of the images: balanced draws every class equally often.", ("shuffled", "balanced")
+    )
+    select: str = opt(
+        "top1",
+        "What makes an epoch the best, on validation: top1, macro_f1 or balanced (accuracy).",
+        ("top1", "macro_f1", "balanced"),
+    )
     clip_norm: float | None = opt(None, "Largest norm of the gradient.")
     ema: float | None = opt(None, "Decay of an average of the weights, which is then evaluated and kept, as 0.999.")
     # machine

@@ -36,11 +36,16 @@ def predict(
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Loss and top-1 (a fraction) of logits [N, classes]."""
+    """Of logits [N, classes] the loss and, as fractions, top-1, macro F1 and balanced accuracy: the mean of F1 over
+    classes that occur or were predicted, and of the top-1 of each class that occurs."""
     labels = labels.cpu()
+    counts = confusion_counts(logits, labels).double()
+    hits, there, said = counts.diagonal(), counts.sum(1), counts.sum(0)
     return {
         "loss": nn.functional.cross_entropy(logits, labels).item(),
         "top1": (logits.argmax(1) == labels).double().mean().item(),
+        "macro_f1": (2 * hits / (there + said))[there + said > 0].mean().item(),
+        "balanced": (hits / there)[there > 0].mean().item(),
     }
 
 
@@ -126,11 +131,12 @@ def evaluate_run(
         data_dir: where the data lies now, if it moved; of a folder of images, the folder itself.
         dataset: another data set of the same classes.
         device: "auto" or a torch device.
-        more: also macro F1, AUROC and calibration error, which needs torchmetrics.
+        more: also AUROC and calibration error, which needs torchmetrics.
 
     Returns:
-        run, dataset, part, weights, images, loss, top1, top5 (fractions) and per_class, the top-1 of each class (None
-        where the part has no image of it).
+        run, dataset, part, weights, images, loss, top1, macro_f1, balanced, top5 (fractions; top5 of
+        six classes or more) and per_class, the top-1 of each class (None
+        where the part has no image of it), class_images their numbers.
 
     Raises:
         RunError: the folder is no run, or its data has no such part, other classes or another split than in training.
@@ -139,34 +145,37 @@ def evaluate_run(
     data = load_parts(run, data_dir=data_dir, dataset=dataset)
     split: Split | None = getattr(data, part)
     if split is None or not len(split):
-        raise RunError(f"{data.name} has no {part} part in this run; choose another with --part")
+        others = " and ".join(name for name in ("train", "val", "test") if getattr(data, name) is not None)
+        raise RunError(
+            f"{data.name} has no {part} part in this run, but {others}: choose with --part (in Python part=)"
+        )
     if dataset is None:
         check_unchanged(run, data, part)
     logits, labels = measured_logits(run, split), split.labels.cpu()
     counts = confusion_counts(logits, labels)
     totals, hits = counts.sum(1).tolist(), counts.diag().tolist()
-    top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).double().mean().item()
     result: dict[str, Any] = {"run": str(folder), "dataset": data.name, "part": part, "weights": weights}
-    result |= {"images": len(split), **scores(logits, labels), "top5": top5}
+    result |= {"images": len(split), **scores(logits, labels)}
+    if logits.shape[1] > 5:  # of fewer it is always right
+        result["top5"] = (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
     if more:
         result |= _more_metrics(logits, labels)
     per_class = [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
-    return result | {"per_class": dict(zip(data.classes, per_class, strict=True))}
+    result |= {"per_class": dict(zip(data.classes, per_class, strict=True))}
+    return result | {"class_images": dict(zip(data.classes, totals, strict=True))}
 
 
 def _more_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Macro F1, AUROC and calibration error by torchmetrics."""
+    """AUROC and calibration error by torchmetrics."""
     try:
         from torchmetrics.functional.classification import (
             multiclass_auroc,
             multiclass_calibration_error,
-            multiclass_f1_score,
         )
     except ImportError as error:
         raise ModuleNotFoundError("--metrics needs torchmetrics; install it: pip install torchmetrics") from error
     probabilities, classes = logits.softmax(-1), logits.shape[1]
     return {
-        "f1_macro": multiclass_f1_score(probabilities, labels, classes, average="macro").item(),
         "auroc_macro": multiclass_auroc(probabilities, labels, classes, average="macro").item(),
         "calibration_error": multiclass_calibration_error(probabilities, labels, classes).item(),
     }

@@ -20,9 +20,11 @@ from gmmvit.evaluate import predict, scores
 from gmmvit.masks import is_mask_parameter
 from gmmvit.optim import learning_rate, set_learning_rate
 from gmmvit.progress import open_loggers
+from gmmvit.sampling import drawn
 from gmmvit.session import Setting, State, TrainingError, seed_everything, step_images
 from gmmvit.weight_files import not_finite
 
+_VALIDATED = ("val_top1", "val_macro_f1", "val_balanced")
 WARM_UP = 10  # steps of an epoch in which a GPU may still compile and record its graphs
 
 
@@ -131,8 +133,10 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
         row["wall_s"] = state.wall_s
         weights = full_weights(state.evaluated())
         team.from_leader(lambda: _check_good(row, weights, recipe))  # noqa: B023 (called at once)
-        if row.get("val_top1", float("inf")) > state.best["val_top1"]:  # without a validation part: the last epoch
-            state.best = {"epoch": state.epoch, "val_top1": row.get("val_top1", -1.0), "weights": weights}
+        judged = f"val_{recipe.select}"
+        if row.get(judged, float("inf")) > state.best.get(judged, -1.0):  # without a validation part: the last epoch
+            measured = {"val_top1": row.get("val_top1", -1.0)} | {name: row[name] for name in _VALIDATED if name in row}
+            state.best = {"epoch": state.epoch, "weights": weights} | measured
         saved = state.persistent() | {"recipe": as_dict(recipe)}
         team.from_leader(lambda: _keep(setting, row, saved, weights))  # noqa: B023 (called at once)
         setting.progress.line(_epoch_line(row, recipe, setting.progress.time_left()))
@@ -144,7 +148,7 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
 
 
 def _epoch_line(row: dict[str, Any], recipe: Recipe, left: str) -> str:
-    val = f"  val {row['val_top1']:.2%}" if "val_top1" in row else ""
+    val = f"  val {row['val_top1']:.2%}, macro F1 {row['val_macro_f1']:.2%}" if "val_top1" in row else ""
     return (
         f"epoch {row['epoch']:>3}/{recipe.epochs}  loss {row['train_loss']:.3f}  train {row['train_top1']:.2%}{val}"
         f"  {row['images_per_s']:,.0f} images/s  left {left}"
@@ -189,9 +193,10 @@ def _diverged(what: str, kept: int, recipe: Recipe) -> TrainingError:
 def batches(split: Split, setting: Setting, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of one epoch on the device: `passes` shuffled sweeps one after another, the remainder left out."""
     recipe, count = setting.recipe, len(split)
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(recipe.passes)])
     size = step_images(recipe, count)
-    for chosen in order[: setting.steps_per_epoch * size].split(size):
+    balanced = recipe.sampling == "balanced"
+    total = setting.steps_per_epoch * size
+    for chosen in drawn(split.labels, recipe.passes, total, size, balanced=balanced, generator=generator):
         rows = to_device(chosen, split.images.device)
         yield to_device(split.images[rows], setting.device), to_device(split.labels[rows], setting.device)
 
@@ -199,13 +204,15 @@ def batches(split: Split, setting: Setting, generator: torch.Generator) -> Itera
 def _summary(setting: Setting, state: State) -> dict[str, Any]:
     recipe, data = setting.recipe, setting.data
     parameters = {name: p.numel() for name, p in state.model.named_parameters() if p.requires_grad}
-    test: dict[str, float | None] = {"best": None, "last": None}
+    names = [name.removeprefix("val_") for name in _VALIDATED]
+    test: dict[str, float | None] = {f"test_{name}_{which}": None for name in names for which in ("best", "last")}
     if data.test is not None:
         last = full_weights(state.evaluated())
         for which, weights in (("last", last), ("best", state.best["weights"])):
             load_weights(state.evaluated(), weights)
             logits = predict(state.evaluated(), data.test, data, setting.device, setting.dtype, setting.team)
-            test[which] = scores(logits, data.test.labels)["top1"]
+            measured = scores(logits, data.test.labels)
+            test |= {f"test_{name}_{which}": measured[name] for name in names}
         load_weights(state.evaluated(), last)
     return {
         "model": recipe.model,
@@ -225,8 +232,8 @@ def _summary(setting: Setting, state: State) -> dict[str, Any]:
         "dtype": str(setting.dtype).removeprefix("torch."),
         "seed": recipe.seed,
         "best_epoch": state.best["epoch"],
-        "val_top1": None if data.val is None else state.best["val_top1"],
-        "test_top1_best": test["best"],
-        "test_top1_last": test["last"],
+        "select": recipe.select,
+        **{name: None if data.val is None else state.best.get(name) for name in _VALIDATED},
+        **test,
         "versions": run_folder.versions(),
     }

@@ -39,7 +39,7 @@ def _is_number(value: Any) -> bool:
 
 
 # Columns of metrics.jsonl that hold numbers.
-_MEASURED = re.compile(r"(train|val)_(loss|top1)|lr$|images_per_s|wall_s")
+_MEASURED = re.compile(r"(train|val)_(loss|top1|macro_f1|balanced)|lr$|images_per_s|wall_s")
 # What config.yaml says of the data: in words, and whether a value is that.
 _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": (

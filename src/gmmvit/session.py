@@ -31,7 +31,10 @@ from gmmvit.distributed import (
 from gmmvit.optim import check_optimizer_state, make_average, make_optimizer
 from gmmvit.progress import Progress, require_loggers
 from gmmvit.run_folder import load_config
+from gmmvit.sampling import balanced_weights
 
+_SHOWN = 12  # classes whose numbers are told at the start
+_UNEVEN = 5  # times as many images of one class as of another that are worth a warning
 _FEW = 50  # validation images below which one is more than 2 %
 
 
@@ -176,6 +179,8 @@ def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, do
 
 def make_augment(recipe: Recipe, data: Dataset) -> Augment:
     """The recipe's augmentation; what it leaves open is what suits the data set."""
+    balanced = recipe.class_weights == "balanced"
+    weights = balanced_weights(data.train.labels, len(data.classes)).tolist() if balanced else None
     return Augment(
         num_classes=len(data.classes),
         mean=data.mean,
@@ -192,6 +197,7 @@ def make_augment(recipe: Recipe, data: Dataset) -> Augment:
         mixup_alpha=recipe.mixup_alpha,
         cutmix_alpha=recipe.cutmix_alpha,
         label_smoothing=recipe.label_smoothing,
+        class_weights=weights,
     )
 
 
@@ -271,6 +277,23 @@ def _held_out(data: Dataset) -> str:
     return "".join(f", {len(part):,} {name} images" for name, part in parts.items() if part is not None)
 
 
+def told_of_classes(data: Dataset, recipe: Recipe) -> list[str]:
+    """The classes with the numbers of their training images, and a warning where those differ much."""
+    counts = data.train.labels.cpu().bincount(minlength=len(data.classes)).tolist()
+    order = sorted(range(len(counts)), key=lambda number: -counts[number])
+    shown = [f"{data.classes[number]} {counts[number]:,}" for number in order]
+    if len(shown) > _SHOWN:
+        shown[_SHOWN // 2 : -_SHOWN // 2] = ["..."]
+    lines = ["training images of the classes: " + ", ".join(shown)]
+    most, least = counts[order[0]], counts[order[-1]]
+    if most >= _UNEVEN * least and "balanced" not in (recipe.class_weights, recipe.sampling):
+        lines.append(
+            f"the classes are uneven ({most:,} to {least:,} images): top-1 hardly sees the small ones, macro F1 does; "
+            "--class-weights balanced or --sampling balanced weighs all alike, --select macro_f1 chooses by it"
+        )
+    return lines
+
+
 def prepare(
     recipe: Recipe,
     folder: Path,
@@ -333,6 +356,8 @@ def prepare(
         f"{recipe.dataset}: {len(data.train):,} training images {height} x {width}, {len(data.classes)} classes"
         f"{_held_out(data)}"
     )
+    for line in told_of_classes(data, recipe):
+        progress.line(line)
     if data.val is not None and len(data.val) < _FEW:
         progress.line(
             f"{len(data.val)} validation images are few to choose the best epoch by: look at the last epoch too, or "

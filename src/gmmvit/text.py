@@ -2,6 +2,7 @@
 
 import re
 import reprlib
+import unicodedata
 from typing import Any
 
 LONGEST = 1000  # characters of a line that tells something
@@ -34,3 +35,9 @@ def line_of(text: str) -> str:
 def short(value: Any) -> str:
     """`repr` of a value, shortened at every depth."""
     return _SHORT.repr(value)
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal the text takes: characters of East Asia two, marks on others none."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(bool(unicodedata.combining(character)) for character in text)

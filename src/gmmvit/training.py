@@ -310,7 +310,7 @@ def _finish(setting: Setting, state: State, waiting: Sequence[Started] = ()) -> 
     setting.progress.begin(setting.recipe.epochs * steps, state.epoch * steps)
     _tell_warmup(setting)
     summary = _interruptible(setting, state, waiting)
-    shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last")}
+    shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last", "test_macro_f1_last")}
     words = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
     setting.progress.line(f"done in {clock(state.wall_s)}: {words}  ->  {setting.folder}")
     return summary

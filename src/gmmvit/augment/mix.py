@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 
-def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """int64 [B] to float32 [B, K]: `smoothing` spread evenly over all classes, the rest on the label."""
+def soft_targets(labels: Tensor, num_classes: int, smoothing: float, weights: Tensor | None = None) -> Tensor:
+    """int64 [B] to float32 [B, K]: `smoothing` spread evenly over all classes, the rest on the label; times the label's
+    weight, of float32 [K]."""
     targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
-    return targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
+    targets = targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
+    return targets if weights is None else targets * weights[labels][:, None]
 
 
 def cut_box(ratio: float, row: float, column: float, height: int, width: int) -> tuple[int, int, int, int]:

@@ -59,6 +59,7 @@ class Augment:
         mix_prob: probability that a batch is mixed, by mixup or cutmix at a fair coin.
         mixup_alpha, cutmix_alpha: the ratio is drawn from Beta(alpha, alpha), once per batch; 0 switches one off.
         label_smoothing: part of the target that is spread evenly over all classes.
+        class_weights: weight of the targets of each class's images, 1 by default: the loss is linear in them.
 
     Raises:
         TypeError, ValueError: with the name of the argument, the value and the values allowed.
@@ -82,6 +83,7 @@ class Augment:
         mixup_alpha: float = 1.0,
         cutmix_alpha: float = 1.0,
         label_smoothing: float = 0.1,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         check_statistics(mean, std)
         _check_whole("num_classes", num_classes, 1)
@@ -104,6 +106,9 @@ class Augment:
         if self._policy is not None and len(mean) not in (1, 3):
             raise ValueError(f"policy {policy!r} needs images of 1 or 3 channels; mean and std have {len(mean)}")
         self._erase = RandomErasing(erase_prob, area, aspect) if erase_prob else None
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(f"class_weights must be {num_classes} numbers, got {len(class_weights)}")
+        self._weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self._mix = Mix(mix_prob, mixup_alpha, cutmix_alpha)
 
     def __call__(
@@ -139,7 +144,8 @@ class Augment:
             images, labels = (x.index_select(0, to_device(needed, x.device)) for x in (images, labels))
             draws = [part[needed.numpy()] for part in draws]
         floats = self._one_by_one(images, draws)
-        targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing)
+        weights = None if self._weights is None else to_device(self._weights, images.device)
+        targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing, weights)
         if mixing is None:
             return floats, targets
         places = (to_device(torch.searchsorted(needed, rows), images.device) for rows in (mine, partners))

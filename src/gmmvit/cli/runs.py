@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from gmmvit.cli.app import EXIT_FAILED, Json, app, one_line, say
 from gmmvit.cli.flags import RecipeFlags, suitable_recipe, variants_of
 from gmmvit.config import RecipeError, load_recipe, recipe_names
+from gmmvit.text import columns
 
 
 @app.command
@@ -167,7 +168,7 @@ def evaluate(
     device
         auto, cpu, cuda ...
     metrics
-        Also macro F1, AUROC and calibration error, with torchmetrics.
+        Also AUROC and calibration error, with torchmetrics.
     as_json
         Print JSON.
     """
@@ -180,11 +181,14 @@ def evaluate(
         print(json.dumps(result))
         return
     for name, value in result.items():
-        if name != "per_class":
+        if name not in ("per_class", "class_images"):
             say(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
-    width = max(len(name) for name in result["per_class"])
+    width = max(16, *(columns(name) for name in result["per_class"]))
+    print()
+    say(f"{'class':>{width}}  images    top1")
     for name, value in result["per_class"].items():
-        print(f"{name:>{max(16, width)}}  " + ("no images" if value is None else f"{value:.4f}"))
+        told = "no images" if value is None else f"{value:.4f}"
+        say(f"{' ' * (width - columns(name))}{name}  {result['class_images'][name]:>6}  {told}")
 
 
 @app.command

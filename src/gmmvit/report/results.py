@@ -75,6 +75,7 @@ def confusion_section(outcome: Outcome) -> str:
     classes = outcome.run.classes
     intro = (
         f"{len(outcome.split):,} {outcome.part} images, weights of the best epoch: top-1 {result['top1']:.2%}, "
+        f"macro F1 {result['macro_f1']:.2%}, balanced accuracy {result['balanced']:.2%}, "
         f"loss {result['loss']:.4f}. Rows are the true classes, columns the predicted ones."
     )
     few = len(classes) <= TABLE_CLASSES

@@ -108,6 +108,8 @@ def head(record: RunRecord) -> str:
         ("test top-1, best epoch" + (f" ({best_epoch})" if best_epoch else ""), percent(facts.get("test_top1_best"))),
         ("test top-1, last epoch", percent(facts.get("test_top1_last"))),
         ("validation top-1, best", percent(facts.get("val_top1"))),
+        ("test macro F1, best epoch", percent(facts.get("test_macro_f1_best"))),
+        ("test balanced accuracy", percent(facts.get("test_balanced_best"))),
         ("parameters", _count(facts.get("num_parameters"))),
         ("of these in masks", _count(facts.get("mask_parameters"))),
         ("training images/s", _count(facts.get("train_images_per_s"))),
