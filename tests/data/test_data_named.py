@@ -248,3 +248,18 @@ def test_real_cifar10_test_shard(load, tmp_path):
     cell = table["img"][507].as_py()["bytes"]
     assert torch.equal(data.test.images[7], decode_image(cell, size=(32, 32)))
     assert data.mean == pytest.approx((0.49, 0.48, 0.45), abs=0.03)
+
+
+def test_a_copy_in_another_layout_is_told(load, tmp_path, write_parquet, cifar10_batches, fill, lines):
+    place = tmp_path / "cifar10" / "plain_text"
+    for part in ("train", "test"):
+        write_parquet(place / f"{part}-00000-of-00001.parquet", list(range(10)) * 3)
+        write_parquet(tmp_path / "cifar10" / "other" / f"{part}-00000-of-00001.parquet", list(range(10)))
+        fill(tmp_path / "cifar10" / part, {"cat": 2, "dog": 2})
+    assert len(load("cifar10", data_dir=tmp_path).test) == 30
+    told = [line for line in lines if "decoding" not in line]
+    assert told == [
+        f"ignored the parquet files in {tmp_path}/cifar10/other: those in {place} are read",
+        f"cifar10 lies there twice: {place} is read, {tmp_path}/cifar10 is not",
+        f"cifar10 lies there twice: {place} is read, {tmp_path} is not",
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +14,7 @@ from gmmvit.data.folder import class_entries, entries_source
 from gmmvit.data.layout import find_parts
 from gmmvit.data.original import ORIGINALS, Original
 from gmmvit.data.parquet import find_shards, known_parts, read_shards
-from gmmvit.data.records import DataError, Report, Source, listing, packages_for
+from gmmvit.data.records import DataError, Report, Source, listing, packages_for, silent
 
 T = TypeVar("T")
 
@@ -100,11 +102,20 @@ def named_source(name: str, data_dir: Path, *, download: bool, report: Report) -
 
 def _find(name: str, data_dir: Path, report: Report) -> Source | None:
     folder = data_dir if data_dir.name == name and not (data_dir / name).is_dir() else data_dir / name
-    return (
-        _parquet(name, folder, report)
-        or _class_folders(name, folder, report)
-        or ORIGINALS[name].find([data_dir, folder], report)
-    )
+    ways: list[Callable[[Report], Source | None]] = [
+        partial(_parquet, name, folder),
+        partial(_class_folders, name, folder),
+        partial(ORIGINALS[name].find, [data_dir, folder]),
+    ]
+    source: Source | None = None
+    for way in ways:
+        if source is None:
+            source = way(report)
+            continue
+        with contextlib.suppress(DataError):  # what is wrong with a copy that is not read
+            if (other := way(silent)) is not None:
+                report(f"{name} lies there twice: {source.location} is read, {other.location} is not")
+    return source
 
 
 def _download(name: str, data_dir: Path, download: bool, report: Report) -> Source:
