@@ -48,6 +48,7 @@ class Recipe:
     )
     cache_dir: str | None = opt(None, "Where decoded images are kept (environment: GMMVIT_CACHE).")
     skip_broken: bool = opt(False, "Go on without the images that cannot be read, and list them.")
+    dedupe: bool = opt(False, "Keep copies of a picture, exact or near, in one part of a folder: or hf: data set.")
     # model
     model: str = opt("vit", "Family of the model (see `gmmvit models`), timm:NAME or hf:NAME_OR_PATH.")
     model_args: Mapping[str, Any] | None = opt(None, "Arguments of a timm: or hf: model, as depth=4,embed_dim=64.")

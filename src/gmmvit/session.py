@@ -172,6 +172,7 @@ def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, do
         train_per_class=recipe.train_per_class,
         cache_dir=recipe.cache_dir,
         skip_broken=recipe.skip_broken,
+        dedupe=recipe.dedupe,
         download=download,
         report=report,
     )

@@ -204,7 +204,8 @@ def _start_all(
 
 # Fields of a recipe that decide what data it loads, or that hold for the whole process.
 _SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_size", "channels", "fit",
-           "val_fraction", "test_fraction", "split_seed", "train_per_class", "cache_dir", "skip_broken")  # fmt: skip
+           "val_fraction", "test_fraction", "split_seed", "train_per_class", "cache_dir", "dedupe",
+           "skip_broken")  # fmt: skip
 
 
 def _shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:

@@ -33,11 +33,17 @@ def _encoded(shade: int, size: tuple[int, int] = (32, 32)) -> bytes:
 
 
 def write_parquet(
-    path: Path, labels: list, *, image: str = "img", label: str = "label", classes: list[str] | None = None
+    path: Path,
+    labels: list,
+    *,
+    image: str = "img",
+    label: str = "label",
+    classes: list[str] | None = None,
+    first: int = 0,
 ) -> Path:
-    """A shard with one encoded image of 32 x 32 for each label."""
+    """A shard with one encoded image of 32 x 32 for each label; shards of another `first` have other images."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [{"bytes": _encoded(row * 7 % 256), "path": None} for row in range(len(labels))]
+    cells = [{"bytes": _encoded((first + row) * 7 % 256), "path": None} for row in range(len(labels))]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table({image: pa.array(cells, kind), label: pa.array(labels)})
     if classes:

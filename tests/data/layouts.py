@@ -346,7 +346,7 @@ def build(layout: Layout, root: Path) -> None:
             for index in range(content):
                 draw(root / place / f"{index:03d}.png", shade=(40 * number + index) % 256)
         elif isinstance(content, list):
-            write_parquet(root / place, content)
+            write_parquet(root / place, content, first=10 * number)
         else:
             (root / place).parent.mkdir(parents=True, exist_ok=True)
             (root / place).write_text(content)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gmmvit.data.cache import cache_folder, cache_path, fetch, fingerprint
+from gmmvit.data.copies import find_copies, kept_together, told_copies
 from gmmvit.data.decode import check_target
 from gmmvit.data.decoding import Catalog, Decoded, Sink, decode_contents, in_memory
 from gmmvit.data.digits import digits_source
@@ -58,6 +59,7 @@ def load_dataset(
     train_per_class: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     skip_broken: bool = False,
+    dedupe: bool = False,
     download: bool = True,
     report: Report | None = None,
 ) -> Dataset:
@@ -76,6 +78,8 @@ def load_dataset(
             the order of the data set; the test part stays whole.
         cache_dir: where decoded images are kept; by default GMMVIT_CACHE, else `~/.cache/gmmvit`.
         skip_broken: go on without images that cannot be decoded, and name them through `report`.
+        dedupe: keep exact and near copies of a picture in one part: of parts that are cut in the training part, of
+            given ones in the part that is held out.
         download: whether a named data set that is not there may be fetched from the network.
         report: receives lines of progress and notices; silent by default.
 
@@ -108,6 +112,10 @@ def load_dataset(
         per_class=train_per_class,
     )
     rows = {part: catalog.parts[origin][0] + indices for part, (origin, indices) in chosen.items()}
+    if source.name.startswith(("folder-", "hf-")):
+        rows = _without_leaks(decoded, rows, dedupe, report, given="all" not in catalog.parts)
+        if channels is None and shape[0] == 3 and (catalog.sums == catalog.sums[..., :1]).all():
+            report(f"every image of {name} is grey: --channels 1 trains on one channel and not on three equal ones")
     splits = _splits(decoded, rows, path, report)
     mean, std = _statistics(catalog.sums[rows["train"]], shape)
     return Dataset(
@@ -215,6 +223,24 @@ def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Repor
         raise DataError(f"{name} has {len(catalog.classes)} class: at least two classes are needed")
     if not any(part in catalog.parts for part in ("train", "all")):
         raise DataError(f"{name} has no labelled training part: it needs a part called train")
+
+
+def _without_leaks(
+    decoded: Decoded, rows: dict[str, np.ndarray], dedupe: bool, report: Report, *, given: bool
+) -> dict[str, np.ndarray]:
+    """The rows of the parts; copies between them are told, or kept in one part."""
+    if not fits_in_memory(decoded.images.nbytes):  # to look at all of them would take as long as to train on them
+        return rows
+    groups = find_copies(decoded.images)
+    if not dedupe:
+        for line in told_copies(groups, rows, decoded.catalog.labels, decoded.catalog.names):
+            report(line)
+        return rows
+    kept = kept_together(groups, rows, given)
+    moved = sum(len(np.setdiff1d(rows[part], kept.get(part, []))) for part in rows)
+    if moved:
+        report(f"copies are kept in one part: {counted(moved, 'image')} {'left out' if given else 'moved to training'}")
+    return kept
 
 
 def _splits(
