@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gmmvit.attention import OffsetTable, dense_mask, explain, gmm_attention, with_prefix
+from gmmvit.attention import OffsetTable, dense_mask, explain, gmm_attention, launch, with_prefix
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 ON_GPU = torch.cuda.is_available()
@@ -82,11 +82,10 @@ def run(case: Case, leaves: dict[str, torch.Tensor], backend: str, **options: An
     out = gmm_attention(
         *(x.transpose(1, 2) for x in (q, k, v)),
         OffsetTable(mask, case.grid) if case.mask == "table" else mask,
-        scale=SCALE,
         prefix_tokens=case.prefix,
         mode=case.mode,
         backend=backend,
-        **({"bias": leaves.get("bias")} | options),
+        **({"scale": SCALE, "bias": leaves.get("bias")} | options),
     )
     return {"out": out.detach(), **gradients(out, leaves)}
 
@@ -109,6 +108,27 @@ def test_the_kernels_equal_the_reference(case):
         torch.testing.assert_close(
             value.double(), expected[name], rtol=1e-5, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("mode", ["multiply", "log"])
+@pytest.mark.parametrize("layout", ["table", "shifted", "whole"])
+def test_every_layout_of_the_table_is_read_alike(layout, mode, monkeypatch):
+    monkeypatch.setattr(launch, "mask_layout", lambda *sizes: layout)
+    case = Case((3, 14), batch=1, mode=mode)
+    leaves = inputs(case, torch.float32)
+    expected = run(case, exact(leaves), "reference")
+    for name, value in run(case, leaves, "triton").items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (5, 8)], ids=["one tile", "tiles"])
+def test_a_scale_of_zero_has_gradients_too(grid):
+    case = Case(grid, batch=1)
+    leaves = inputs(case, torch.float32)
+    expected = run(case, exact(leaves), "reference", scale=0.0)
+    for name, value in run(case, leaves, "triton", scale=0.0).items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=2e-5)
 
 
 def plain(case: Case, leaves: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -51,6 +51,13 @@ def centre_of(rows, COLS: tl.constexpr):
 
 
 @triton.jit
+def shifted(t, COLS: tl.constexpr):
+    """Where the row that `lay_out_mask` wrote for token t begins: at an even cell of one of two copies."""
+    start = COLS - 1 - t % COLS
+    return start % 2 * (2 * COLS) + start // 2 * 2
+
+
+@triton.jit
 def mask_factor(scale, LOG: tl.constexpr):
     """What `mask_at` multiplies the mask by."""
     return LOG2E if LOG else scale * LOG2E
@@ -62,9 +69,15 @@ def mask_at(
     LOG: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The mask of queries i and keys j, which broadcast against each other, times `mask_factor`; neutral for tokens off
-    the grid."""
+    the grid. What `lay_out_mask` wrote has the factor already: "by keys", "by queries" and "whole"."""
     if MASK == "none":
         return 0.0
+    elif MASK == "whole":
+        return tl.load(mask + i * mask_i + j * mask_j)
+    elif MASK == "by keys":
+        return tl.load(mask + (j // COLS - i // COLS) * (4 * COLS) + shifted(i, COLS) + j % COLS)
+    elif MASK == "by queries":
+        return tl.load(mask + (j // COLS - i // COLS) * (4 * COLS) + shifted(j, COLS) + i % COLS)
     else:
         if MASK == "table":
             at = mask + (centre_of(rows, COLS) + place(j, COLS, PREFIX) - place(i, COLS, PREFIX))

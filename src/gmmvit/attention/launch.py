@@ -14,6 +14,7 @@ from torch import Tensor
 # Tokens that one tile holds; beyond, the kernels go over the keys in blocks. Products of float32 need more registers.
 SHORT = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 32}
 WIDEST = 128  # head width
+MOST_CELLS = 8 << 20  # of a laid out mask, 32 MB
 
 
 class Tiles(NamedTuple):
@@ -50,6 +51,20 @@ def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype, roomy: 
     if kernel == "kv":
         return Tiles(64, 64, 4, 3) if tokens > 512 else Tiles(32, 64, 4, 2)
     return Tiles(64, 64, 4, 2)
+
+
+def mask_layout(heads: int, tokens: int, cols: int, prefix: int) -> str:
+    """How the long kernels read an offset table: "shifted" or "whole", both of `lay_out_mask`, or the "table" itself,
+    cell by cell. "shifted" takes twice the table's memory, but its loads are wide only where the tokens begin with the
+    grid and its rows begin at multiples of eight tokens."""
+    if prefix == 0 and cols % 8 == 0:
+        return "shifted"
+    return "whole" if heads * _padded(tokens) ** 2 <= MOST_CELLS else "table"
+
+
+def _padded(tokens: int) -> int:
+    """The tokens that the blocks of any kernel touch."""
+    return -(-tokens // 128) * 128
 
 
 @functools.cache
@@ -102,6 +117,7 @@ class Inputs(NamedTuple):
     scale: float
     log: bool
     dropout_p: float
+    kind: str = "table"  # of a mask with cols > 0, as the kernels name it
 
     @property
     def width(self) -> int:
@@ -124,7 +140,9 @@ class Inputs(NamedTuple):
     def strides(self, *more: Tensor) -> tuple[int, ...]:
         """Of q, k, v, the tensors `more`, mask and bias, in the kernels' order; 0 along what repeats."""
         mask, bias = self.mask, self.bias
-        mask_strides = (0, 0, 0) if mask is None else ((0,) * (3 - mask.dim()) + tuple(mask.stride()))
+        mask_strides = (0, 0, 0)
+        if mask is not None:
+            mask_strides = (mask.stride(0) if mask.dim() > 2 else 0, mask.stride(-2), mask.stride(-1))
         bias_strides: tuple[int, ...] = (0, 0, 0, 0)
         if bias is not None:
             bias_strides = tuple(0 if n == 1 else step for n, step in zip(bias.shape, bias.stride(), strict=True))
@@ -134,7 +152,7 @@ class Inputs(NamedTuple):
     def sizes(self) -> tuple[int, ...]:
         """B, H, T, rows of the grid, G."""
         batch, heads, tokens, _ = self.q.shape
-        rows = (self.mask.shape[1] + 1) // 2 if self.cols and self.mask is not None else 1
+        rows = (tokens - self.prefix) // self.cols if self.cols and self.mask is not None else 1
         return batch, heads, tokens, rows, self.groups
 
     def constants(self, tiles: Tiles) -> dict[str, Any]:
@@ -145,7 +163,7 @@ class Inputs(NamedTuple):
         return sides | {
             "COLS": max(self.cols, 1),
             "PREFIX": self.prefix,
-            "MASK": "none" if self.mask is None else "table" if self.cols else "dense",
+            "MASK": "none" if self.mask is None else self.kind if self.cols else "dense",
             "LOG": self.log,
             "BIAS": self.bias is not None,
             "DROPOUT": self.seed is not None,
@@ -158,12 +176,38 @@ class Inputs(NamedTuple):
         }
 
 
+def laid_out(x: Inputs, backward: bool) -> tuple[Inputs, ...]:
+    """x with its offset table as `mask_layout` says, for tiles whose neighbours are keys; `backward`: and once more for
+    those whose neighbours are queries."""
+    _, heads, tokens, rows, _ = x.sizes()
+    layout = mask_layout(heads, tokens, x.cols, x.prefix) if x.mask is not None and x.cols else "table"
+    if x.mask is None or layout == "table":
+        return (x,) * (1 + backward)
+    from gmmvit.attention.long_kernels import lay_out_mask
+
+    centre = -(-_padded(tokens) // x.cols) - 1
+    sides = (_padded(tokens),) * 2 if layout == "whole" else (2 * centre + 1, 2, 2 * x.cols)
+    out = x.mask.new_empty(1 + backward, heads, *sides, dtype=torch.float32)
+    cells, block = out[0, 0].numel(), 1024
+    lay_out_mask[(-(-cells // block), heads, 1 + backward)](
+        x.mask, out, heads, tokens, rows, centre, cells, x.scale, COLS=x.cols, PREFIX=x.prefix, LOG=x.log,
+        WHOLE=layout == "whole", SIDE=sides[-1], BLOCK=block, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    if layout == "whole":
+        views = ((out[0], "whole"), *([(out[1].transpose(-2, -1), "whole")] if backward else []))
+    else:
+        views = tuple(zip(out[:, :, centre:].unbind(0), ("by keys", "by queries"), strict=False))
+    return tuple(x._replace(mask=view, kind=kind) for view, kind in views)
+
+
 def forward(x: Inputs) -> tuple[Tensor, Tensor]:
     """Out [B, H, T, D] and the logarithms to base 2 of the softmax's sums [B, H, T]."""
     batch, heads, tokens, _ = x.q.shape
     out, lse = like_tokens(x.q), x.q.new_empty(batch, heads, tokens, dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
+    if not x.short:
+        (x,) = laid_out(x, backward=False)
     tiles = x.tiles("forward")
     arguments = (x.q, x.k, x.v, out, lse, x.mask, x.bias, x.seed, *x.strides(), *x.sizes())
     if x.short:
@@ -208,39 +252,41 @@ def long_backward(
     mask_wanted: bool,
     bias_wanted: bool,
 ) -> Sums:
-    """Fills `grads` of q, k and v: two launches, and a third for the gradient of a dense mask or a bias."""
+    """Fills `grads` of q, k and v: two launches, a third for the gradient of a dense mask or a bias, and before them
+    that of an offset table's layout."""
     from gmmvit.attention.long_kernels import long_backward_dense, long_backward_kv, long_backward_q
 
     batch, heads, tokens, _ = x.q.shape
-    reads = (x.q, x.k, x.v, grad_out, lse, torch.empty_like(lse), x.mask, x.bias, x.seed)  # the sixth: row sums
-    sizes = (*x.strides(grad_out), *x.sizes())
-    factors = (x.scale, x.dropout_p)
+    delta = torch.empty_like(lse)  # row sums
+
+    def common(x: Inputs, outputs: tuple[Any, ...], more: tuple[int, ...] = ()) -> tuple[Any, ...]:
+        reads = (x.q, x.k, x.v, grad_out, lse, delta, x.mask, x.bias, x.seed)
+        return *reads, *outputs, *x.strides(grad_out), *x.sizes(), *more, x.scale, x.dropout_p
+
+    by_keys, by_queries = laid_out(x, backward=True)
     grad_table = None
     if x.mask is not None and x.cols and mask_wanted:
         grad_table = torch.zeros_like(x.mask, dtype=torch.float32).unsqueeze(0)
-
     pair = grad_table is not None and batch % 2 == 0 and x.width <= 64 and is_roomy(x.q.device)
     tiles = x.tiles("pair" if pair else "q")
     long_backward_q[(-(-tokens // tiles.BM) * (batch // 2 if pair else batch) * heads,)](
-        *reads, out, grads[0], grad_table, *sizes, *factors, GRAD_TABLE=grad_table is not None, PAIR=pair,
-        ALIGNED=x.prefix == 0 and tiles.BM == tiles.BN == x.cols, **x.constants(tiles),
+        *common(by_keys, (out, grads[0], grad_table)), GRAD_TABLE=grad_table is not None, PAIR=pair,
+        ALIGNED=x.prefix == 0 and tiles.BM == tiles.BN == x.cols, **by_keys.constants(tiles),
     )  # fmt: skip
     tiles = x.tiles("kv")
-    long_backward_kv[(-(-tokens // tiles.BN) * batch * heads,)](
-        *reads, *grads[1:], *sizes, *factors, **x.constants(tiles)
-    )
+    programs = -(-tokens // tiles.BN) * batch * heads
+    long_backward_kv[(programs,)](*common(by_queries, grads[1:]), **by_queries.constants(tiles))
     dense_wanted = mask_wanted and grad_table is None
     if not dense_wanted and not bias_wanted:
         return grad_table, None
     tiles = x.tiles("dense")
     pairs = -(-tokens // tiles.BM) * -(-tokens // tiles.BN)
     slices = slices_of(batch, x.groups, pairs * heads, x.q.device)
-    grad_mask, grad_bias = _summands(x, slices, dense_wanted, bias_wanted)
+    sums = _summands(x, slices, dense_wanted, bias_wanted)
     long_backward_dense[(pairs * heads * slices,)](
-        *reads, grad_mask, grad_bias, *sizes, slices, *factors, GRAD_MASK=dense_wanted, GRAD_BIAS=bias_wanted,
-        **x.constants(tiles),
-    )  # fmt: skip
-    return grad_mask if dense_wanted else grad_table, grad_bias
+        *common(x, sums, (slices,)), GRAD_MASK=dense_wanted, GRAD_BIAS=bias_wanted, **x.constants(tiles)
+    )
+    return sums[0] if dense_wanted else grad_table, sums[1]
 
 
 def _summands(x: Inputs, slices: int, mask_wanted: bool, bias_wanted: bool) -> Sums:

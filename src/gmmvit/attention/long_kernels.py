@@ -1,9 +1,9 @@
 """Triton kernels of masked attention for more than 64 tokens: tiles of BM queries and BN keys, online softmax.
 
 Forward; the gradient of q with that of the offset table; the gradients of k and v; the gradients of what is dense, an
-element-wise mask and a bias. Offset tables are read cell by cell (they stay in the first-level cache), and their
-gradient is summed along the diagonals of each tile before it leaves the chip: 2 or 4 atomic additions per tile column
-instead of one per pair. These additions are the only atomics: the order of their sum differs from run to run.
+element-wise mask and a bias. Offset tables are laid out anew for wide loads, and their gradient is summed along the
+diagonals of each tile before it leaves the chip: 2 or 4 atomic additions per tile column instead of one per pair. These
+additions are the only atomics: the order of their sum differs from run to run.
 
 Letters and strides as in `kernels.py`; n = blocks of BM or BN tokens.
 """
@@ -14,14 +14,49 @@ import triton.language as tl
 from gmmvit.attention.kernels import (
     add_diagonals,
     bias_at,
+    centre_of,
     dropout_factor,
     load_rows,
     logit_unit,
     logits_of,
     mask_at,
+    mask_factor,
     mask_grad_factor,
+    place,
     store_rows,
 )
+
+
+@triton.jit
+def lay_out_mask(
+    table, out, H, T, rows, centre, cells, scale, COLS: tl.constexpr, PREFIX: tl.constexpr, LOG: tl.constexpr,
+    WHOLE: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Writes an offset table [H, 2*rows-1, 2*COLS-1] times `mask_factor` so that two neighbouring keys are one load.
+
+    The layout by keys, [H, 2*centre+1, 2, SIDE = 2*COLS], holds each row of the table twice, as it is and moved by one
+    cell, so that the keys of every query begin at an even cell of one of the two. The first-level cache holds it as it
+    does the table. Rows that no two tokens of the grid are apart make up for tokens beyond T. With WHOLE every pair of
+    tokens has a cell: [H, SIDE >= T, SIDE]. Programs (blocks of the `cells` of a head, H, 2): the second of the last
+    axis lay out by queries: in turned rows, or with WHOLE the transpose.
+    """
+    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    h = tl.program_id(1).to(tl.int64)
+    turned = tl.program_id(2)
+    last = cell % SIDE
+    if WHOLE:
+        first = cell // SIDE
+        i = last if turned else first
+        j = first if turned else last
+        at = centre_of(rows, COLS) + place(j, COLS, PREFIX) - place(i, COLS, PREFIX)
+        known = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
+    else:
+        row = cell // (2 * SIDE) - centre + rows - 1
+        col = last + cell // SIDE % 2
+        known = (row >= 0) & (row < 2 * rows - 1) & (col < 2 * COLS - 1)
+        at = row * (2 * COLS - 1) + (2 * COLS - 2 - col if turned else col)
+    m = tl.load(table + h * (2 * rows - 1) * (2 * COLS - 1) + at, mask=known, other=0.0 if LOG else 1.0)
+    tl.store(out + (turned * H + h) * cells + cell, m.to(tl.float32) * mask_factor(scale, LOG), mask=cell < cells)
 
 
 @triton.jit

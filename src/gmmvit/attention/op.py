@@ -173,7 +173,8 @@ def _sum_to(summands: Tensor | None, like: Tensor | None, wanted: bool, q: Tenso
         return q.new_empty(0)
     if summands is None:
         return torch.zeros_like(like)
-    total = summands.unflatten(0, (-1, like.shape[0] if like.dim() == 4 else 1)).sum(0)
+    parts = summands.unflatten(0, (-1, like.shape[0] if like.dim() == 4 else 1))
+    total = parts[0] if parts.shape[0] == 1 else parts.sum(0)
     return total.sum_to_size(like.shape).to(like.dtype)
 
 
