@@ -120,11 +120,11 @@ def logits_of(
 @triton.jit
 def logit_unit(scale, MASK: tl.constexpr, LOG: tl.constexpr):
     """In what the backward pass counts gradients of logits, so that their product with `mask_at` has the size that the
-    mask alone would give it: float16 has no digits to lose. Nothing is lost where the scale is 0, nor are gradients."""
+    mask alone would give it: float16 has no digits to lose."""
     if MASK == "none" or LOG:
         return 1.0
     else:
-        return tl.where(scale == 0.0, 0.0, LN2 / scale)
+        return LN2 / tl.where(scale == 0.0, 1.0, scale)
 
 
 @triton.jit
