@@ -29,8 +29,8 @@ SHAPES = [
     ((1, 2, 4096, 64), 0),
 ]
 TINY_SHAPES = [((2, 2, 9, 8), 1)]
-# FlexAttention is compiled at these alone: that takes half a minute.
-WITH_FLEX = (GPU_SHAPES[0], GPU_SHAPES[2])
+# FlexAttention is compiled at this one alone: it takes ten seconds a shape, and at head width 64 the H200 had no room for it.
+WITH_FLEX = (GPU_SHAPES[0],)
 
 
 def the_device() -> torch.device:
