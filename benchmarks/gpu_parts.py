@@ -29,7 +29,7 @@ SHAPES = [
     ((1, 2, 4096, 64), 0),
 ]
 TINY_SHAPES = [((2, 2, 9, 8), 1)]
-# FlexAttention is compiled at this one alone: it takes ten seconds a shape, and at head width 64 the H200 had no room for it.
+# FlexAttention is compiled at this one alone: it takes ten seconds a shape, and an H200 had no room for it at D = 64.
 WITH_FLEX = (GPU_SHAPES[0],)
 
 
