@@ -93,7 +93,8 @@ def changed_fields(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    if words := changed_fields(saved, now):
+    # More epochs are asked for by `resume`, which tells what becomes of the schedule.
+    if words := changed_fields(saved | {"epochs": now["epochs"]}, now):
         raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False, label: str = "") -> None:
         self.quiet, self.label = quiet, label
-        self.live = not quiet and sys.stderr.isatty()
+        self.live = not quiet and _is_terminal()
         self.begin(1, 0)
 
     def begin(self, total_steps: int, done_steps: int) -> None:
@@ -59,8 +60,7 @@ class Progress:
         if not self.live:
             self.line(text)
             return
-        sys.stderr.write(f"\r\x1b[K{self.label}{text}")
-        sys.stderr.flush()
+        _write(f"\r\x1b[K{self.label}{text}")
 
     def line(self, text: str) -> None:
         """A line that stays."""
@@ -70,7 +70,19 @@ class Progress:
 
     def notice(self, text: str) -> None:
         """A line that a quiet training prints too."""
-        sys.stderr.write(("\r\x1b[K" if self.live else "") + self.label + shown(text) + "\n")
+        _write(("\r\x1b[K" if self.live else "") + self.label + shown(text) + "\n")
+
+
+def _is_terminal() -> bool:
+    with suppress(ValueError, AttributeError):  # closed
+        return sys.stderr.isatty()
+    return False
+
+
+def _write(text: str) -> None:
+    """Writes to standard error; where nobody reads it (closed, a full disk, a pipe that ended), a training goes on."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text)
         sys.stderr.flush()
 
 

@@ -1,5 +1,6 @@
 """`train`, `train_several` and `resume`: from a recipe or a run folder to a finished run."""
 
+import dataclasses
 import shlex
 import statistics
 import time
@@ -17,7 +18,7 @@ from gmmvit.building import first_line
 from gmmvit.config import Recipe, RecipeError
 from gmmvit.data import Dataset
 from gmmvit.data.memory import refusal
-from gmmvit.distributed import full_weights, join, lost_contact
+from gmmvit.distributed import Team, full_weights, join, lost_contact
 from gmmvit.loop import fit, save_weights
 from gmmvit.optim import warmup_share
 from gmmvit.progress import Progress, clock
@@ -79,14 +80,17 @@ def train_several(
         return _finish_all(_start_all(recipes, folders, overwrite, quiet, locks))
 
 
-def resume(folder: str | Path, *, data_dir: str | None = None, quiet: bool = False) -> dict[str, Any]:
+def resume(
+    folder: str | Path, *, data_dir: str | None = None, epochs: int | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """Continues an interrupted training from its last finished epoch; a finished one is left as it is.
 
     On the CPU the result is bit for bit that of a training that was never interrupted. `data_dir` is where the data
-    lies now, if it moved; of a folder of images, the folder itself. Returns and raises as `train`.
+    lies now, if it moved; of a folder of images, the folder itself. `epochs` extends the training to so many in all:
+    the learning rate goes on as in a training of that length. Returns and raises as `train`.
     """
     with ExitStack() as locks:
-        continued = _continue(run_folder.as_folder(folder), data_dir, quiet, locks)
+        continued = _continue(run_folder.as_folder(folder), data_dir, quiet, locks, epochs=epochs)
         return continued if isinstance(continued, dict) else _finish(*continued)
 
 
@@ -220,7 +224,13 @@ def _shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
 
 
 def _continue(
-    folder: Path, data_dir: str | None, quiet: bool, locks: ExitStack, known: Started | None = None, label: str = ""
+    folder: Path,
+    data_dir: str | None,
+    quiet: bool,
+    locks: ExitStack,
+    known: Started | None = None,
+    label: str = "",
+    epochs: int | None = None,
 ) -> Started | dict[str, Any]:
     """An interrupted training as it was after its last epoch, or the summary of a finished one."""
     team = join()
@@ -230,6 +240,13 @@ def _continue(
     saved = checkpoint.load_checkpoint(folder, recipe)
     run_folder.read_rows(folder)  # a damaged file is told before any work
     summary = run_folder.read_summary(folder)
+    if epochs is not None and epochs != recipe.epochs:
+        recipe = _extended(folder, recipe, epochs, saved, team)
+    if saved is not None and saved["recipe"]["epochs"] != recipe.epochs:
+        progress.line(
+            f"{folder} was to end after {saved['recipe']['epochs']} epochs and goes on to {recipe.epochs}: the "
+            f"learning rate goes on as in a training of {recipe.epochs}, from after epoch {saved['epoch']}"
+        )
     if summary is not None and saved is not None and saved["epoch"] >= recipe.epochs:
         progress.line(f"{folder} is finished after epoch {recipe.epochs}")
         return summary
@@ -247,6 +264,22 @@ def _continue(
     team.from_leader(lambda: run_folder.rewind_rows(folder, state.epoch))
     progress.line(f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}")
     return setting, state
+
+
+def _extended(folder: Path, recipe: Recipe, epochs: int, saved: dict[str, Any] | None, team: Team) -> Recipe:
+    """The recipe with so many epochs, also in config.yaml; the summary of the shorter training goes."""
+    done = 0 if saved is None else saved["epoch"]
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= done:
+        raise RecipeError(f"epochs must be a whole number above the {done} that {folder} has done, got {epochs!r}")
+    longer = dataclasses.replace(recipe, epochs=epochs)
+    config = run_folder.load_config(folder)
+
+    def write() -> None:
+        run_folder.save_config(folder, longer, config["model"], config["data"])
+        (folder / run_folder.SUMMARY).unlink(missing_ok=True)
+
+    team.from_leader(write)
+    return longer
 
 
 def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:

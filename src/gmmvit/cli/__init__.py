@@ -19,10 +19,16 @@ def _interrupt(number: int, frame: object) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 failed, 2 wrong usage. `--debug` shows tracebacks."""
+    alone = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Threads of libgomp that wait for one another spin; where another process holds a core, for ever. Read when torch
     # loads. Measured with `train` on the digits: as fast on idle cores, many times faster on shared ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    for number in (1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would get its number, and what is said with it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
@@ -49,5 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        with suppress(OSError, ValueError):  # nobody reads it
+            print(f"{name}: {one_line(error)}", file=sys.stderr)
         return exit_status(error)
+    finally:
+        if alone:  # what is left is the end of the process: a signal now would only add a traceback
+            with suppress(ValueError):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """The application that the commands belong to, and what they share."""
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -44,4 +45,8 @@ def one_line(error: BaseException) -> str:
 
 def say(text: str, *, error: bool = False) -> None:
     """A line of output, or of notices; names in it may hold what a terminal would take for a command."""
-    print(shown(text), file=sys.stderr if error else sys.stdout)
+    if not error:
+        print(shown(text))
+        return
+    with suppress(OSError, ValueError, AttributeError):  # nobody reads the notices: the work goes on
+        print(shown(text), file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """Commands about runs: train, resume, eval, predict, report, export."""
 
 import json
-import sys
 import typing
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,7 +62,7 @@ def train(
 
     if recipe is None and not quiet and leads():
         others = ", ".join(recipe_names())
-        print(f"recipe {name}, {reason} (choose with --recipe: {others})", file=sys.stderr)
+        say(f"recipe {name}, {reason} (choose with --recipe: {others})", error=True)
     if variants is None:
         result: Any = training.train(loaded, out, overwrite=overwrite, quiet=quiet)
     else:
@@ -96,6 +95,7 @@ def resume(
     /,
     *others: Path,
     data_dir: str | None = None,
+    epochs: int | None = None,
     quiet: bool = False,
     as_json: Json = False,
 ) -> None:
@@ -109,6 +109,8 @@ def resume(
         More runs on the same data, continued one after another; files beside them are skipped.
     data_dir
         Where the data lies now, if it moved; of a folder of images, the folder itself.
+    epochs
+        Train on to so many epochs in all, a finished run too; of one run alone.
     quiet
         Show no progress.
     as_json
@@ -117,10 +119,12 @@ def resume(
     from gmmvit import training
     from gmmvit.distributed import leads
 
+    if others and epochs is not None:
+        raise RecipeError("--epochs extends one run: resume them one after another")
     if others:
         result: Any = training.resume_several(_folders([run, *others]), data_dir=data_dir, quiet=quiet)
     else:
-        result = training.resume(run, data_dir=data_dir, quiet=quiet)
+        result = training.resume(run, data_dir=data_dir, epochs=epochs, quiet=quiet)
     if as_json and leads():
         print(json.dumps(result))
     elif others and leads():
@@ -244,7 +248,7 @@ def predict(
     if as_json:
         print(json.dumps(rows, indent=2))
     if failed and rows:
-        print(f"gmmvit: {failed} of {failed + len(rows)} could not be predicted", file=sys.stderr)
+        say(f"gmmvit: {failed} of {failed + len(rows)} could not be predicted", error=True)
     return EXIT_FAILED if failed else 0
 
 
