@@ -63,7 +63,7 @@ def sweep(
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
-    tell(f"{pool.size} trials at once, {pool.threads} threads each; progress of each in {folder / 'logs'}")
+    tell(f"trials at once: {pool.size}; progress of each in {folder / 'logs'}")
     work = Sweep(plan, folder, tell, nice)
     good = work.run(pool)
     from gmmvit.report.study import write_study_page

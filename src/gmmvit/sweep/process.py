@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_WATCH_S = 1.0
+_WATCH_S = 0.2
 
 
 def make_job(name: str, folder: Path, recipe: dict[str, Any], *, threads: int, nice: int) -> dict[str, Any]:
