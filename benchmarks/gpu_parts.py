@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from tune_attention import tune  # noqa: F401  (a part)
 
 from gmmvit.attention import OffsetTable, dense_mask, gmm_attention, with_prefix
 from gmmvit.augment import Augment

@@ -1,56 +1,107 @@
 """Which tiles suit the long kernels on this GPU: forward and backward at one shape for every choice of one kernel.
 
-    python benchmarks/tune_attention.py 64x12x256x64 [--kernels forward,pair,q,kv]
+    python benchmarks/tune_attention.py 64x12x256x64
+    python benchmarks/gpu.py --parts tune
 
-"pair" and "q" are the two ways to the gradients of q and the mask, with two samples in a program or one.
-Prints a line for each choice, the fastest first; the winners belong into `long_tiles` of `attention/launch.py`. Not
-part of `make gpu`.
+Prints a line for each choice, those in force first as "now"; the winners belong into `long_tiles` and `mask_layout` of
+`attention/launch.py`. Not part of `make gpu`.
 """
 
 import argparse
-import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from triton.runtime.errors import OutOfResources
 
 from gmmvit.attention import OffsetTable, gmm_attention, launch
-from gmmvit.bench import graph_timer, grid_of, parse_shapes
+from gmmvit.bench import Shape, graph_timer, grid_of, parse_shapes
+from gmmvit.rows import line, row
 
-TILES = [launch.Tiles(*sizes) for sizes in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3))]
+SHAPES: list[Shape] = [(64, 12, 256, 64), (2, 12, 4096, 64)]
+TINY_SHAPES: list[Shape] = [(2, 1, 36, 16)]
+SECONDS = 75  # a shape, after which no further choice is tried
+TILES = {
+    "forward": [(64, 32, 4, 2), (64, 32, 4, 4), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 8, 2)],
+    "kv": [(32, 64, 4, 2), (32, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 3), (128, 64, 8, 2)],
+    "q": [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 2), (128, 64, 8, 2)],
+    "table": [(64, 64, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 8, 2), (128, 128, 8, 1), (128, 128, 8, 2)],
+}
+LAYOUTS = ("table", "shifted", "whole")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", help="BATCHxHEADSxTOKENSxWIDTH")
-    parser.add_argument("--kernels", default="forward,pair,q,kv")
-    args = parser.parse_args()
-    ((batch, heads, tokens, width),) = parse_shapes(args.shape)
+def step_of(shape: Shape, device: torch.device) -> Callable[[], None]:
+    """Forward and backward with the gradient of the table, bfloat16 on a GPU."""
+    batch, heads, tokens, width = shape
     rows, cols = grid_of(tokens)
-    packed = torch.randn(batch, tokens, 3, heads, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    table = (torch.rand(heads, 2 * rows - 1, 2 * cols - 1, device="cuda") + 0.5).requires_grad_()
-    grad = torch.randn(batch, tokens, heads, width, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    packed = torch.randn(batch, tokens, 3, heads, width, device=device, dtype=dtype, requires_grad=True)
+    table = (torch.rand(heads, 2 * rows - 1, 2 * cols - 1, device=device) + 0.5).requires_grad_()
+    grad = torch.randn(batch, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2)
 
     def step() -> None:
         q, k, v = (x.transpose(1, 2) for x in packed.unbind(2))
         out = gmm_attention(q, k, v, OffsetTable(table, (rows, cols)), backend="triton")
         torch.autograd.grad(out, [packed, table], grad)
 
-    chosen, roomy = launch.long_tiles, launch.is_roomy
-    for kernel in args.kernels.split(","):
-        found = []
-        launch.is_roomy = (lambda device: False) if kernel == "q" else roomy  # without room there are no pairs
-        for tiles in TILES:
-            if kernel in ("pair", "q") and tiles.BM < tiles.BN:
-                continue  # its diagonals are summed over tiles that are at least as high as wide
-            launch.long_tiles = lambda name, *sizes, k=kernel, t=tiles: t if name == k else chosen(name, *sizes)
+    return step
+
+
+def milliseconds(step: Callable[[], None], device: torch.device) -> list[float]:
+    """Of single steps: as a CUDA graph, without a GPU once by the clock."""
+    if device.type == "cuda":
+        replay = graph_timer(step)
+        return [1e3 * replay() for _ in range(3)]
+    start = time.perf_counter()
+    step()
+    return [1e3 * (time.perf_counter() - start)]
+
+
+def choices(tiny: bool) -> Iterator[tuple[str, str, Any]]:
+    """What to put in the place of which function of `launch`: (its description, the function's name, the function)."""
+    yield "now", "long_tiles", launch.long_tiles
+    for layout in LAYOUTS[:1] if tiny else LAYOUTS:
+        yield f"mask {layout}", "mask_layout", lambda *sizes, layout=layout: layout
+    chosen = launch.long_tiles
+    for kernel, sizes in TILES.items():
+        for size in [(32, 32, 4, 1)] if tiny and kernel == "q" else [] if tiny else sizes:
+            tiles = launch.Tiles(*size)
+            yield (
+                f"{kernel} {size}",
+                "long_tiles",
+                (lambda name, *shape, k=kernel, t=tiles: t if name == k else chosen(name, *shape)),
+            )
+
+
+def tune(tiny: bool, shapes: list[Shape] | None = None) -> Iterator[dict[str, str]]:
+    """A row for each choice and shape; a choice that does not fit the GPU is printed and passed over."""
+    from triton.runtime.errors import OutOfResources
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for shape in shapes or (TINY_SHAPES if tiny else SHAPES):
+        end = time.monotonic() + SECONDS
+        step = step_of(shape, device)
+        for what, name, function in choices(tiny):
+            if time.monotonic() > end:
+                print(f"{shape}: {what} and what follows left out, {SECONDS} s are over", flush=True)
+                break
+            before = getattr(launch, name)
+            setattr(launch, name, function)
             try:
-                found.append((graph_timer(step)() * 1e3, tiles))
-            except OutOfResources as error:
-                print(f"{kernel} {tuple(tiles)}: {error}")
-        for milliseconds, tiles in sorted(found):
-            print(f"{kernel} {tuple(tiles)}: {milliseconds:.4f} ms")
-        print(f"{kernel} now: {tuple(chosen(kernel, tokens, max(16, width), torch.bfloat16))}")
-    launch.long_tiles, launch.is_roomy = chosen, roomy
+                values = milliseconds(step, device)
+            except (OutOfResources, RuntimeError) as error:
+                print(f"{shape} {what}: {(str(error).splitlines() or [type(error).__name__])[0]}", flush=True)
+                continue
+            finally:
+                setattr(launch, name, before)
+            yield row(f"{'x'.join(map(str, shape))} {what}", "ms", values, device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", help="BATCHxHEADSxTOKENSxWIDTH, several joined by commas")
+    for found in tune(False, parse_shapes(parser.parse_args().shapes)):
+        print(line(found), flush=True)
 
 
 if __name__ == "__main__":

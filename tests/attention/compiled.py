@@ -22,7 +22,14 @@ from gmmvit.attention import kernels, long_kernels, op
 
 NAMES = {
     kernels: ("short_forward", "short_backward"),
-    long_kernels: ("lay_out_mask", "long_forward", "long_backward_q", "long_backward_kv", "long_backward_dense"),
+    long_kernels: (
+        "lay_out_mask",
+        "long_forward",
+        "long_backward_q",
+        "long_backward_kv",
+        "long_backward_table",
+        "long_backward_dense",
+    ),
 }
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
 OPTIONS = ("num_warps", "num_stages")

@@ -36,18 +36,18 @@ def short_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Til
 
 
 def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype, roomy: bool = True) -> Tiles:
-    """For more tokens than SHORT: kernel is "forward", "q", "pair" (q of two samples), "kv" or "dense"; width is D
-    rounded up; `roomy` as in `is_roomy`."""
+    """For more tokens than SHORT: kernel is "forward", "q", "kv", "table" (BM = BN) or "dense"; width is D rounded up;
+    `roomy` as in `is_roomy`."""
     if dtype == torch.float32:
         return Tiles(64, 32, 8, 1) if kernel == "dense" else Tiles(32, 32, 8 if width > 64 else 4, 1)
+    if kernel == "table":
+        return Tiles(64, 64, 8, 1) if width > 64 else Tiles(64, 64, 4, 2)
     if width > 64:
         if not roomy:
             return Tiles(64, 32, 4, 2)
         return Tiles(128, 64, 8, 2) if kernel == "forward" else Tiles(64, 64, 8, 2)
     if kernel == "forward":
         return Tiles(64, 32, 4, 3)
-    if kernel == "pair":
-        return Tiles(64, 32, 4, 2)
     if kernel == "kv":
         return Tiles(64, 64, 4, 3) if tokens > 512 else Tiles(32, 64, 4, 2)
     return Tiles(64, 64, 4, 2)
@@ -252,9 +252,14 @@ def long_backward(
     mask_wanted: bool,
     bias_wanted: bool,
 ) -> Sums:
-    """Fills `grads` of q, k and v: two launches, a third for the gradient of a dense mask or a bias, and before them
-    that of an offset table's layout."""
-    from gmmvit.attention.long_kernels import long_backward_dense, long_backward_kv, long_backward_q
+    """Fills `grads` of q, k and v: two launches, one more for the gradient of an offset table, a dense mask or a bias,
+    and before them that of a table's layout."""
+    from gmmvit.attention.long_kernels import (
+        long_backward_dense,
+        long_backward_kv,
+        long_backward_q,
+        long_backward_table,
+    )
 
     batch, heads, tokens, _ = x.q.shape
     delta = torch.empty_like(lse)  # row sums
@@ -264,18 +269,23 @@ def long_backward(
         return *reads, *outputs, *x.strides(grad_out), *x.sizes(), *more, x.scale, x.dropout_p
 
     by_keys, by_queries = laid_out(x, backward=True)
-    grad_table = None
-    if x.mask is not None and x.cols and mask_wanted:
-        grad_table = torch.zeros_like(x.mask, dtype=torch.float32).unsqueeze(0)
-    pair = grad_table is not None and batch % 2 == 0 and x.width <= 64 and is_roomy(x.q.device)
-    tiles = x.tiles("pair" if pair else "q")
-    long_backward_q[(-(-tokens // tiles.BM) * (batch // 2 if pair else batch) * heads,)](
-        *common(by_keys, (out, grads[0], grad_table)), GRAD_TABLE=grad_table is not None, PAIR=pair,
-        ALIGNED=x.prefix == 0 and tiles.BM == tiles.BN == x.cols, **by_keys.constants(tiles),
-    )  # fmt: skip
+    tiles = x.tiles("q")
+    programs = -(-tokens // tiles.BM) * batch * heads
+    long_backward_q[(programs,)](*common(by_keys, (out, grads[0])), **by_keys.constants(tiles))
     tiles = x.tiles("kv")
     programs = -(-tokens // tiles.BN) * batch * heads
     long_backward_kv[(programs,)](*common(by_queries, grads[1:]), **by_queries.constants(tiles))
+    grad_table = None
+    if x.mask is not None and x.cols and mask_wanted:
+        grad_table = torch.zeros_like(x.mask, dtype=torch.float32).unsqueeze(0)
+        tiles = x.tiles("table")
+        band = max(1, tiles.BM // x.cols) * x.cols
+        programs = -(-(tokens - x.prefix) // band) * heads * (-(-band // tiles.BM)) ** 2
+        slices = slices_of(batch, 1, programs, x.q.device)
+        even = (tokens - x.prefix) % band == 0 and band % tiles.BM == 0 and x.q.shape[3] == x.width
+        long_backward_table[(programs * slices,)](
+            *common(by_keys, (grad_table,), (slices,)), BAND=band, **(by_keys.constants(tiles) | {"EVEN": even})
+        )
     dense_wanted = mask_wanted and grad_table is None
     if not dense_wanted and not bias_wanted:
         return grad_table, None

@@ -1,9 +1,9 @@
 """Triton kernels of masked attention for more than 64 tokens: tiles of BM queries and BN keys, online softmax.
 
-Forward; the gradient of q with that of the offset table; the gradients of k and v; the gradients of what is dense, an
-element-wise mask and a bias. Offset tables are laid out anew for wide loads, and their gradient is summed along the
-diagonals of each tile before it leaves the chip: 2 or 4 atomic additions per tile column instead of one per pair. These
-additions are the only atomics: the order of their sum differs from run to run.
+Forward; the gradient of q; those of k and v; that of an offset table; those of what is dense, an element-wise mask and
+a bias. Offset tables are laid out anew for wide loads, and their gradient is summed over tiles that name the same
+cells, then along the diagonals: a few atomic additions for each column of such a sum. These additions are the only
+atomics: the order of their sum differs from run to run.
 
 Letters and strides as in `kernels.py`; n = blocks of BM or BN tokens.
 """
@@ -107,108 +107,125 @@ def long_forward(
 
 
 @triton.jit
-def query_rows(
-    q, out, grad_out, lse, delta, head, i, d, q_b, q_h, q_t, q_d, go_b, go_h, go_t, go_d, H, T,
-    D: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """What `long_backward_q` keeps of a block of queries: q, grad_out, lse and delta = <grad_out, out>, which it also
-    writes for the other kernels."""
-    b, h = head // H, head % H
-    queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
-    grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
-    outs = load_rows(out + b * T * H * D + h * D, i, d, H * D, 1, T, D, EVEN)
-    row_sum = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
-    tl.store(delta + head * T + i, row_sum, mask=i < T)
-    log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
-    return queries, grads, log_total, row_sum
-
-
-@triton.jit
-def query_step(
-    result, queries, grads, log_total, row_sum, k, v, m, bias, seed, head, i, j, d,
-    k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, bias_g, bias_h, bias_i, bias_j, H, T, groups, scale, dropout_p,
-    MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """One tile of `long_backward_q`: the sum for grad_q with this tile's part, and the tile's gradient of the mask."""
-    b, h = head // H, head % H
-    keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
-    values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
-    dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-    own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
-    a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
-    logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
-    weights = tl.exp2(logits - log_total[:, None])
-    grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-    if DROPOUT:
-        grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
-    unit = logit_unit(scale, MASK, LOG)
-    grad_l = weights * (grad_w * unit - (row_sum * unit)[:, None])
-    grad_m = grad_l if LOG else grad_l * dots
-    if MASK != "none" and not LOG:
-        grad_l = grad_l * m
-    return tl.dot(grad_l.to(keys.dtype), keys, result, input_precision=PRECISION), grad_m
-
-
-@triton.jit
 def long_backward_q(
-    q, k, v, grad_out, lse, delta, mask, bias, seed, out, grad_q, grad_mask,
+    q, k, v, grad_out, lse, delta, mask, bias, seed, out, grad_q,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
     B, H, T, rows, groups, scale, dropout_p,
     COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
-    GRAD_TABLE: tl.constexpr, ALIGNED: tl.constexpr, PAIR: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """A program: a block of BM queries of one head, with PAIR of the same head in two samples, which share the mask's
-    tile and the sums along its diagonals. Writes delta and grad_q, and adds to the gradient of the offset table
-    [H, 2*rows-1, 2*cols-1]."""
+    """A program: a block of BM queries of one head. Writes grad_q, and for the others delta = <grad_out, out>."""
     n = tl.cdiv(T, BM)
     head = (tl.program_id(0) // n).to(tl.int64)
-    h = head % H
-    if PAIR:
-        head += head // H * H  # H heads of an even sample, and the same of the next
+    b, h = head // H, head % H
     d = tl.arange(0, BD)
-    first_i = (tl.program_id(0) % n) * BM
-    i = first_i + tl.arange(0, BM)
+    i = (tl.program_id(0) % n) * BM + tl.arange(0, BM)
     own_mask = mask + h * mask_h if MASK != "none" else mask
-    queries, grads, log_total, row_sum = query_rows(
-        q, out, grad_out, lse, delta, head, i, d, q_b, q_h, q_t, q_d, go_b, go_h, go_t, go_d, H, T, D, EVEN
-    )
+    own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
+    own_out = b * T * H * D + h * D
+    queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
+    grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
+    outs = load_rows(out + own_out, i, d, H * D, 1, T, D, EVEN)
+    row_sum = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+    tl.store(delta + head * T + i, row_sum, mask=i < T)
+    log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
+    unit = logit_unit(scale, MASK, LOG)
     result = tl.zeros([BM, BD], tl.float32)
-    if PAIR:
-        queries_2, grads_2, log_total_2, row_sum_2 = query_rows(
-            q, out, grad_out, lse, delta, head + H, i, d, q_b, q_h, q_t, q_d, go_b, go_h, go_t, go_d, H, T, D, EVEN
-        )
-        result_2 = tl.zeros([BM, BD], tl.float32)
     for first in range(0, T, BN):
         j = first + tl.arange(0, BN)
+        keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
+        values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
         m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
-        result, grad_m = query_step(
-            result, queries, grads, log_total, row_sum, k, v, m, bias, seed, head, i, j, d,
-            k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, bias_g, bias_h, bias_i, bias_j, H, T, groups, scale, dropout_p,
-            MASK, LOG, BIAS, DROPOUT, EVEN, PRECISION, D,
-        )  # fmt: skip
-        if PAIR:
-            result_2, grad_m_2 = query_step(
-                result_2, queries_2, grads_2, log_total_2, row_sum_2, k, v, m, bias, seed, head + H, i, j, d,
-                k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, bias_g, bias_h, bias_i, bias_j, H, T, groups, scale, dropout_p,
-                MASK, LOG, BIAS, DROPOUT, EVEN, PRECISION, D,
-            )  # fmt: skip
-            grad_m += grad_m_2
-        if GRAD_TABLE:
-            if PREFIX > 0:
-                grad_m = tl.where((i[:, None] >= PREFIX) & (j[None, :] >= PREFIX), grad_m, 0.0)
-            table = grad_mask + h * (2 * rows - 1) * (2 * COLS - 1)
-            add_diagonals(
-                table, grad_m, mask_grad_factor(scale, LOG), first_i, first, rows, COLS, PREFIX, BM, BN, ALIGNED, True
-            )
-    own_out = head // H * T * H * D + h * D
+        a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
+        dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
+        weights = tl.exp2(logits - log_total[:, None])
+        grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        if DROPOUT:
+            grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
+        grad_l = weights * (grad_w * unit - (row_sum * unit)[:, None])
+        if MASK != "none" and not LOG:
+            grad_l = grad_l * m
+        result = tl.dot(grad_l.to(keys.dtype), keys, result, input_precision=PRECISION)
     store_rows(grad_q + own_out, i, d, H * D, result * scale, T, D, EVEN)
-    if PAIR:
-        store_rows(grad_q + own_out + T * H * D, i, d, H * D, result_2 * scale, T, D, EVEN)
+
+
+@triton.jit
+def long_backward_table(
+    q, k, v, grad_out, lse, delta, mask, bias, seed, grad_table,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
+    mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
+    B, H, T, rows, groups, slices, scale, dropout_p,
+    BAND: tl.constexpr,
+    COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """Adds to the gradient of an offset table [H, 2*rows-1, 2*COLS-1].
+
+    A program goes over the pairs of blocks of head h that lie equally far apart, in samples s, s + slices, ...: their
+    tiles name the same cells, so it sums them where they are, and along the diagonals only once. Blocks are BM tokens
+    of a band, which is BAND tokens: as many grid rows as fit into a block, or one that takes several blocks. Distances
+    are taken modulo the number of bands, for programs of equal length: first those of d, then those of d - bands.
+    """
+    bands = tl.cdiv(T - PREFIX, BAND)
+    parts: tl.constexpr = (BAND + BM - 1) // BM
+    part_i = tl.program_id(0) % parts * BM
+    part_j = tl.program_id(0) // parts % parts * BM
+    rest = tl.program_id(0) // (parts * parts)
+    apart = rest % bands
+    h = (rest // bands % H).to(tl.int64)
+    s = rest // bands // H
+    d = tl.arange(0, BD)
+    t = tl.arange(0, BM)
+    samples = tl.cdiv(B - s, slices)
+    unit = logit_unit(scale, MASK, LOG)
+    own_mask = mask + h * mask_h
+    for turn in tl.static_range(2):
+        count = apart if turn else bands - apart
+        skip_i = PREFIX + part_i + (bands - apart if turn else 0) * BAND
+        skip_j = PREFIX + part_j + (0 if turn else apart) * BAND
+        inside = (part_i + t < BAND)[:, None] & (part_j + t < BAND)[None, :]
+        inside = inside & (skip_i + t < T)[:, None] & (skip_j + t < T)[None, :]
+        some_i = tl.where(inside, (skip_i + t)[:, None], PREFIX)
+        some_j = tl.where(inside, (skip_j + t)[None, :], PREFIX)
+        m = mask_at(own_mask, some_i, some_j, mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
+        total = tl.zeros([BM, BM], tl.float32)
+        for step in range(0, count * samples):
+            b = (s + step // count * slices).to(tl.int64)
+            head = b * H + h
+            first_i = skip_i + step % count * BAND
+            first_j = skip_j + step % count * BAND
+            i = first_i + t
+            j = first_j + t
+            left_i, left_j = T - first_i, T - first_j
+            queries = load_rows(q + b * q_b + h * q_h + first_i * q_t, t, d, q_t, q_d, left_i, D, EVEN)
+            keys = load_rows(k + b * k_b + h * k_h + first_j * k_t, t, d, k_t, k_d, left_j, D, EVEN)
+            grads = load_rows(grad_out + b * go_b + h * go_h + first_i * go_t, t, d, go_t, go_d, left_i, D, EVEN)
+            values = load_rows(v + b * v_b + h * v_h + first_j * v_t, t, d, v_t, v_d, left_j, D, EVEN)
+            log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
+            row_sum = tl.load(delta + head * T + i, mask=i < T, other=0.0)
+            own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
+            a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
+            dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+            logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
+            weights = tl.exp2(logits - log_total[:, None])
+            grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+            if DROPOUT:
+                grad_w *= dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
+            grad_l = weights * (grad_w * unit - (row_sum * unit)[:, None])
+            total += grad_l if LOG else grad_l * dots
+        if count > 0:
+            own = grad_table + h * (2 * rows - 1) * (2 * COLS - 1)
+            total = tl.where(inside, total, 0.0)
+            add_diagonals(
+                own, total, mask_grad_factor(scale, LOG), skip_i, skip_j, rows, COLS, PREFIX, BM, BM,
+                BAND == BM and COLS == BM, True,
+            )  # fmt: skip
 
 
 @triton.jit
