@@ -50,6 +50,8 @@ CASES = {
     "tiles, class token, log": Case((6, 6), prefix=1, mode="log", batch=1),
     "tiles, three prefix tokens, wide grid": Case((3, 11), prefix=3, batch=1, width=24),
     "tiles that are grid rows": Case((2, 32), batch=1, heads=1),
+    "tiles shorter than grid rows": Case((3, 40), heads=1),
+    "tiles shorter than grid rows, class token, log": Case((2, 45), prefix=1, mode="log", batch=3, heads=1),
     "tiles, dense mask": Case((5, 7), mask="dense", prefix=1, batch=1),
     "tiles, dense mask of all heads, bias": Case((5, 7), mask="shared", bias=(2, 2), batch=2, mode="log"),
     "tiles, windows": Case((6, 6), bias=(2, 2), batch=4, heads=2),
