@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench gpu gpu-tune gpu-paper clean
+.PHONY: demo test lint bench gpu gpu-tune gpu-paper soak clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
@@ -51,6 +51,10 @@ gpu-tune:
 
 gpu-paper:
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu_paper.py --data $(DATA) --out $(OUT) --minutes $(MINUTES)
+
+# Kills, damaged files and odd values by seed: trials and failures of each kind (docs/reliability.md).
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -8,7 +8,7 @@ from PIL import Image
 import gmmvit
 from gmmvit.augment import Augment
 from gmmvit.cli import main
-from gmmvit.evaluate import evaluate_run, scores
+from gmmvit.evaluate import evaluate_run, interval, scores
 from gmmvit.run_folder import read_rows
 from gmmvit.sampling import balanced_weights, drawn
 from gmmvit.training import train
@@ -135,3 +135,19 @@ def test_a_part_that_is_missing_is_told_with_those_that_are_there(uneven, tmp_pa
     assert (
         "no test part in this run, but train and val: choose with --part (in Python part=)" in capsys.readouterr().err
     )
+
+
+def test_a_page_folds_its_tables_names_no_place_and_tells_how_sure_it_is(run):
+    folder, _ = run
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "<details open" not in page
+    assert "<title>" in page
+    assert "/images" not in page[page.index("<title>") : page.index("</title>")]
+    assert "(95 % interval " in page
+
+
+def test_the_interval_is_wilsons():
+    low, high = interval(0.5, 100)
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert interval(1.0, 16)[1] == pytest.approx(1)

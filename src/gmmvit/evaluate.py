@@ -49,6 +49,13 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def interval(part: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a part of `count` images (Wilson's score interval)."""
+    z = 1.96
+    centre, spread = part + z * z / (2 * count), z * (part * (1 - part) / count + (z / (2 * count)) ** 2) ** 0.5
+    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+
+
 def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
     """How often each class was taken for each: int64 [classes, classes], rows true, columns predicted."""
     classes = logits.shape[1]

@@ -16,7 +16,6 @@ from gmmvit.report.pictures import DIVERGING, hex_colour, levels, map_address
 
 NEUTRAL = 1.0  # a mask of ones is plain attention
 MATRIX_SIDE = 64  # larger element-wise masks are averaged down to this many cells a side
-OPEN_GAUSSIANS = 48  # a layer with more has its numbers folded away
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,8 @@ def _mixture_layer(index: int, layer: Layer, low: float, high: float) -> str:
         *(["centre"] if mask.center is not None else []),
     ]
     rows = [row([f"{head + 1}", *gaussians(mask, head)]) for head in range(heads)]
-    is_open = " open" if heads * kernels <= OPEN_GAUSSIANS else ""
     return (
-        f'{_heading(index, layer)}<div class="heads{few}">{"".join(figures)}</div><details{is_open}>'
+        f'{_heading(index, layer)}<div class="heads{few}">{"".join(figures)}</div><details>'
         f"<summary>σ (grid steps) and α of the {heads * kernels} Gaussians of layer {index}</summary>"
         f"{table(columns, rows)}</details>"
     )

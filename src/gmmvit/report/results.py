@@ -15,6 +15,7 @@ from gmmvit.evaluate import (
     check_unchanged,
     confused_pairs,
     confusion_counts,
+    interval,
     load_parts,
     measured_logits,
     scores,
@@ -73,8 +74,10 @@ def confusion_section(outcome: Outcome) -> str:
     counts = confusion_counts(outcome.logits, outcome.split.labels)
     result = scores(outcome.logits, outcome.split.labels)
     classes = outcome.run.classes
+    low, high = interval(result["top1"], len(outcome.split))
     intro = (
-        f"{len(outcome.split):,} {outcome.part} images, weights of the best epoch: top-1 {result['top1']:.2%}, "
+        f"{len(outcome.split):,} {outcome.part} images, weights of the best epoch: top-1 {result['top1']:.2%} "
+        f"(95 % interval {low:.1%} to {high:.1%}), "
         f"macro F1 {result['macro_f1']:.2%}, balanced accuracy {result['balanced']:.2%}, "
         f"loss {result['loss']:.4f}. Rows are the true classes, columns the predicted ones."
     )

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from torch import nn
@@ -92,7 +92,13 @@ def title(record: RunRecord) -> str:
     """What was trained, in a line."""
     words = {"gmm": "Gaussian mixture masks", "elm": "element-wise masks", "none": "plain attention"}
     recipe = record.recipe
-    return f"{recipe.model} with {words[recipe.mask]} on {recipe.dataset}"
+    return f"{_last(recipe.model)} with {words[recipe.mask]} on {_last(recipe.dataset)}"
+
+
+def _last(name: str) -> str:
+    """Of a kind and a path, as folder:/a/b, the kind and what stands last: a page goes to others."""
+    kind, colon, place = name.partition(":")
+    return f"{kind}:{PurePath(place).name or place}" if colon and "/" in place else name
 
 
 def head(record: RunRecord) -> str:
