@@ -49,7 +49,7 @@ def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype, roomy: 
     if kernel == "forward":
         return Tiles(64, 32, 4, 3)
     if kernel == "kv":
-        return Tiles(64, 64, 4, 3) if tokens > 512 else Tiles(32, 64, 4, 2)
+        return Tiles(64, 64, 4, 3 if roomy else 2) if tokens > 512 else Tiles(32, 64, 4, 2)
     return Tiles(64, 64, 4, 2)
 
 
