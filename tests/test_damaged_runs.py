@@ -161,6 +161,19 @@ def test_arguments_of_another_type_are_told_in_a_sentence(call, words):
         call()
 
 
+@pytest.mark.parametrize("device", ["junk", "meta", "cuda:99", 3.5, None])
+def test_a_device_that_is_not_there_is_told_in_a_sentence(run, device):
+    with pytest.raises(ValueError, match="device must be one that is there"):
+        gmmvit.load_run(run, device=device)
+
+
+@pytest.mark.parametrize("length", [245, 250, 255])
+def test_a_file_of_the_longest_name_is_written(run, tmp_path, length):
+    out = tmp_path / ("x" * (length - 5) + ".html")
+    assert main(["report", str(run), "--out", str(out)]) == 0
+    assert out.is_file()
+
+
 @pytest.fixture
 def several(tmp_path):
     """Two runs that were stopped after their first epoch."""

@@ -164,6 +164,10 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
     folder = as_folder(folder)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {list(WEIGHTS)}, got {weights!r}")
+    try:
+        torch.empty(1, device=torch.device(device)).cpu()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device must be one that is there, as cpu or cuda, got {device!r}") from error
     data = load_config(folder)["data"]
     model = empty_model(folder)
     path = folder / WEIGHTS[weights]
