@@ -16,7 +16,7 @@ import gmmvit
 from gmmvit import run_folder, training
 from gmmvit.config import RecipeError
 from gmmvit.distributed import Team
-from gmmvit.session import TrainingError
+from gmmvit.step import TrainingError
 from gmmvit.training import resume, resume_several, train, train_several
 
 # Without dropout and drop path, which each process draws for itself, several processes compute what one does.

@@ -18,7 +18,7 @@ from gmmvit import checkpoint, claim, loop, run_folder, session
 from gmmvit.cli import main
 from gmmvit.evaluate import evaluate_run
 from gmmvit.run_folder import RunError
-from gmmvit.session import TrainingError
+from gmmvit.step import TrainingError
 from gmmvit.training import resume, train
 
 TINY = {"dim": 16, "depth": 1, "num_heads": 2, "passes": 1, "warmup_epochs": 0, "threads": 1, "epochs": 2}

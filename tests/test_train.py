@@ -19,7 +19,7 @@ from gmmvit import checkpoint, run_folder, session
 from gmmvit.checkpoint import load_run
 from gmmvit.data import Split, load_dataset
 from gmmvit.run_folder import RunError
-from gmmvit.session import TrainingError
+from gmmvit.step import TrainingError
 from gmmvit.training import resume, train
 
 TINY = {"dim": 16, "depth": 2, "num_heads": 2, "passes": 1, "warmup_epochs": 0, "threads": 1}

@@ -147,6 +147,7 @@ def _untouched(state: State) -> Iterator[None]:
         load_weights(state.model, weights)
         state.optimizer.zero_grad(set_to_none=True)
         state.optimizer.state.clear()
+        state.step.forget()
         if state.average is not None and average is not None:
             state.average.load_state_dict(average)
         state.scaler.load_state_dict(scaler)

@@ -82,7 +82,8 @@ def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 # Where a training runs and what it says may change between its parts; nothing that decides its result may.
-_MAY_CHANGE = {"device", "threads", "compile", "loggers", "shard", "cache_dir", "data_dir", "dataset", "skip_broken"}
+_MAY_CHANGE = {"device", "threads", "compile", "cuda_graph", "loggers", "shard", "cache_dir", "data_dir", "dataset",
+               "skip_broken"}  # fmt: skip
 
 
 def changed_fields(saved: dict[str, Any], now: dict[str, Any]) -> str:

@@ -130,6 +130,7 @@ class Recipe:
     )
     shard: bool = opt(False, "Under torchrun, split model and optimiser over the processes (FSDP2).")
     compile: bool = opt(False, "Compile the model with torch.compile.")
+    cuda_graph: bool = opt(True, "On one GPU: record a whole step of the training once and replay it as a CUDA graph.")
     deterministic: bool = opt(False, "Only deterministic GPU kernels (the CPU's always are).")
     threads: int | None = opt(None, "CPU threads; torch's choice by default.")
     loggers: tuple[str, ...] = opt((), "Also log to: tensorboard, wandb, trackio (a list with commas).")

@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gmmvit import checkpoint, run_folder
-from gmmvit.augment import to_device
+from gmmvit.augment import steps_at_once, to_device
 from gmmvit.config import Recipe, as_dict
-from gmmvit.data import Split
 from gmmvit.distributed import full_weights, load_weights
 from gmmvit.evaluate import predict, scores
 from gmmvit.masks import is_mask_parameter
 from gmmvit.optim import learning_rate, set_learning_rate
 from gmmvit.progress import open_loggers
 from gmmvit.sampling import drawn
-from gmmvit.session import Setting, State, TrainingError, seed_everything, step_images
+from gmmvit.session import Setting, State, seed_everything, step_images
+from gmmvit.step import Parts, TrainingError
 from gmmvit.weight_files import not_finite
 
 _VALIDATED = ("val_top1", "val_macro_f1", "val_balanced")
@@ -32,26 +32,17 @@ def train_epoch(setting: Setting, state: State) -> dict[str, float]:
     """One epoch: augment, forward, loss, backward, step. Returns the mean loss and the accuracy on augmented images."""
     recipe, device, team = setting.recipe, setting.device, setting.team
     generator = seed_everything(recipe.seed, state.epoch, team.rank)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, images
+    sums = state.step.sums.zero_()
     watch = Watch(sums)
     state.model.train()
     first = state.epoch * setting.steps_per_epoch
-    for step, (images, labels) in enumerate(batches(setting.data.train, setting, generator)):
+    images = step_images(recipe, len(setting.data.train))
+    steps = augmented(setting, generator)
+    for step in range(setting.steps_per_epoch):
         with no_host_wait(device, step >= WARM_UP):
+            parts = next(steps)
             set_learning_rate(state.optimizer, learning_rate(first + step, setting.steps_per_epoch, recipe))
-            for part, part_labels in zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True):
-                inputs, targets = setting.augment(part, part_labels, generator, team.share(len(part)))
-                if recipe.compile:
-                    torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is done with
-                with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
-                    logits = setting.forward(inputs)
-                    loss = nn.functional.cross_entropy(logits.float(), targets)
-                # The team takes the mean of its gradients; the gradient of the batch is the sum of all shares.
-                state.scaler.scale(loss * (len(inputs) * team.size / len(images))).backward()
-                hits = (logits.detach().argmax(1) == targets.argmax(1)).sum()
-                count = loss.new_full((), len(inputs), dtype=torch.float64)
-                sums += torch.stack([loss.detach().double() * count, hits.double(), count])
-            _optimizer_step(state, recipe)
+            state.step(parts, images)
         so_far = watch.look()
         if so_far is not None:
             _check_finite(so_far[0], state.epoch, step, recipe)
@@ -65,17 +56,6 @@ def train_epoch(setting: Setting, state: State) -> dict[str, float]:
     _check_finite(loss_sum, state.epoch, setting.steps_per_epoch, recipe)
     state.images_seen += int(seen)
     return {"train_loss": loss_sum / seen, "train_top1": hits_sum / seen}
-
-
-def _optimizer_step(state: State, recipe: Recipe) -> None:
-    if recipe.clip_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.average is not None:
-        state.average.update_parameters(state.model)
 
 
 @contextmanager
@@ -127,7 +107,8 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
         if data.val is not None:
             logits = predict(state.evaluated(), data.val, data, setting.device, setting.dtype, team)
             row |= {f"val_{name}": value for name, value in scores(logits, data.val.labels).items()}
-        row |= {"lr": state.optimizer.param_groups[0]["lr"], "images_per_s": (state.images_seen - seen) / seconds}
+        lr = learning_rate(state.epoch * setting.steps_per_epoch - 1, setting.steps_per_epoch, recipe)
+        row |= {"lr": lr, "images_per_s": (state.images_seen - seen) / seconds}
         state.wall_s += time.perf_counter() - start
         state.core_s += time.process_time() - cpu
         row["wall_s"] = state.wall_s
@@ -190,15 +171,21 @@ def _diverged(what: str, kept: int, recipe: Recipe) -> TrainingError:
     )
 
 
-def batches(split: Split, setting: Setting, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch on the device: `passes` shuffled sweeps one after another, the remainder left out."""
-    recipe, count = setting.recipe, len(split)
-    size = step_images(recipe, count)
-    balanced = recipe.sampling == "balanced"
-    total = setting.steps_per_epoch * size
-    for chosen in drawn(split.labels, recipe.passes, total, size, balanced=balanced, generator=generator):
+def augmented(setting: Setting, generator: torch.Generator) -> Iterator[Parts]:
+    """The parts of each step of an epoch, augmented and on the device: `passes` sweeps one after another, the remainder
+    left out. Several steps are augmented in one call, for the number of a GPU's operations is what takes the time; each
+    draws what it would alone."""
+    recipe, split = setting.recipe, setting.data.train
+    size = step_images(recipe, len(split))
+    sizes = [len(part) for part in torch.empty(size).chunk(recipe.accumulate)]
+    at_once = size * steps_at_once(size * split.images[0].numel(), setting.device)
+    total, balanced = setting.steps_per_epoch * size, recipe.sampling == "balanced"
+    for chosen in drawn(split.labels, recipe.passes, total, at_once, balanced=balanced, generator=generator):
         rows = to_device(chosen, split.images.device)
-        yield to_device(split.images[rows], setting.device), to_device(split.labels[rows], setting.device)
+        images, labels = (to_device(x[rows], setting.device) for x in (split.images, split.labels))
+        parts = setting.augment.several(images, labels, sizes * (len(chosen) // size), generator, setting.team.share)
+        for step in range(0, len(parts), len(sizes)):
+            yield parts[step : step + len(sizes)]
 
 
 def _summary(setting: Setting, state: State) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from gmmvit.config import Recipe
 from gmmvit.masks import is_mask_parameter
@@ -36,8 +36,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW in its fused form over the groups of `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, fused=True)
+    """AdamW in its fused form over the groups of `parameter_groups`, its rates as tensors."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, fused=True)
+    rates_as_tensors(optimizer)
+    return optimizer
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -73,14 +75,70 @@ def learning_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def rates_as_tensors(optimizer: torch.optim.Optimizer) -> None:
+    """Moves the rates into tensors beside the parameters, where a CUDA graph of the step reads them at every replay.
+
+    To be called again after `load_state_dict`, which puts back what was saved. Shards of a model keep plain numbers.
+    """
+    for group in optimizer.param_groups:
+        parameter = group["params"][0]
+        if type(parameter.data) is not Tensor or parameter.device.type not in ("cpu", "cuda"):
+            continue
+        # What the fused kernels read: a double on the CPU, bit for bit the plain number, a float on a GPU.
+        dtype = torch.float64 if parameter.device.type == "cpu" else torch.float32
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=dtype, device=parameter.device)
+        group["capturable"] = parameter.device.type == "cuda"
+
+
+def plain_groups(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state_dict with its rates as numbers, the same whatever device it trained on."""
+    groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in state.get("param_groups", [])]
+    return state | ({"param_groups": groups} if state else {})
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets every group's rate to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr * group["lr_scale"])
+        else:
+            group["lr"] = lr * group["lr_scale"]
 
 
-def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+class Average(AveragedModel):
+    """torch's exponential moving average of the weights, with an update that neither waits for a GPU nor, after the
+    first, depends on the host: the numbers and the state_dict are torch's, bit for bit. Buffers are copied.
+
+    The number of updates lies beside the weights, and is looked at once, before the first update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, device=next(model.parameters()).device)
+        self._decay = decay
+        self._begun: bool | None = None
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Takes the weights of `model` in: all of them at first, then a part 1 - decay."""
+        if self._begun is None:
+            self._begun = bool(self.n_averaged > 0)
+            self._averages, self._weights = (tuple(m.parameters()) for m in (self.module, model))
+            self._copies, self._copied = (tuple(m.buffers()) for m in (self.module, model))
+        if self._begun:
+            torch._foreach_lerp_(self._averages, self._weights, 1 - self._decay)
+        else:
+            torch._foreach_copy_(self._averages, self._weights)
+            self._begun = True
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._copied)
+        self.n_averaged.add_(1)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As of any module; buffers may be others then, and the number of updates is another."""
+        self._begun = None
+        return super().load_state_dict(*args, **options)
+
+
+def make_average(model: nn.Module, decay: float | None) -> Average | None:
     """An exponential moving average of the weights, or None."""
-    if decay is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return None if decay is None else Average(model, decay)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from gmmvit.attention.chunked import fast_bfloat16
 from gmmvit.augment import Augment
@@ -28,18 +27,22 @@ from gmmvit.distributed import (
     optimizer_state,
     wrap,
 )
-from gmmvit.optim import check_optimizer_state, make_average, make_optimizer
+from gmmvit.optim import (
+    Average,
+    check_optimizer_state,
+    make_average,
+    make_optimizer,
+    plain_groups,
+    rates_as_tensors,
+)
 from gmmvit.progress import Progress, require_loggers
 from gmmvit.run_folder import load_config
 from gmmvit.sampling import balanced_weights
+from gmmvit.step import Step, recordable
 
 _SHOWN = 12  # classes whose numbers are told at the start
 _UNEVEN = 5  # times as many images of one class as of another that are worth a warning
 _FEW = 50  # validation images below which one is more than 2 %
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on; one sentence."""
 
 
 @dataclass
@@ -48,8 +51,9 @@ class State:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
+    average: Average | None
     scaler: torch.amp.GradScaler
+    step: Step
     epoch: int = 0  # finished epochs
     images_seen: int = 0
     train_s: float = 0.0
@@ -66,7 +70,7 @@ class State:
         plain = {name: getattr(self, name) for name in ("epoch", "images_seen", "train_s", "wall_s", "core_s", "best")}
         return plain | {
             "model": full_weights(self.model),
-            "optimizer": optimizer_state(self.model, self.optimizer),
+            "optimizer": plain_groups(optimizer_state(self.model, self.optimizer)),
             "average": average,
             "scaler": self.scaler.state_dict(),
         }
@@ -76,6 +80,8 @@ class State:
         check_optimizer_state(self.optimizer, saved["optimizer"])
         load_weights(self.model, saved["model"])
         load_optimizer_state(self.model, self.optimizer, saved["optimizer"])
+        rates_as_tensors(self.optimizer)
+        self.step.forget()
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
@@ -93,7 +99,6 @@ class Setting:
     data: Dataset
     device: torch.device
     dtype: torch.dtype
-    forward: Callable[[Tensor], Tensor]  # the model, of a team and compiled on request
     augment: Augment
     steps_per_epoch: int
     progress: Progress
@@ -257,9 +262,10 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The model as fused kernels, on a GPU replayed as CUDA graphs: a small model waits for launches otherwise."""
-    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None)
+def _compiled(model: nn.Module, own_graphs: bool) -> Callable[[Tensor], Tensor]:
+    """The model as fused kernels, with CUDA graphs of its own where the whole step is none: a small model waits for
+    launches otherwise."""
+    return torch.compile(model, mode="reduce-overhead" if own_graphs else None)
 
 
 def _check_team(recipe: Recipe, team: Team) -> None:
@@ -332,19 +338,19 @@ def prepare(
         options, model = start_model(recipe, described, progress.line)
     model = model.to(device)
     wrapped = wrap(model, team, recipe.shard)
-    state = State(
-        model=model,
-        optimizer=make_optimizer(model, recipe),
-        average=make_average(model, recipe.ema),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-    )
+    forward: Callable[[Tensor], Tensor] = wrapped
+    if recipe.compile:
+        forward = _compiled(wrapped, device.type == "cuda" and not recordable(recipe, device, team))
+    optimizer, average = make_optimizer(model, recipe), make_average(model, recipe.ema)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    step = Step(forward, model, optimizer, average, scaler, recipe, dtype, device, team)
+    state = State(model, optimizer, average, scaler, step)
     setting = Setting(
         recipe=recipe,
         folder=folder,
         data=data,
         device=device,
         dtype=dtype,
-        forward=_compiled(wrapped, device) if recipe.compile else wrapped,
         augment=make_augment(recipe, data),
         steps_per_epoch=steps_per_epoch(recipe, len(data.train)),
         progress=progress,

@@ -22,7 +22,8 @@ from gmmvit.distributed import Team, full_weights, join, lost_contact
 from gmmvit.loop import fit, save_weights
 from gmmvit.optim import warmup_share
 from gmmvit.progress import Progress, clock
-from gmmvit.session import Setting, State, TrainingError, absolute_paths, prepare, step_images, with_data_at
+from gmmvit.session import Setting, State, absolute_paths, prepare, step_images, with_data_at
+from gmmvit.step import TrainingError
 
 Started = tuple[Setting, State]
 

@@ -2,6 +2,6 @@
 
 from gmmvit.augment.device import to_device
 from gmmvit.augment.normalize import normalize
-from gmmvit.augment.pipeline import POLICIES, Augment
+from gmmvit.augment.pipeline import POLICIES, Augment, steps_at_once
 
-__all__ = ["POLICIES", "Augment", "normalize", "to_device"]
+__all__ = ["POLICIES", "Augment", "normalize", "steps_at_once", "to_device"]

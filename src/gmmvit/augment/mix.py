@@ -59,11 +59,11 @@ class Mixing(NamedTuple):
     ratio: float
     box: tuple[int, int, int, int] | None
 
-    def apply(self, images: Tensor, targets: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, targets: Tensor, own: slice, others: Tensor) -> tuple[Tensor, Tensor]:
         """The samples in the rows `own` of float32 images [R, C, H, W] and targets [R, K], each mixed with that in the
-        row of `others`; both int64 [S]."""
-        images, other_images = images.index_select(0, own), images.index_select(0, others)
-        targets, other_targets = targets.index_select(0, own), targets.index_select(0, others)
+        row of `others`, int64 [S] on their device. The images given are overwritten."""
+        other_images, other_targets = images.index_select(0, others), targets.index_select(0, others)
+        images, targets = images[own], targets[own]
         if self.box is None:
             images = other_images.lerp_(images, self.ratio)
         else:

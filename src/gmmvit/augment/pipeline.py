@@ -3,7 +3,7 @@
 B samples, C channels, H x W pixels, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -40,6 +40,12 @@ def _checked_range(name: str, value: Sequence[float], limit: float) -> tuple[flo
     if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:
         raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {limit:g}; got {tuple(value)}")
     return value[0], value[1]
+
+
+def steps_at_once(values: int, device: torch.device) -> int:
+    """How many steps of so many values each, pixels times channels, are augmented in one call: up to 16, as many as
+    leave the floats of a call within 64 MB on a GPU, some times which is needed on the way, and in a CPU's cache."""
+    return max(1, min(16, (2**21 if device.type == "cpu" else 2**24) // values))
 
 
 class Augment:
@@ -110,6 +116,8 @@ class Augment:
             raise ValueError(f"class_weights must be {num_classes} numbers, got {len(class_weights)}")
         self._weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self._mix = Mix(mix_prob, mixup_alpha, cutmix_alpha)
+        # How many numbers a sample draws for flip and crop, for the policy and for erasing.
+        self._columns = [3, *(part.num_draws if part else 0 for part in (self._policy, self._erase))]
 
     def __call__(
         self, images: Tensor, labels: Tensor, generator: torch.Generator, share: slice | None = None
@@ -127,35 +135,77 @@ class Augment:
             float32 [S, C, H, W], normalised, and float32 [S, num_classes], whose rows sum to 1; both where the images
             are. Sample i depends on image i and its draws alone, mixing aside.
         """
+        return self.several(images, labels, [len(labels)], generator, lambda count: share or slice(None))[0]
+
+    def several(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        share: Callable[[int], slice] = lambda count: slice(None),
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Augment several batches in one call: each draws and becomes what it would alone, in their order.
+
+        On a GPU the number of operations is what takes the time, and it hardly grows with the number of batches.
+
+        Args:
+            images, labels: those of all batches, one batch after another.
+            sizes: images of each batch, with that sum.
+            generator: as in a call for one.
+            share: the samples to compute of a batch of so many.
+
+        Returns:
+            What a call gives for one batch, for each.
+        """
         self._check_batch(images, labels, generator)
+        if sum(sizes) != len(labels):
+            raise ValueError(f"sizes must add up to the {len(labels)} images; got {list(sizes)}")
         with one_thread():
-            return self._augment(images, labels, generator, share or slice(None))
+            return self._augment(images, labels, sizes, generator, share)
 
     def _augment(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, share: slice
-    ) -> tuple[Tensor, Tensor]:
-        count, (height, width) = len(images), images.shape[-2:]
-        draws = self._draw(count, generator)
-        mixing = self._mix.draw(count, height, width, generator)
-        mine = torch.arange(count)[share]
-        partners = mine if mixing is None else mixing.partner.cpu()[share]
-        needed = torch.cat([mine, partners]).unique()
-        if len(needed) < count:
-            images, labels = (x.index_select(0, to_device(needed, x.device)) for x in (images, labels))
-            draws = [part[needed.numpy()] for part in draws]
-        floats = self._one_by_one(images, draws)
+        self,
+        images: Tensor,
+        labels: Tensor,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        share: Callable[[int], slice],
+    ) -> list[tuple[Tensor, Tensor]]:
+        batches = []
+        height, width = images.shape[-2:]
+        needed, draws, others, seen, rows = [], [], [np.empty(0, np.int64)], 0, 0
+        for size in sizes:
+            table, mixing = self._draw(size, generator), self._mix.draw(size, height, width, generator)
+            mine = np.arange(size)[share(size)]
+            partners = mine if mixing is None else mixing.partner.cpu().numpy()[mine]
+            both = np.union1d(mine, partners)
+            needed.append(seen + both)
+            draws.append(table[both])
+            if mixing is not None:
+                others.append(np.searchsorted(both, partners))
+            own = int(np.searchsorted(both, mine[0])) if len(mine) else 0  # what is mine lies together
+            batches.append((slice(rows, rows + len(both)), slice(own, own + len(mine)), mixing))
+            seen, rows = seen + size, rows + len(both)
+        if rows < seen:
+            chosen = to_device(torch.from_numpy(np.concatenate(needed)), images.device)
+            images, labels = (x.index_select(0, to_device(chosen, x.device)) for x in (images, labels))
+        floats = self._one_by_one(images, np.concatenate(draws).astype(np.float64))
         weights = None if self._weights is None else to_device(self._weights, images.device)
         targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing, weights)
-        if mixing is None:
-            return floats, targets
-        places = (to_device(torch.searchsorted(needed, rows), images.device) for rows in (mine, partners))
-        return mixing.apply(floats, targets, *places)
+        places = iter(to_device(torch.from_numpy(np.concatenate(others)), images.device).split([*map(len, others)])[1:])
+        return [
+            (floats[span][own], targets[span][own])
+            if mixing is None
+            else mixing.apply(floats[span], targets[span], own, next(places))
+            for span, own, mixing in batches
+        ]
 
-    def _one_by_one(self, images: Tensor, draws: list[NDArray[np.float64]]) -> Tensor:
+    def _one_by_one(self, images: Tensor, table: NDArray[np.float64]) -> Tensor:
         """Everything but mixing: uint8 [R, C, H, W] and the draws of these samples -> float32 [R, C, H, W]."""
         if len(images) == 0:
             return normalize(images, self._mean, self._std)
-        place, policy, erase = draws
+        place, policy, erase = np.split(table, np.cumsum(self._columns[:2]), axis=1)
         height, width = images.shape[-2:]
         pixels = images
         if self._flip or self._crop_padding:
@@ -167,14 +217,13 @@ class Augment:
         floats = normalize(pixels, self._mean, self._std)
         return self._erase.apply(floats, erase) if self._erase else floats
 
-    def _draw(self, count: int, generator: torch.Generator) -> list[NDArray[np.float64]]:
-        """Uniform numbers for flip and crop, the policy, and erasing, [B, k] each.
+    def _draw(self, count: int, generator: torch.Generator) -> NDArray[np.float32]:
+        """Uniform numbers for flip and crop, the policy, and erasing side by side, [B, k].
 
         They are one table with a row a sample, so that no sample's draws depend on what became of another.
         """
-        parts = (3, self._policy.num_draws if self._policy else 0, self._erase.num_draws if self._erase else 0)
-        table = torch.rand((count, sum(parts)), generator=generator, device=generator.device)
-        return np.split(table.cpu().numpy().astype(np.float64), np.cumsum(parts[:2]), axis=1)
+        table = torch.rand((count, sum(self._columns)), generator=generator, device=generator.device)
+        return table.cpu().numpy()
 
     def _check_batch(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         check_images(images, len(self._mean))
