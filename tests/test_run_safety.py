@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import gmmvit
-from gmmvit import checkpoint, claim, loop, run_folder, session
+from gmmvit import checkpoint, claim, run_folder, session
 from gmmvit.cli import main
 from gmmvit.evaluate import evaluate_run
 from gmmvit.run_folder import RunError
-from gmmvit.step import TrainingError
+from gmmvit.step import Step, TrainingError
 from gmmvit.training import resume, train
 
 TINY = {"dim": 16, "depth": 1, "num_heads": 2, "passes": 1, "warmup_epochs": 0, "threads": 1, "epochs": 2}
@@ -101,17 +101,17 @@ def test_a_run_is_measured_from_everywhere_after_a_move_and_on_other_data(tmp_pa
 @pytest.mark.parametrize("val_fraction", [0.1, 0.0])
 def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch, val_fraction):
     """The loss of the last step is finite, the step itself is not."""
-    original = loop._optimizer_step
+    original = Step.take
     steps = []
 
-    def step(state, recipe):
-        original(state, recipe)
+    def take(self, parts, images):
+        original(self, parts, images)
         steps.append(1)
         if len(steps) == 4:
             with torch.no_grad():
-                next(state.model.parameters()).fill_(float("nan"))
+                next(self.model.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(loop, "_optimizer_step", step)
+    monkeypatch.setattr(Step, "take", take)
     recipe = folder_recipe(images(tmp_path / "images"), val_fraction=val_fraction)
     assert session.step_images(recipe, 19) == 8  # two steps an epoch
     with pytest.raises(TrainingError, match=r"not finite after epoch 2; train again .* checkpoint of epoch 1 is kept"):

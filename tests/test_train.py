@@ -152,15 +152,16 @@ def test_a_refused_configuration_leaves_no_folder(tmp_path):
 
 def test_an_infinite_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     recipe = tiny(epochs=3)
-    original = session.Augment.__call__
+    original = session.Augment.several
     calls = []
 
-    def poisoned(self, images, labels, generator, share):
-        inputs, targets = original(self, images, labels, generator, share)
-        calls.append(1)
-        return (inputs * float("nan") if len(calls) == 30 else inputs), targets
+    def poisoned(self, images, labels, sizes, generator, share):
+        parts = original(self, images, labels, sizes, generator, share)
+        calls.append(len(parts))
+        late = sum(calls) > 25  # of 20 steps an epoch
+        return [(inputs * float("nan"), targets) for inputs, targets in parts] if late else parts
 
-    monkeypatch.setattr(session.Augment, "__call__", poisoned)
+    monkeypatch.setattr(session.Augment, "several", poisoned)
     with pytest.raises(TrainingError, match=r"the loss became nan in epoch 2 .*checkpoint of epoch 1 is kept"):
         train(recipe, tmp_path / "a", quiet=True)
     saved = checkpoint.load_checkpoint(tmp_path / "a", run_folder.recipe_of(tmp_path / "a"))

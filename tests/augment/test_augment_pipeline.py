@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_ops import Operations
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torchvision.transforms import RandomErasing
 from torchvision.transforms import functional as tv
 
@@ -215,3 +217,50 @@ def test_shares_of_a_batch_make_the_whole(options: dict[str, float]) -> None:
     parts = zip(*(augment(images, labels, seeded(), share) for share in shares), strict=True)
     for one, together in zip(whole, parts, strict=True):
         assert torch.equal(one, torch.cat(together))
+
+
+@pytest.mark.parametrize("policy", ["none", "cifar10", "rand"])
+def test_several_batches_are_what_each_is_alone(policy: str) -> None:
+    """Whatever share of them is computed, and with a batch of one and of none among them."""
+    augment = Augment(num_classes=10, mean=MEAN, std=STD, policy=policy, erase_prob=0.5, mix_prob=0.7)
+    sizes = [7, 1, 12, 0, 9, 12]
+    images, labels = batch(sum(sizes))
+    for rank, processes in ((0, 1), (0, 3), (2, 3)):
+
+        def share(count: int, rank: int = rank, processes: int = processes) -> slice:
+            return slice(count * rank // processes, count * (rank + 1) // processes)
+
+        generator, other = seeded(3), seeded(3)
+        together = augment.several(images, labels, sizes, generator, share)
+        for part, one in zip(together, zip(images.split(sizes), labels.split(sizes), strict=True), strict=True):
+            expected = augment(*one, other, share(len(one[1])))
+            assert torch.equal(part[0], expected[0])
+            assert torch.equal(part[1], expected[1])
+        assert torch.equal(generator.get_state(), other.get_state())
+    with pytest.raises(ValueError, match="sizes must add up to the 41 images"):
+        augment.several(images, labels, [1, 2], seeded())
+
+
+def test_sixteen_batches_take_at_most_sixty_operations_each_and_none_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU would be asked for; drawing is the host's, and so is the check of labels that lie there."""
+    augment = make(policy="cifar10")
+    images, labels = batch(16 * 32)
+
+    def hidden(owner: Any, name: str) -> None:
+        work = getattr(owner, name)
+
+        def apart(*arguments: Any) -> Any:
+            with _disable_current_modes():
+                return work(*arguments)
+
+        monkeypatch.setattr(owner, name, apart)
+
+    for owner, name in ((augment, "_draw"), (augment, "_check_batch"), (augment._mix, "draw")):
+        hidden(owner, name)
+    with Operations() as operations:
+        augment.several(images, labels, [32] * 16, seeded())
+    assert 10 < len(operations) / 16 <= 60
+    assert operations.waiting() == []
+    with Operations() as operations:
+        augment(images[:32], labels[:32], seeded())
+    assert len(operations) > 200, "alone a batch takes several times as many"
