@@ -37,7 +37,8 @@ class Part:
 PARTS = {
     "versions": Part("the GPU and the libraries", 30),
     "correctness": Part("error of the fused kernels divided by that of plain torch, output and gradients", 90),
-    "attention": Part("the attention op against its rivals, forward and backward", 130),
+    "attention": Part("the attention op against its rivals, forward and backward", 80),
+    "checks": Part("every kind of training step, recorded and not, against each other", 150),
     "training": Part("whole steps of the loop", 130),
     "profile": Part("where a step's time goes", 60),
     "augmentation": Part("the CIFAR-10 policy on the device", 30),
@@ -73,12 +74,18 @@ def kernels(tiny: bool) -> None:
     sys.exit(subprocess.run([*command, *(["-k", "one and row"] if tiny else [])], cwd=ROOT).returncode)
 
 
+def checks(tiny: bool) -> None:
+    """The checks of training steps; raises SystemExit as they end. A rehearsal makes two: the suite has more."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_checks.py")]
+    sys.exit(subprocess.run([*command, *(["--tiny", "--only", "eager,average"] if tiny else [])]).returncode)
+
+
 def run_part(name: str, out: Path, tiny: bool) -> None:
     """One part in this process: rows to the CSV as they come."""
     if name == "versions":
         return versions()
-    if name == "kernels":
-        return kernels(tiny)
+    if name in ("kernels", "checks"):
+        return {"kernels": kernels, "checks": checks}[name](tiny)
     import gpu_parts
 
     from gmmvit.rows import line

@@ -328,3 +328,13 @@ def test_every_family_trains_with_every_mask(tmp_path, request, dataset, family,
     assert (summary["mask_parameters"] == 0) == (mask == "none")
     if dataset == "cifar10":
         assert rows[2]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_of_equally_good_epochs_the_later_is_the_best(tmp_path, monkeypatch):
+    from gmmvit import loop
+    from gmmvit.config import load_recipe
+
+    real = loop.scores
+    monkeypatch.setattr(loop, "scores", lambda logits, labels: real(logits, labels) | {"top1": 0.5})
+    recipe = load_recipe("digits", epochs=3, passes=1, dim=16, depth=1, num_heads=2)
+    assert train(recipe, tmp_path / "a", quiet=True)["best_epoch"] == 3

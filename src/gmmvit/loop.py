@@ -115,7 +115,8 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
         weights = full_weights(state.evaluated())
         team.from_leader(lambda: _check_good(row, weights, recipe))  # noqa: B023 (called at once)
         judged = f"val_{recipe.select}"
-        if row.get(judged, float("inf")) > state.best.get(judged, -1.0):  # without a validation part: the last epoch
+        # Of equals the later, which learned more slowly at its end; without a validation part the last.
+        if row.get(judged, float("inf")) >= state.best.get(judged, -1.0):
             measured = {"val_top1": row.get("val_top1", -1.0)} | {name: row[name] for name in _VALIDATED if name in row}
             state.best = {"epoch": state.epoch, "weights": weights} | measured
         saved = state.persistent() | {"recipe": as_dict(recipe)}

@@ -45,7 +45,7 @@ def test_everything_is_measured_in_a_rehearsal_without_what_a_device_may_lack(tm
     assert {row["commit"] for row in rows} == {"unknown"}
     page = (tmp_path / "out" / "gpu.md").read_text()
     assert "failed" not in page
-    assert page.count("| good |") == 7
+    assert page.count("| good |") == 8
 
 
 def test_a_part_that_fails_or_hangs_costs_the_others_nothing(tmp_path, monkeypatch):
