@@ -180,12 +180,12 @@ def test_every_head_has_its_mask_and_its_gaussians(trained: Path, page: Page) ->
 
 
 def test_names_from_outside_stay_text(tmp_path: Path) -> None:
-    for name, shade in (("<b>", 40), ("<script>", 200)):
+    for name in ("<b>", "<script>"):  # of equal pictures, so that some are confused and shown
         for part, count in (("train", 6), ("test", 3)):
             folder = tmp_path / "data" / part / name
             folder.mkdir(parents=True)
             for index in range(count):
-                Image.new("RGB", (8, 8), (shade, index, 0)).save(folder / f'"><i>&{index}.png')
+                Image.new("RGB", (8, 8), (40, index, 0)).save(folder / f'"><i>&{index}.png')
     recipe = gmmvit.load_recipe(
         "digits",
         **TINY,

@@ -45,7 +45,7 @@ def _described(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Grey thumbnails float32 [N, 64], and outlines bool [N, 64]."""
     small, outline = [], []
     for start in range(0, len(images), _ROWS):
-        grey = torch.from_numpy(np.asarray(images[start : start + _ROWS])).float().mean(1, keepdim=True)
+        grey = torch.from_numpy(np.array(images[start : start + _ROWS])).float().mean(1, keepdim=True)
         small.append(torch.nn.functional.adaptive_avg_pool2d(grey, 8).flatten(1).numpy())
         cells = torch.nn.functional.adaptive_avg_pool2d(grey, (8, 9))
         outline.append((cells[..., 1:] > cells[..., :-1]).flatten(1).numpy())
