@@ -97,3 +97,12 @@ def test_a_model_with_it_can_be_built_without_memory():
     with torch.device("meta"):
         model = create_model("vit", mask="gmm", mode="log", mask_options={"init": "conv"}, stem="conv")
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["vit", "pit", "cait"])
+def test_positions_start_as_wide_as_asked_for(family):
+    wide, narrow = (create_model(family, position_std=std).pos_embed.std().item() for std in (1.0, 0.1))
+    assert wide == pytest.approx(1, rel=0.1)
+    assert narrow == pytest.approx(0.1, rel=0.1)
+    with pytest.raises(ValueError, match="position_std"):
+        create_model(family, position_std=0)

@@ -73,6 +73,7 @@ class Recipe:
     stem: str | None = opt(
         None, "What makes tokens of images: patch (linear, by default) or conv (small convolutions).", ("patch", "conv")
     )
+    position_std: float | None = opt(None, "Standard deviation at which position embeddings start; 1 by default.")
     pool: str | None = opt(None, "What the head reads: mean of the patches, or a class token.", ("mean", "cls"))
     dropout: float = opt(0.0, "Dropout of embeddings and projections.")
     drop_path: float = opt(0.1, "Probability that a sample skips a branch.")
@@ -153,7 +154,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("warmup_epochs", "weight_decay", "min_lr", "mask_lr_scale"), (0, 10**6)),
     **dict.fromkeys(("mask_weight_decay", "mixup_alpha", "cutmix_alpha"), (0, 10**6)),
     **dict.fromkeys(("seed", "split_seed"), (0, 2**63 - 1)),
-    **dict.fromkeys(("lr", "clip_norm", "mlp_ratio", "erase_aspect"), (1e-12, 10**6)),
+    **dict.fromkeys(("lr", "clip_norm", "mlp_ratio", "position_std", "erase_aspect"), (1e-12, 10**6)),
     "minutes": (0.01, 10**6),
     "ema": (0, 1 - 1e-9),
     "rand_ops": (1, 100),
@@ -294,7 +295,7 @@ def _describe(kinds: tuple[Any, ...]) -> str:
 
 
 # What a recipe says of the size of a model of ours; of no meaning to another family.
-SIZES = ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "stem", "pool")
+SIZES = ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "stem", "position_std", "pool")
 
 # What a recipe says of its mask; of no meaning to another kind of mask.
 _OF_THE_MASK = ("mode", "mask_init", "num_kernels", "covariance", "learn_center", "elm_per_head")

@@ -91,6 +91,8 @@ class VisionTransformer(nn.Module):
         above_zero("mlp_ratio", given["mlp_ratio"])
         for name in ("dropout", "drop_path"):
             fraction(name, given[name])
+        if "position_std" in given:
+            above_zero("position_std", given["position_std"])
         options = given["mask_options"]
         if options is not None and not isinstance(options, dict):
             raise TypeError(f"mask_options must be a dict of options of the mask, or None, got {options!r}")
@@ -120,10 +122,10 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def init_tokens(self) -> None:
-        """Initialisation of the position embeddings and the class token: standard normal."""
-        for token in (self.cls_token, self.pos_embed):
-            if token is not None:
-                nn.init.normal_(token)
+        """Initialisation of the class token, standard normal, and of the position embeddings."""
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token)
+        nn.init.normal_(self.pos_embed, std=self.config.get("position_std", 1.0))
 
     def steps(self) -> list[Any]:
         """Modules that tokens pass through in order, each called with (tokens, grid) and with a `next_grid`."""

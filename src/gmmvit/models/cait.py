@@ -93,6 +93,8 @@ class CaiT(VisionTransformer):
         dim, depth, class_depth, num_heads, head_dim, mlp_ratio: sizes; `depth` patch layers, `class_depth` layers of
             the class token. The defaults are the paper's 5.1 M parameters.
         mask, mode, mask_options: as in `ViT`; mode "post" weighs the softmax before the second mixing.
+        position_std: standard deviation at which the position embeddings start (1 is the paper's); with the mask start
+            "conv", which tells heads where to look, a tenth.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         dropout, drop_path: drop_path is the same in every block.
 
@@ -122,6 +124,7 @@ class CaiT(VisionTransformer):
         mode: str = "multiply",
         mask_options: dict[str, Any] | None = None,
         stem: str = "patch",
+        position_std: float = 1.0,
         dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:

@@ -26,6 +26,8 @@ class ViT(VisionTransformer):
         dim, depth, num_heads, head_dim, mlp_ratio: sizes; the defaults are the paper's (2.7 M parameters).
         mask: "none", "elm" or "gmm"; mode: "multiply", "log" or "post"; mask_options: further arguments of
             `GaussianMixtureMask` or `ElementwiseMask`.
+        position_std: standard deviation at which the position embeddings start (1 is the paper's); with the mask start
+            "conv", which tells heads where to look, a tenth.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         pool: "mean" of the patches or "cls", a class token that is read at the end.
         qkv_bias, dropout, drop_path: drop_path is the same in every block, as in the paper's code.
@@ -54,6 +56,7 @@ class ViT(VisionTransformer):
         mode: str = "multiply",
         mask_options: dict[str, Any] | None = None,
         stem: str = "patch",
+        position_std: float = 1.0,
         pool: str = "mean",
         qkv_bias: bool = False,
         dropout: float = 0.0,
