@@ -148,7 +148,7 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Any] = (
         dict(full.get_model_state_dict(model, options=_FULL)) if _sharded(model) else model.state_dict()
     )
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -161,16 +161,28 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state_dict as one process without shards would have it; of shards, whole in the leading one."""
+    """A copy, on the CPU, of the optimiser's state_dict as one process without shards would have it; of shards, whole
+    in the leading process and empty elsewhere."""
     if not _sharded(model):
-        return optimizer.state_dict()
+        return _copy(optimizer.state_dict())
     state: dict[str, Any] = full.get_optimizer_state_dict(model, optimizer, options=_FULL)
     if not state:
         return {}
     names = [name for group in state["param_groups"] for name in group["params"]]
     number = {name: index for index, name in enumerate(names)}
     groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
-    return {"state": {number[name]: value for name, value in state["state"].items()}, "param_groups": groups}
+    return _copy({"state": {number[name]: value for name, value in state["state"].items()}, "param_groups": groups})
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state_dict whose moments lie in memory of their own on the CPU; the rates stay where they are."""
+    moments = {
+        number: {
+            name: value.to("cpu", copy=True) if isinstance(value, Tensor) else value for name, value in entry.items()
+        }
+        for number, entry in state["state"].items()
+    }
+    return state | {"state": moments}
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

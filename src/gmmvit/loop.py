@@ -4,7 +4,7 @@ Letters: B batch, C channels.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,13 +23,18 @@ from gmmvit.sampling import drawn
 from gmmvit.session import Setting, State, seed_everything, step_images
 from gmmvit.step import Parts, TrainingError
 from gmmvit.weight_files import not_finite
+from gmmvit.writer import Writer
 
 _VALIDATED = ("val_top1", "val_macro_f1", "val_balanced")
+Loggers = Sequence[Callable[[dict[str, Any]], None]]
 WARM_UP = 10  # steps of an epoch in which a GPU may still compile and record its graphs
 
 
-def train_epoch(setting: Setting, state: State) -> dict[str, float]:
-    """One epoch: augment, forward, loss, backward, step. Returns the mean loss and the accuracy on augmented images."""
+def train_epoch(setting: Setting, state: State, look: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """One epoch: augment, forward, loss, backward, step. Returns the mean loss and the accuracy on augmented images.
+
+    `look` is called after every step.
+    """
     recipe, device, team = setting.recipe, setting.device, setting.team
     generator = seed_everything(recipe.seed, state.epoch, team.rank)
     sums = state.step.sums.zero_()
@@ -43,6 +48,7 @@ def train_epoch(setting: Setting, state: State) -> dict[str, float]:
             parts = next(steps)
             set_learning_rate(state.optimizer, learning_rate(first + step, setting.steps_per_epoch, recipe))
             state.step(parts, images)
+        look()
         so_far = watch.look()
         if so_far is not None:
             _check_finite(so_far[0], state.epoch, step, recipe)
@@ -96,37 +102,62 @@ class Watch:
 
 def fit(setting: Setting, state: State) -> dict[str, Any]:
     """All epochs that are left, each validated, logged and checkpointed; then the test. Returns the summary."""
-    recipe, team, data = setting.recipe, setting.team, setting.data
+    recipe, team = setting.recipe, setting.team
     loggers = open_loggers(recipe.loggers, setting.folder, as_dict(recipe)) if team.leads else []
-    for _ in range(state.epoch, recipe.epochs):
-        start, cpu, seen = time.perf_counter(), time.process_time(), state.images_seen
-        row: dict[str, Any] = {"epoch": state.epoch + 1, **train_epoch(setting, state)}
-        seconds = time.perf_counter() - start
-        state.epoch += 1
-        state.train_s += seconds
-        if data.val is not None:
-            logits = predict(state.evaluated(), data.val, data, setting.device, setting.dtype, team)
-            row |= {f"val_{name}": value for name, value in scores(logits, data.val.labels).items()}
-        lr = learning_rate(state.epoch * setting.steps_per_epoch - 1, setting.steps_per_epoch, recipe)
-        row |= {"lr": lr, "images_per_s": (state.images_seen - seen) / seconds}
-        state.wall_s += time.perf_counter() - start
-        state.core_s += time.process_time() - cpu
-        row["wall_s"] = state.wall_s
-        weights = full_weights(state.evaluated())
-        team.from_leader(lambda: _check_good(row, weights, recipe))  # noqa: B023 (called at once)
-        judged = f"val_{recipe.select}"
-        # Of equals the later, which learned more slowly at its end; without a validation part the last.
-        if row.get(judged, float("inf")) >= state.best.get(judged, -1.0):
-            measured = {"val_top1": row.get("val_top1", -1.0)} | {name: row[name] for name in _VALIDATED if name in row}
-            state.best = {"epoch": state.epoch, "weights": weights} | measured
-        saved = state.persistent() | {"recipe": as_dict(recipe)}
-        team.from_leader(lambda: _keep(setting, row, saved, weights))  # noqa: B023 (called at once)
-        setting.progress.line(_epoch_line(row, recipe, setting.progress.time_left()))
-        for log in loggers:
-            log(row)
+    with Writer(setting.progress) as writer:
+        # Of several processes, the one that writes may not end while the others wait for its gradients.
+        look = writer.look if team.size == 1 else writer.look_for_success
+        for _ in range(state.epoch, recipe.epochs):
+            row, weights = _epoch(setting, state, look)
+            _hand_over(setting, state, writer, row, weights, loggers)
+        team.from_leader(writer.finish)
     summary = _summary(setting, state)
     team.from_leader(lambda: run_folder.write_json(setting.folder / run_folder.SUMMARY, summary))
     return summary
+
+
+def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Trains and validates an epoch. Returns its row of metrics and its weights."""
+    recipe, team, data = setting.recipe, setting.team, setting.data
+    start, cpu, seen = time.perf_counter(), time.process_time(), state.images_seen
+    row: dict[str, Any] = {"epoch": state.epoch + 1, **train_epoch(setting, state, look)}
+    seconds = time.perf_counter() - start
+    state.epoch += 1
+    state.train_s += seconds
+    if data.val is not None:
+        logits = predict(state.evaluated(), data.val, data, setting.device, setting.dtype, team)
+        row |= {f"val_{name}": value for name, value in scores(logits, data.val.labels).items()}
+    lr = learning_rate(state.epoch * setting.steps_per_epoch - 1, setting.steps_per_epoch, recipe)
+    row |= {"lr": lr, "images_per_s": (state.images_seen - seen) / seconds}
+    state.wall_s += time.perf_counter() - start
+    state.core_s += time.process_time() - cpu
+    row["wall_s"] = state.wall_s
+    weights = full_weights(state.evaluated())
+    team.from_leader(lambda: _check_good(row, weights, recipe))
+    judged = f"val_{recipe.select}"
+    # Of equals the later, which learned more slowly at its end; without a validation part the last.
+    if row.get(judged, float("inf")) >= state.best.get(judged, -1.0):
+        measured = {"val_top1": row.get("val_top1", -1.0)} | {name: row[name] for name in _VALIDATED if name in row}
+        state.best = {"epoch": state.epoch, "weights": weights} | measured
+    return row, weights
+
+
+def _hand_over(
+    setting: Setting, state: State, writer: Writer, row: dict[str, Any], last: dict[str, Tensor], loggers: Loggers
+) -> None:
+    """Begins to write what an epoch leaves, when the one before is safe; this one is told when it is."""
+    setting.team.from_leader(writer.finish)  # before the copy, so that there is one at a time
+    state.kept = state.epoch - 1
+    saved = state.persistent() | {"recipe": as_dict(setting.recipe)}
+
+    def tell() -> None:
+        state.kept = row["epoch"]
+        setting.progress.line(_epoch_line(row, setting.recipe, setting.progress.time_left()))
+        for log in loggers:
+            log(row)
+
+    if setting.team.leads:
+        writer.begin(lambda: _keep(setting, row, saved, last), tell)
 
 
 def _epoch_line(row: dict[str, Any], recipe: Recipe, left: str) -> str:

@@ -82,7 +82,7 @@ def told(path: Path, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until a file is whole: torch's writer would report them as a fault of the disk."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -117,7 +117,7 @@ def is_there(path: Path) -> bool:
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file so that a kill or a full disk leaves the old one or the new one, never a torn one."""
     temporary = path.with_name(temporary_name(path.name))
-    with _uninterrupted(), told(path, "write"):
+    with uninterrupted(), told(path, "write"):
         try:
             with temporary.open("wb") as file:
                 write(file)

@@ -55,6 +55,7 @@ class State:
     scaler: torch.amp.GradScaler
     step: Step
     epoch: int = 0  # finished epochs
+    kept: int = 0  # those whose files are safe
     images_seen: int = 0
     train_s: float = 0.0
     wall_s: float = 0.0
@@ -66,7 +67,8 @@ class State:
         return self.model if self.average is None else self.average.module
 
     def persistent(self) -> dict[str, Any]:
-        average = None if self.average is None else self.average.state_dict()
+        """On the CPU, and a copy: further steps do not change it."""
+        average = None if self.average is None else full_weights(self.average)
         plain = {name: getattr(self, name) for name in ("epoch", "images_seen", "train_s", "wall_s", "core_s", "best")}
         return plain | {
             "model": full_weights(self.model),
@@ -88,6 +90,7 @@ class State:
         self.core_s = saved.get("core_s", 0.0)  # a checkpoint of an older version does not tell
         for name in ("epoch", "images_seen", "train_s", "wall_s", "best"):
             setattr(self, name, saved[name])
+        self.kept = self.epoch
 
 
 @dataclass(frozen=True)

@@ -313,14 +313,14 @@ def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -
     except KeyboardInterrupt:
         folders = shlex.join(str(left.folder) for left, _ in ((setting, state), *waiting))
         raise KeyboardInterrupt(
-            f"interrupted after epoch {state.epoch}; `gmmvit resume {folders}` goes on from there"
+            f"interrupted after epoch {state.kept}; `gmmvit resume {folders}` goes on from there"
         ) from None
     except RuntimeError as error:
         if setting.team.size == 1 or not lost_contact(error):
             raise
         raise TrainingError(
             "another process of this training ended or cannot be reached; `gmmvit resume` goes on after epoch "
-            f"{state.epoch}"
+            f"{state.kept}"
         ) from error
 
 
