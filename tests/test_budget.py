@@ -75,17 +75,17 @@ def test_a_training_with_minutes_is_that_of_the_epochs_it_chose(tmp_path, fields
 
 def test_a_resumed_training_keeps_what_was_chosen(tmp_path, monkeypatch):
     """Stopped after its second epoch, it goes on with the epochs of config.yaml, whatever the speed is then."""
-    keep = loop._keep
+    told = loop._epoch_line
 
-    def stop(setting, row, *rest):
-        keep(setting, row, *rest)
+    def stop(row, *rest):
         if row["epoch"] == 2:
             raise KeyboardInterrupt
+        return told(row, *rest)
 
-    monkeypatch.setattr(loop, "_keep", stop)
+    monkeypatch.setattr(loop, "_epoch_line", stop)
     with pytest.raises(KeyboardInterrupt, match="interrupted after epoch 2"):
         train(load_recipe("digits", minutes=0.1, **TINY), tmp_path / "run", quiet=True)
-    monkeypatch.setattr(loop, "_keep", keep)
+    monkeypatch.undo()
     chosen = run_folder.recipe_of(tmp_path / "run")
     assert resume(tmp_path / "run", quiet=True)["epochs"] == chosen.epochs
     assert run_folder.recipe_of(tmp_path / "run") == chosen
