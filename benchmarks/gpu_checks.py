@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_parts import MEAN, STD, the_device
 from torch import Tensor
 
 from gmmvit.config import load_recipe
@@ -27,7 +28,6 @@ from gmmvit.progress import Progress
 from gmmvit.session import Setting, State, prepare
 
 STEPS = 20
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 Training = tuple[Setting, State]
 
 
@@ -44,10 +44,10 @@ class Checks:
     """The checks, one a method; `tiny` for a rehearsal."""
 
     def __init__(self, tiny: bool) -> None:
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        self.device = the_device()
         self.batch = 8 if tiny else 128
         self.small: dict[str, Any] = {"dim": 16, "depth": 2, "num_heads": 2} if tiny else {}
-        self.data = random_data(torch.device(self.device), STEPS * self.batch)
+        self.data = random_data(self.device, STEPS * self.batch)
 
     def begun(self, **fields: Any) -> Training:
         """A training of the paper's ViT with 20 steps an epoch."""

@@ -135,7 +135,7 @@ def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[di
     weights = full_weights(state.evaluated())
     team.from_leader(lambda: _check_good(row, weights, recipe))
     judged = f"val_{recipe.select}"
-    # Of equals the later, which learned more slowly at its end; without a validation part the last.
+    # Of equals the later, whose rate was lower; without a validation part the last.
     if row.get(judged, float("inf")) >= state.best.get(judged, -1.0):
         measured = {"val_top1": row.get("val_top1", -1.0)} | {name: row[name] for name in _VALIDATED if name in row}
         state.best = {"epoch": state.epoch, "weights": weights} | measured
