@@ -181,7 +181,7 @@ def _check_ranges(recipe: Recipe) -> None:
         raise RecipeError(f"mask_init of an elm must be paper or identity, got {recipe.mask_init!r}")
     if recipe.mask == "gmm" and recipe.mask_init == "conv" and recipe.mode != "log":
         raise RecipeError(
-            f"mask_init conv needs mode log (--mode log), or take another start (--mask-init local), got {recipe.mode!r}"
+            f"mask_init conv needs mode log (--mode log), or another start (--mask-init local), got {recipe.mode!r}"
         )
     if recipe.mask == "gmm" and recipe.mask_init == "conv" and recipe.num_kernels < 2:
         raise RecipeError("mask_init conv needs num_kernels of at least 2, a peak and a constant, got 1")
