@@ -11,8 +11,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 ORDER = [
     "version", "text", "yaml_files", "attention", "masks", "layers", "stem", "models", "weight_files", "attach",
     "reference_sizes", "reference_weights", "data", "augment", "config", "run_folder", "claim", "distributed",
-    "optim", "building", "progress", "checkpoint", "sampling", "convert", "step", "session", "evaluate", "writer",
-    "loop", "budget", "training", "rows", "sweep", "report", "export", "bench", "cli", "timm_models", "__main__",
+    "muon", "optim", "building", "progress", "checkpoint", "sampling", "convert", "step", "session", "evaluate",
+    "writer", "loop", "budget", "training", "rows", "sweep", "report", "export", "bench", "cli",
+    "timm_models", "__main__",
 ]  # fmt: skip
 LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "bench")}
 LEAVES |= {"cli": {"__main__"}, "timm_models": set()}

@@ -25,7 +25,9 @@ def begun(folder, **fields):
     return setting, state, augmented(setting, seed_everything(0, 0)), step_images(recipe, len(setting.data.train))
 
 
-@pytest.mark.parametrize("fields", [{}, EVERYTHING, {"accumulate": 2, "dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, EVERYTHING, {"accumulate": 2, "dtype": "bfloat16"}, {"optimizer": "muon"}], ids=str
+)
 def test_every_step_is_the_same_list_of_operations_on_the_same_memory(tmp_path, fields):
     """So one that is recorded does, replayed, what the next would do: no number of the host differs, no tensor of the
     model, the optimiser or the average is another, and nothing is read back."""

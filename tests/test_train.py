@@ -77,8 +77,8 @@ def test_a_loaded_run_predicts_as_measured(run):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"ema": 0.9, "clip_norm": 1.0, "drop_path": 0.2, "dropout": 0.1}],
-    ids=["plain", "ema"],
+    [{}, {"ema": 0.9, "clip_norm": 1.0, "drop_path": 0.2, "dropout": 0.1}, {"optimizer": "muon"}],
+    ids=["plain", "ema", "muon"],
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, fields):
     recipe = tiny(epochs=6, mix_prob=0.5, erase_prob=0.5, **fields)

@@ -102,10 +102,15 @@ class Recipe:
     )
     batch_size: int = opt(128, "Images in a batch.")
     accumulate: int = opt(1, "Batches whose gradients make one step.")
+    optimizer: str = opt(
+        "adamw",
+        "adamw, or muon: hidden matrices move along the orthogonal factor of their momentum, the rest by AdamW.",
+        ("adamw", "muon"),
+    )
     lr: float = opt(1e-3, "Peak learning rate.")
     min_lr: float = opt(1e-6, "Learning rate at the end of the cosine.")
     warmup_epochs: float = opt(10.0, "Epochs of linear warm-up; a quarter of the training at most.")
-    weight_decay: float = opt(0.05, "AdamW's weight decay of matrices; masks, norms, biases, positions have none.")
+    weight_decay: float = opt(0.05, "Weight decay of matrices; masks, norms, biases, positions have none.")
     mask_lr_scale: float = opt(1.0, "Learning rate of the mask parameters as a multiple of the others'.")
     mask_weight_decay: float = opt(0.0, "Weight decay of the mask parameters.")
     class_weights: str = opt(
@@ -185,6 +190,10 @@ def _check_ranges(recipe: Recipe) -> None:
         )
     if recipe.mask == "gmm" and recipe.mask_init == "conv" and recipe.num_kernels < 2:
         raise RecipeError("mask_init conv needs num_kernels of at least 2, a peak and a constant, got 1")
+    if recipe.shard and recipe.optimizer == "muon":
+        raise RecipeError(
+            "optimizer muon needs whole matrices, which shard splits; take --no-shard or --optimizer adamw"
+        )
     _check_library(recipe)
     unknown = set(recipe.loggers) - {"tensorboard", "wandb", "trackio"}
     if unknown:

@@ -10,13 +10,16 @@ from torch.optim.swa_utils import AveragedModel
 from gmmvit.config import Recipe
 from gmmvit.masks import is_mask_parameter
 from gmmvit.models.base import undecayed_parameters
+from gmmvit.muon import Muon, hidden_matrices
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
     """Groups "decay" (matrices), "no_decay" (norms, biases, positions, tokens) and "mask", each with its own
-    `weight_decay` and `lr_scale`; empty ones are left out. What a model of timm names in `no_weight_decay` has none."""
+    `weight_decay` and `lr_scale`; empty ones are left out. What a model of timm names in `no_weight_decay` has none.
+    With Muon, "muon" has the matrices of hidden layers."""
     undecayed = undecayed_parameters(model) | set(getattr(model, "no_weight_decay", set)())
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "mask": []}
+    hidden = {id(weight) for weight in hidden_matrices(model)} if recipe.optimizer == "muon" else set()
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "mask": [], "muon": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -25,19 +28,31 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
         elif parameter.dim() < 2 or name in undecayed:
             groups["no_decay"].append(parameter)
         else:
-            groups["decay"].append(parameter)
-    decay = {"decay": recipe.weight_decay, "no_decay": 0.0, "mask": recipe.mask_weight_decay}
-    scale = {"decay": 1.0, "no_decay": 1.0, "mask": recipe.mask_lr_scale}
+            groups["muon" if id(parameter) in hidden else "decay"].append(parameter)
+    decay = {"no_decay": 0.0, "mask": recipe.mask_weight_decay}
+    scale = {"mask": recipe.mask_lr_scale}
     return [
-        {"name": name, "params": params, "weight_decay": decay[name], "lr_scale": scale[name]}
+        {
+            "name": name,
+            "params": params,
+            "weight_decay": decay.get(name, recipe.weight_decay),
+            "lr_scale": scale.get(name, 1.0),
+        }
         for name, params in groups.items()
         if params
     ]
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW in its fused form over the groups of `parameter_groups`, its rates as tensors."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, fused=True)
+def make_optimizer(model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32) -> torch.optim.AdamW:
+    """The recipe's optimiser over the groups of `parameter_groups`, its rates as tensors: AdamW in its fused form, or
+    Muon, whose matrix products are float32 where the forward pass is, of type `dtype`, and bfloat16 elsewhere."""
+    groups = parameter_groups(model, recipe)
+    if recipe.optimizer == "muon":
+        products = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        groups = [{**group, "muon": group["name"] == "muon"} for group in groups]
+        optimizer: torch.optim.AdamW = Muon(groups, recipe.lr, dtype=products)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
     rates_as_tensors(optimizer)
     return optimizer
 
@@ -46,12 +61,13 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any
     """Raises ValueError where a state_dict is empty, or holds moments of another shape than their parameter or NaN: the
     optimiser would take them as they are, and its fused form reads beyond them. A parameter that no loss reaches has
     no moments."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = [(weight.shape, group.get("muon", False)) for group in optimizer.param_groups for weight in group["params"]]
     if not saved["state"]:
         raise ValueError("it has no state of the optimizer")
     for index, entry in saved["state"].items():
-        shape = parameters[index].shape if index in range(len(parameters)) else None
-        for name, expected in (("step", torch.Size()), ("exp_avg", shape), ("exp_avg_sq", shape)):
+        shape, muon = own[index] if index in range(len(own)) else (None, False)
+        moments = ("momentum_buffer",) if muon else ("exp_avg", "exp_avg_sq")
+        for name, expected in (("step", torch.Size()), *((moment, shape) for moment in moments)):
             value = entry.get(name)
             if not isinstance(value, Tensor) or value.shape != expected or bool(value.isnan().any()):
                 raise ValueError(f"{name} of parameter {index} is NaN or not of this model")

@@ -344,7 +344,7 @@ def prepare(
     forward: Callable[[Tensor], Tensor] = wrapped
     if recipe.compile:
         forward = _compiled(wrapped, device.type == "cuda" and not recordable(recipe, device, team))
-    optimizer, average = make_optimizer(model, recipe), make_average(model, recipe.ema)
+    optimizer, average = make_optimizer(model, recipe, dtype), make_average(model, recipe.ema)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     step = Step(forward, model, optimizer, average, scaler, recipe, dtype, device, team)
     state = State(model, optimizer, average, scaler, step)
