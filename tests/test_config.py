@@ -136,6 +136,14 @@ def test_another_mask_does_not_take_over_what_the_recipe_says_of_its_own():
     assert load_recipe("small", mask="gmm", mode="multiply", mask_init="paper").mask_init == "paper"
 
 
+def test_given_weights_are_not_trained_at_the_rate_of_a_start_from_nothing(tmp_path):
+    (tmp_path / "mine.yaml").write_text("optimizer: muon\nlr: 6.0e-3\n")
+    fine = load_recipe(tmp_path / "mine.yaml", pretrained="runs/mine")
+    assert (fine.optimizer, fine.lr) == ("adamw", 1e-3)
+    asked = load_recipe(tmp_path / "mine.yaml", pretrained="runs/mine", optimizer="muon", lr=2e-3)
+    assert (asked.optimizer, asked.lr) == ("muon", 2e-3)
+
+
 def test_a_pretrained_model_of_a_library_starts_with_the_identity_unless_asked_for():
     name = "timm:vit_tiny_patch16_224"
     assert load_recipe("small", model=name, pretrained=True).mask_init is None

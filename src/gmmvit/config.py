@@ -335,7 +335,8 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     """A shipped recipe by name, or a YAML file by path, with fields replaced by `overrides`.
 
     With another `model` than the recipe's, the recipe's sizes and weights are left out: the model's own hold. So are
-    mode, start and shape of its mask with another `mask`, and its start where a timm: or hf: model comes `pretrained`.
+    mode, start and shape of its mask with another `mask`, its start where a timm: or hf: model comes `pretrained`, and
+    optimiser and rate with `pretrained` weights.
 
     Raises RecipeError for an unknown recipe, file, field or value, TypeError for a name that is none.
     """
@@ -362,6 +363,8 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
         left_out |= {*_OF_THE_MASK}
     if overrides.get("pretrained") and library_of(overrides.get("model", written.model)):
         left_out.add("mask_init")  # the model should mean what it meant: the mask is the identity at first
+    if overrides.get("pretrained"):
+        left_out |= {"optimizer", "lr"}  # those of a start from nothing would undo the weights
     values = {name: value for name, value in values.items() if name not in left_out}
     return make_recipe({**values, **overrides}, "the given values" if overrides else f"recipe {path.name}")
 
