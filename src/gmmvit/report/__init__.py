@@ -9,7 +9,7 @@ from pathlib import Path
 from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.claim import own_if_run
 from gmmvit.data import DataError
-from gmmvit.report.masks import mask_picture, mask_section
+from gmmvit.report.masks import mask_picture, mask_section, starting_model
 from gmmvit.report.page import document, paragraph
 from gmmvit.report.results import confusion_section, looking_section, measure, mistakes_section
 from gmmvit.report.runs import comparison, count_parameters, curves, head, read_run, title
@@ -74,7 +74,7 @@ def write_report(
 
 def _details(run: LoadedRun, data_dir: str | None) -> list[tuple[str, str, str]]:
     """The sections that need the model, and those that need its data too."""
-    learned = ("masks", "Learned masks", mask_section(run.model))
+    learned = ("masks", "Learned masks", mask_section(run.model, starting_model(run)))
     try:
         outcome = measure(run, data_dir)
     except DataError as error:

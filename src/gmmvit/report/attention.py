@@ -147,11 +147,11 @@ def attention_section(run: LoadedRun, images: Tensor, captions: list[str]) -> st
     blocks = []
     heats = [attention.heat() for attention in maps]
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        figures = [picture(image_address(image), f"input: {caption}", "input", smooth=max(image.shape) > 64)]
+        figures = [picture([(image_address(image), f"input: {caption}")], "input", smooth=max(image.shape) > 64)]
         for attention, (heat, cell) in zip(maps, heats, strict=True):
             address = image_address(heat_over(image, heat[index], cell))
             name = escape(attention.name)
-            figures.append(picture(address, f"attention in {attention.name}: {caption}", name, smooth=True))
+            figures.append(picture([(address, f"attention in {attention.name}: {caption}")], name, smooth=True))
         columns = f"grid-template-columns:repeat({len(figures)},minmax(0,1fr))"
         blocks.append(f'<h3>{escape(caption)}</h3><div class="maps" style="{columns}">{"".join(figures)}</div>')
     intro = (

@@ -1,18 +1,24 @@
-"""The learned masks as pictures: every layer and head, beside the numbers they are made of.
+"""The learned masks as pictures: every layer and head as it began and as it is, beside the numbers they are made of.
 
 Letters: H heads, K Gaussians per head, N patches, R x S cells of an offset table.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import torch
 from torch import Tensor, nn
 
+from gmmvit.building import build_model
+from gmmvit.checkpoint import LoadedRun
+from gmmvit.config import library_of
 from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
 from gmmvit.report.page import colour_scale, paragraph, picture, row, table
 from gmmvit.report.pictures import DIVERGING, hex_colour, levels, map_address
+from gmmvit.run_folder import load_config, read_rows
+from gmmvit.session import seed_everything
 
 NEUTRAL = 1.0  # a mask of ones is plain attention
 MATRIX_SIDE = 64  # larger element-wise masks are averaged down to this many cells a side
@@ -43,6 +49,25 @@ def mask_layers(model: nn.Module) -> list[Layer]:
     return layers
 
 
+def starting_model(run: LoadedRun) -> nn.Module | str:
+    """A model whose masks are those that the run's training began with, made anew from its configuration and its seed;
+    or a sentence why there is none. Its other weights need not be those of the start."""
+    recipe = run.recipe
+    unknown = "The masks as they were at the start are not shown: "
+    if not read_rows(run.folder):
+        return f"{unknown}no epoch was trained in this run."
+    if isinstance(recipe.pretrained, str):
+        return f"{unknown}the training began from given weights, which are not part of the run."
+    if recipe.mask == "gmm" and recipe.mask_init == "paper" and library_of(recipe.model) is not None:
+        return f"{unknown}they were drawn after the weights of {recipe.model}, and the seed alone does not tell them."
+    with torch.random.fork_rng(devices=[]):
+        seed_everything(recipe.seed, 0)
+        try:
+            return build_model(load_config(run.folder)["model"])
+        except MemoryError as error:
+            return f"{unknown}{error}."
+
+
 def _seen_from_centre(mask: ElementwiseMask) -> Tensor:
     """The row of the central patch as a picture: [H, rows, cols], or [1, rows, cols] where the heads share one."""
     rows, cols = mask.grid
@@ -65,14 +90,18 @@ def _values(layer: Layer) -> Tensor:
     return (layer.views if isinstance(layer.mask, GaussianMixtureMask) else layer.mask.weight).detach().cpu().float()
 
 
-def mask_section(model: nn.Module) -> str:
-    """HTML of all masks of a model; a sentence where it has none."""
+def mask_section(model: nn.Module, start: nn.Module | str = "") -> str:
+    """HTML of all masks of a model; a sentence where it has none.
+
+    Beside each stands the one of `start`, the same model before its training, or else a sentence why there is none.
+    """
     layers = mask_layers(model)
     if not layers:
         return paragraph(
             "This model has no masks (mask none): its attention, if it has any, is weighed by content alone."
         )
-    low, high, beyond = colour_limits(layers)
+    starts = [] if isinstance(start, str) else mask_layers(start)
+    low, high, beyond = colour_limits(layers + starts)
     offsets = isinstance(layers[0].mask, GaussianMixtureMask)
     what = (
         "Each picture shows the factor on the attention logits for every offset between two patches; the dot is the "
@@ -88,8 +117,15 @@ def mask_section(model: nn.Module) -> str:
         "White is 1, plain attention: orange strengthens, blue weakens. All layers share this scale.",
         ends[1],
     )
+    pairs = "Left the mask as the training began, right as it is now; “moved” is the mean distance between the two."
+    note = paragraph(pairs) if starts else paragraph(start, "note") if isinstance(start, str) and start else ""
     draw = _mixture_layer if offsets else _elementwise_layer
-    return paragraph(what) + scale + "".join(draw(i, layer, low, high) for i, layer in enumerate(layers, 1))
+    began: Sequence[Layer | None] = starts or [None] * len(layers)
+    drawn = [
+        draw(index, layer, before, low, high)
+        for index, (layer, before) in enumerate(zip(layers, began, strict=True), 1)
+    ]
+    return paragraph(what) + note + scale + "".join(drawn)
 
 
 def _ends(low: float, high: float, beyond: bool) -> tuple[str, str]:
@@ -111,25 +147,39 @@ def _heading(index: int, layer: Layer) -> str:
     return f'<h3>Layer {index} <small class="note">{escape(layer.name)}, {rows} × {cols} patches</small></h3>'
 
 
-def _mixture_layer(index: int, layer: Layer, low: float, high: float) -> str:
+def _pair(began: Tensor | None, now: Tensor, low: float, high: float, text: str, label: str, *, dot: bool) -> str:
+    """One picture, or two side by side: `began` and `now`."""
+    pictures = [(_address(now, low, high), text)]
+    spans = _span(now)
+    if began is not None:
+        pictures.insert(0, (_address(began, low, high), f"{text.partition(':')[0]}, at the start"))
+        spans = f"{_span(began)} → {_span(now)}<br>moved {(now - began).abs().mean():.3f}"
+    return picture(pictures, f"{label}<br>{spans}", dot=dot)
+
+
+def _columns(figures: Sequence[str], few: int, paired: bool) -> str:
+    kind = f"heads{' few' if len(figures) <= few else ''}{' two' if paired else ''}"
+    return f'<div class="{kind}">{"".join(figures)}</div>'
+
+
+def _mixture_layer(index: int, layer: Layer, before: Layer | None, low: float, high: float) -> str:
     """Pictures of the heads of a Gaussian mixture mask, and a table of its Gaussians."""
     mask = layer.mask
     assert isinstance(mask, GaussianMixtureMask)
     heads, kernels = mask.alpha.shape
-    figures = []
-    for head, values in enumerate(layer.views, 1):
-        text = f"layer {index}, head {head}: {'; '.join(gaussians(mask, head - 1))}"
-        caption = f"head {head}<br>{_span(values)}"
-        figures.append(picture(_address(values, low, high), text, caption, dot=True))
-    few = " few" if heads <= 4 else ""
-    columns = [
-        "head",
-        *(f"Gaussian {k}" for k in range(1, kernels + 1)),
-        *(["centre"] if mask.center is not None else []),
-    ]
-    rows = [row([f"{head + 1}", *gaussians(mask, head)]) for head in range(heads)]
+    figures, rows = [], []
+    for head, values in enumerate(layer.views):
+        text = f"layer {index}, head {head + 1}: {'; '.join(gaussians(mask, head))}"
+        began = None if before is None else before.views[head]
+        figures.append(_pair(began, values, low, high, text, f"head {head + 1}", dot=True))
+        if before is not None:
+            assert isinstance(before.mask, GaussianMixtureMask)
+            rows.append(row([f"{head + 1}, start", *gaussians(before.mask, head)]))
+        rows.append(row([f"{head + 1}" if before is None else f"{head + 1}, learned", *gaussians(mask, head)]))
+    columns = ["head", *(f"Gaussian {k}" for k in range(1, kernels + 1))]
+    columns += ["centre"] if mask.center is not None else []
     return (
-        f'{_heading(index, layer)}<div class="heads{few}">{"".join(figures)}</div><details>'
+        f"{_heading(index, layer)}{_columns(figures, 4, before is not None)}<details>"
         f"<summary>σ (grid steps) and α of the {heads * kernels} Gaussians of layer {index}</summary>"
         f"{table(columns, rows)}</details>"
     )
@@ -156,37 +206,35 @@ def _width(sigma: float, side: int) -> str:
     return "∞" if sigma > 100 * side else f"{sigma:.2f}"
 
 
-def _elementwise_layer(index: int, layer: Layer, low: float, high: float) -> str:
+def _elementwise_layer(index: int, layer: Layer, before: Layer | None, low: float, high: float) -> str:
     """The matrices of an element-wise mask, each beside the central patch's row."""
     mask = layer.mask
     assert isinstance(mask, ElementwiseMask)
     patches = mask.weight.shape[-1]
     place = f"row {mask.grid[0] // 2 + 1}, column {mask.grid[1] // 2 + 1}"
-    matrices = mask.weight.detach().cpu().float().reshape(-1, patches, patches)
-    shrunk = matrices
+    size = f"{patches} × {patches}"
     if patches > MATRIX_SIDE:
-        shrunk = nn.functional.adaptive_avg_pool2d(matrices.unsqueeze(1), MATRIX_SIDE).squeeze(1)
+        size += f", averaged to {MATRIX_SIDE} × {MATRIX_SIDE}"
+    matrices, first = _matrices(layer), None if before is None else _matrices(before)
     figures = []
-    for head, (matrix, view) in enumerate(zip(shrunk, layer.views, strict=True), 1):
-        who = f"head {head}" if len(matrices) > 1 else "all heads"
-        small = f", averaged to {MATRIX_SIDE} × {MATRIX_SIDE}" if patches > MATRIX_SIDE else ""
-        size = f"{patches} × {patches}{small}"
-        figures.append(
-            picture(
-                _address(matrix, low, high),
-                f"layer {index}, {who}: matrix {size}",
-                f"{who}, {size}<br>{_span(matrices[head - 1])}",
-            )
-        )
-        figures.append(
-            picture(
-                _address(view, low, high),
-                f"layer {index}, {who}: what the central patch sees",
-                f"{who}, from {place}<br>{_span(view)}",
-            )
-        )
-    few = " few" if len(figures) <= 8 else ""
-    return f'{_heading(index, layer)}<div class="heads{few}">{"".join(figures)}</div>'
+    for head, (matrix, view) in enumerate(zip(matrices, layer.views, strict=True)):
+        who = f"head {head + 1}" if len(matrices) > 1 else "all heads"
+        text = f"layer {index}, {who}"
+        began = None if first is None else first[head]
+        figures.append(_pair(began, matrix, low, high, f"{text}: matrix {size}", f"{who}, {size}", dot=False))
+        began = None if before is None else before.views[head]
+        what = f"{text}: what the central patch sees"
+        figures.append(_pair(began, view, low, high, what, f"{who}, from {place}", dot=False))
+    return _heading(index, layer) + _columns(figures, 8, before is not None)
+
+
+def _matrices(layer: Layer) -> Tensor:
+    """The matrix of each head, or the one of all, [H, side, side]; large ones averaged down."""
+    weight = _values(layer)
+    matrices = weight.reshape(-1, *weight.shape[-2:])
+    if weight.shape[-1] > MATRIX_SIDE:
+        return nn.functional.adaptive_avg_pool2d(matrices.unsqueeze(1), MATRIX_SIDE).squeeze(1)
+    return matrices
 
 
 _CELL, _GAP, _EDGE, _FOOT = 64, 10, 62, 46  # pixels of the stand-alone picture

@@ -72,11 +72,14 @@ td.track{width:45%;min-width:70px}
 .pic{display:block;width:100%;aspect-ratio:1;object-fit:contain;image-rendering:pixelated;background:var(--shade);
 border-radius:4px}
 .smooth{image-rendering:auto}
-.dot{position:relative}
-.dot::before{content:"";position:absolute;inset:0 0 auto 0;aspect-ratio:1;pointer-events:none;
+.duo{display:grid;grid-template-columns:1fr 1fr;gap:4px}
+.dot{position:relative;display:block}
+.dot::before{content:"";position:absolute;inset:0;pointer-events:none;
 background:radial-gradient(circle at center,#111c 0 2px,#fffc 2.5px 3px,transparent 3.5px)}
 .heads{display:grid;gap:10px 8px;grid-template-columns:repeat(auto-fill,minmax(74px,1fr))}
 .heads.few{grid-template-columns:repeat(auto-fill,minmax(min(45%,150px),1fr));max-width:760px}
+.heads.two{grid-template-columns:repeat(auto-fill,minmax(152px,1fr))}
+.heads.few.two{grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr));max-width:none}
 .heads figcaption{font-size:.76rem;line-height:1.3;color:var(--soft);font-variant-numeric:tabular-nums}
 .maps{display:grid;gap:8px;margin:0 0 1.1rem;max-width:760px}
 .maps figcaption{font-size:.78rem;color:var(--soft);overflow-wrap:anywhere}
@@ -137,14 +140,16 @@ def row(cells: Sequence[str], *, left: int = 1, kind: str = "", best: Sequence[i
     return f'<tr class="{kind}">{"".join(parts)}</tr>' if kind else f"<tr>{''.join(parts)}</tr>"
 
 
-def picture(address: str, description: str, caption_html: str, *, smooth: bool = False, dot: bool = False) -> str:
-    """A picture with its caption; `smooth` for photographs that are drawn enlarged, `dot` marks the middle."""
+def picture(pictures: Sequence[tuple[str, str]], caption_html: str, *, smooth: bool = False, dot: bool = False) -> str:
+    """Pictures side by side, each an address and a description, with their caption; `smooth` for photographs that are
+    drawn enlarged, `dot` marks the middle."""
     kind = "pic smooth" if smooth else "pic"
-    text, frame = escape(description), '<figure class="dot">' if dot else "<figure>"
-    return (
-        f'{frame}<img class="{kind}" src="{address}" alt="{text}" title="{text}" loading="lazy">'
-        f"<figcaption>{caption_html}</figcaption></figure>"
-    )
+    texts = [(address, escape(description)) for address, description in pictures]
+    drawn = [f'<img class="{kind}" src="{address}" alt="{t}" title="{t}" loading="lazy">' for address, t in texts]
+    if dot:
+        drawn = [f'<span class="dot">{image}</span>' for image in drawn]
+    inside = drawn[0] if len(drawn) == 1 else f'<div class="duo">{"".join(drawn)}</div>'
+    return f"<figure>{inside}<figcaption>{caption_html}</figcaption></figure>"
 
 
 def colour_scale(colours: Sequence[str], low: str, middle: str, high: str) -> str:

@@ -127,7 +127,7 @@ def _matrix_picture(counts: Tensor) -> str:
     address = map_address(levels(_shares(counts).sqrt(), 0, 1), SEQUENTIAL)
     colours = [hex_colour(SEQUENTIAL[i]) for i in range(0, len(SEQUENTIAL), 8)]
     text = f"confusion matrix of {len(counts)} classes"
-    drawn = picture(address, text, f"{text}, true downwards, predicted to the right, in the order of the labels")
+    drawn = picture([(address, text)], f"{text}, true downwards, predicted to the right, in the order of the labels")
     return f'<div class="whole">{drawn}</div>' + colour_scale(colours, "0%", "Part of the true class.", "100%")
 
 
@@ -179,7 +179,7 @@ def mistakes_section(outcome: Outcome) -> str:
         )
         image = outcome.split.images[index]
         text = f"{name}: {outcome.told(index)}"
-        cards.append(picture(image_address(image), text, caption, smooth=max(image.shape) > 64))
+        cards.append(picture([(image_address(image), text)], caption, smooth=max(image.shape) > 64))
     intro = f"The {len(cards)} wrong {outcome.part} images with the highest loss, the highest first."
     return paragraph(intro) + f'<div class="cards">{"".join(cards)}</div>'
 
