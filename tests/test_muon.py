@@ -153,6 +153,17 @@ def test_a_shared_matrix_moves_once():
     assert [id(p) for p in groups["muon"]] == [id(model[1].weight)]
 
 
+def test_its_matrices_have_a_rate_of_their_own():
+    model = gmmvit.create_model("vit", mask="gmm", dim=16, depth=1, num_heads=2)
+    recipe = gmmvit.load_recipe("small", optimizer="muon", muon_lr_scale=3)
+    assert {group["name"]: group["lr_scale"] for group in parameter_groups(model, recipe)} == {
+        "decay": 1.0,
+        "no_decay": 1.0,
+        "mask": 1.0,
+        "muon": 3.0,
+    }
+
+
 def test_products_have_the_precision_of_the_forward_pass():
     model, recipe = (
         gmmvit.create_model("vit", dim=16, depth=1, num_heads=2),

@@ -112,6 +112,7 @@ class Recipe:
     warmup_epochs: float = opt(10.0, "Epochs of linear warm-up; a quarter of the training at most.")
     weight_decay: float = opt(0.05, "Weight decay of matrices; masks, norms, biases, positions have none.")
     mask_lr_scale: float = opt(1.0, "Learning rate of the mask parameters as a multiple of the others'.")
+    muon_lr_scale: float = opt(1.0, "Learning rate of Muon's matrices as a multiple of the others'.")
     mask_weight_decay: float = opt(0.0, "Weight decay of the mask parameters.")
     class_weights: str = opt(
         "none", "Weight of an image in the loss: balanced gives every class the same sum.", ("none", "balanced")
@@ -156,7 +157,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("image_size", "patch_size", "dim", "depth", "num_heads"), (1, 10**5)),
     **dict.fromkeys(("num_kernels", "threads"), (1, 1024)),
     **dict.fromkeys(("crop_padding",), (0, 1024)),
-    **dict.fromkeys(("warmup_epochs", "weight_decay", "min_lr", "mask_lr_scale"), (0, 10**6)),
+    **dict.fromkeys(("warmup_epochs", "weight_decay", "min_lr", "mask_lr_scale", "muon_lr_scale"), (0, 10**6)),
     **dict.fromkeys(("mask_weight_decay", "mixup_alpha", "cutmix_alpha"), (0, 10**6)),
     **dict.fromkeys(("seed", "split_seed"), (0, 2**63 - 1)),
     **dict.fromkeys(("lr", "clip_norm", "mlp_ratio", "position_std", "erase_aspect"), (1e-12, 10**6)),
@@ -364,7 +365,7 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     if overrides.get("pretrained") and library_of(overrides.get("model", written.model)):
         left_out.add("mask_init")  # the model should mean what it meant: the mask is the identity at first
     if overrides.get("pretrained"):
-        left_out |= {"optimizer", "lr"}  # those of a start from nothing would undo the weights
+        left_out |= {"optimizer", "lr", "muon_lr_scale"}  # those of a start from nothing would undo the weights
     values = {name: value for name, value in values.items() if name not in left_out}
     return make_recipe({**values, **overrides}, "the given values" if overrides else f"recipe {path.name}")
 

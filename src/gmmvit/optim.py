@@ -30,7 +30,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
         else:
             groups["muon" if id(parameter) in hidden else "decay"].append(parameter)
     decay = {"no_decay": 0.0, "mask": recipe.mask_weight_decay}
-    scale = {"mask": recipe.mask_lr_scale}
+    scale = {"mask": recipe.mask_lr_scale, "muon": recipe.muon_lr_scale}
     return [
         {
             "name": name,
