@@ -25,8 +25,8 @@ from gmmvit.report import mask_picture, write_report
 from gmmvit.report.attention import attention_maps, attention_section, attention_weights
 from gmmvit.report.charts import Line, line_chart, nice_ticks
 from gmmvit.report.masks import mask_section, starting_model
-from gmmvit.report.pictures import DIVERGING, heat_over, image_address, levels
-from gmmvit.report.results import Outcome, confusion_section, measure
+from gmmvit.report.pictures import DIVERGING, ERRORS, SEQUENTIAL, heat_over, image_address, levels
+from gmmvit.report.results import Outcome, confusion_section, measure, mistakes_section
 from gmmvit.run_folder import RunError
 from gmmvit.session import load_data
 from gmmvit.training import train
@@ -391,6 +391,50 @@ def test_many_classes_make_a_picture_and_a_list_of_pairs(trained: Path) -> None:
     page = Page(confusion_section(Outcome(run, "test", split, logits)))
     assert [a["alt"] for a in page.named("img")] == ["confusion matrix of 100 classes"]
     assert ["class 7", "class 9", "2", "66.7%"] in page.tables[0]
+
+
+LONG = tuple(f"Cyanistes caeruleus, Eurasian blue tit, number {i}" for i in range(4))
+
+
+def outcome_of(trained: Path, classes: tuple[str, ...], labels: list[int], guesses: list[int]) -> Outcome:
+    """Answers that are sure of `guesses`."""
+    logits = 5.0 * nn.functional.one_hot(torch.tensor(guesses), len(classes)).float()
+    split = measure(load_run(trained), None).split
+    count = len(labels)
+    split = dataclasses.replace(
+        split, labels=torch.tensor(labels), images=split.images[:count], names=split.names[:count]
+    )
+    return Outcome(dataclasses.replace(load_run(trained), classes=classes), "test", split, logits)
+
+
+@pytest.mark.parametrize("classes", [LONG, ("a" * 12, "b" * 16, "c", "d"), ("x", "y", "z", "w")])
+def test_the_confusion_matrix_tells_whole_names_and_errors_by_colour(trained: Path, classes: tuple[str, ...]) -> None:
+    outcome = outcome_of(trained, classes, [0, 0, 1, 2, 3], [0, 1, 1, 2, 3])
+    content = confusion_section(outcome) + mistakes_section(outcome)
+    page = Page(content)
+    assert "…" not in content
+    matrix = page.tables[0]
+    numbered = classes is LONG
+    assert matrix[0][1:] == (["1", "2", "3", "4"] if numbered else list(classes))
+    assert [line[0] for line in matrix[1:]] == [
+        f"{i} · {name}" if numbered else name for i, name in enumerate(classes, 1)
+    ]
+    assert [classes[0], classes[1], "1", "50.0%"] in page.tables[1]
+    coloured = [a for a in page.named("td") if "background" in a.get("style", "")]
+    assert [a["class"] for a in coloured] == ["hit", "miss", "hit", "hit", "hit"]
+    assert len({a["style"].partition("(--")[2].partition(")")[0] for a in coloured}) == 2
+    assert (" up" in content or 'class="up"' in content) == (len(classes[0]) == 12)
+
+
+def test_the_picture_of_many_classes_has_errors_in_other_colours(trained: Path) -> None:
+    classes = tuple(f"{LONG[0]}{i}" for i in range(30))
+    page = Page(confusion_section(outcome_of(trained, classes, [0, 1, 1, 2], [0, 1, 2, 2])))
+    address = page.named("img")[0]["src"]
+    image = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+    assert image.getpixel((0, 0)) == SEQUENTIAL[-1]
+    assert image.getpixel((2, 1)) == ERRORS[int(levels(torch.tensor(0.5).sqrt(), 0, 1))]
+    assert image.getpixel((1, 0)) == image.getpixel((5, 5)) == SEQUENTIAL[0]
+    assert all(name in page.text for name in classes)
 
 
 def test_mistakes_are_counted_and_ordered() -> None:

@@ -9,10 +9,10 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE = """
 :root{color-scheme:light dark;--page:#fbfaf8;--card:#fff;--text:#22262b;--soft:#5d666f;--rule:#dedbd5;--shade:#f1efeb;
---link:#1b5e9b;--ok:#1d6b4f;--s0:#1f6fb0;--s1:#c8601a;--s2:#1b8a68;--s3:#a8468c;--s4:#8a6d00;--s5:#4b4f58;--heat:31,111,176}
+--link:#1b5e9b;--ok:#1d6b4f;--s0:#1f6fb0;--s1:#c8601a;--s2:#1b8a68;--s3:#a8468c;--s4:#8a6d00;--s5:#4b4f58;--heat:31,111,176;--miss:200,96,26}
 @media(prefers-color-scheme:dark){:root{--page:#15181b;--card:#1d2125;--text:#e6e5e2;--soft:#a2a9b0;--rule:#363c42;
 --shade:#262b30;--link:#7fb8e6;--ok:#7fcfae;--s0:#66aee6;--s1:#ee9a54;--s2:#4cc39a;--s3:#dd8cc4;--s4:#d3b64a;--s5:#b9bec5;
---heat:88,160,220}}
+--heat:88,160,220;--miss:238,154,84}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
@@ -60,9 +60,10 @@ tbody th{color:var(--text);font-weight:500}
 td.best{color:var(--ok);font-weight:700}
 .matrix th,.matrix td{padding:.28rem .35rem;text-align:center;min-width:2.3rem}
 .matrix thead th{vertical-align:bottom}
-.matrix .up{writing-mode:vertical-rl;transform:rotate(180deg);margin:0 auto;max-height:9rem;overflow:hidden}
-.matrix tbody th{text-align:right;max-width:9rem;overflow:hidden;
-text-overflow:ellipsis}
+.matrix .up{writing-mode:vertical-rl;transform:rotate(180deg);margin:0 auto}
+.matrix tbody th{text-align:right}
+.name{width:14rem;white-space:normal;overflow-wrap:anywhere}
+ol.names{columns:14rem auto;font-size:.88rem;overflow-wrap:anywhere}
 .matrix td.hit{outline:1px solid var(--soft);outline-offset:-1px}
 .bar{display:block;height:.7rem;border-radius:2px;background:var(--s0);min-width:1px}
 td.track{width:45%;min-width:70px}
@@ -78,8 +79,8 @@ border-radius:4px}
 background:radial-gradient(circle at center,#111c 0 2px,#fffc 2.5px 3px,transparent 3.5px)}
 .heads{display:grid;gap:10px 8px;grid-template-columns:repeat(auto-fill,minmax(74px,1fr))}
 .heads.few{grid-template-columns:repeat(auto-fill,minmax(min(45%,150px),1fr));max-width:760px}
-.heads.two{grid-template-columns:repeat(auto-fill,minmax(152px,1fr))}
-.heads.few.two{grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr));max-width:none}
+.heads.two{column-gap:18px;grid-template-columns:repeat(auto-fill,minmax(152px,1fr))}
+.heads.few.two{grid-template-columns:repeat(auto-fill,minmax(min(46%,240px),1fr));max-width:none}
 .heads figcaption{font-size:.76rem;line-height:1.3;color:var(--soft);font-variant-numeric:tabular-nums}
 .maps{display:grid;gap:8px;margin:0 0 1.1rem;max-width:760px}
 .maps figcaption{font-size:.78rem;color:var(--soft);overflow-wrap:anywhere}
@@ -92,8 +93,7 @@ details{margin:.5rem 0 1rem}summary{cursor:pointer;color:var(--link);font-size:.
 .facts{grid-template-columns:repeat(2,minmax(0,1fr))}
 .chart text{font-size:14.5px}
 .cards{grid-template-columns:repeat(auto-fill,minmax(100px,1fr))}th,td{padding:.3rem .5rem}
-.scroll tbody th{max-width:9rem;white-space:normal;overflow-wrap:break-word}
-.matrix tbody th{white-space:nowrap}}
+.name{width:8.5rem}}
 @media print{.scroll{overflow:visible}details{display:block}}
 """
 
@@ -124,19 +124,30 @@ def table(head: Sequence[str], rows_html: Iterable[str], *, left: int = 1, kind:
     classes = [' class="l"' if index < left else "" for index in range(len(head))]
     cells = "".join(f'<th scope="col"{c}>{escape(name)}</th>' for c, name in zip(classes, head, strict=True))
     body = "".join(rows_html)
-    return (
-        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return scrolling(f'<table class="{kind}"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def scrolling(table_html: str) -> str:
+    """A table in a box that it scrolls in where it is wider."""
+    return f'<div class="scroll" tabindex="0">{table_html}</div>'
+
+
+WRAPPED = 20  # longer names stand in several lines
+
+
+def name_html(text: str) -> str:
+    """A name for a table, whole: a long one is broken into lines."""
+    return escape(text) if len(text) <= WRAPPED else f'<div class="name">{escape(text)}</div>'
 
 
 def row(cells: Sequence[str], *, left: int = 1, kind: str = "", best: Sequence[int] = ()) -> str:
     """A row of plain texts, the first its heading; cells whose index is in `best` are marked as the best value."""
-    parts = [f'<th scope="row">{escape(cells[0])}</th>']
+    parts = [f'<th scope="row">{name_html(cells[0])}</th>']
     for index, cell in enumerate(cells[1:], 1):
         name = "best" if index in best else "l" if index < left else ""
         mark = " ★" if index in best else ""
-        parts.append(f'<td class="{name}">{escape(cell)}{mark}</td>' if name else f"<td>{escape(cell)}</td>")
+        text = name_html(cell) if index < left else escape(cell)
+        parts.append(f'<td class="{name}">{text}{mark}</td>' if name else f"<td>{text}</td>")
     return f'<tr class="{kind}">{"".join(parts)}</tr>' if kind else f"<tr>{''.join(parts)}</tr>"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 # Below, at and above the neutral value: blue to orange, told apart with every kind of colour vision.
 _DIVERGING = ("#123f73", "#3f83bf", "#a9cbe2", "#f4f2ee", "#f3bf87", "#d9772a", "#7a3206")
 _SEQUENTIAL = ("#f6f5f2", "#c3d7e6", "#7fb0d3", "#3a7bb3", "#154a80", "#0a2b52")
+_ERRORS = ("#f6f5f2", "#f6dcc0", "#eeb27a", "#d9772a", "#a34a10", "#5f2504")
 LEVELS = 65  # colours of a map; odd, so that the neutral value has its own
 LOSSLESS_SIDE = 64  # larger images are stored as JPEG of at most LARGEST_SIDE pixels
 LARGEST_SIDE = 160
@@ -35,6 +36,7 @@ def _ramp(anchors: Sequence[str]) -> list[tuple[int, int, int]]:
 
 DIVERGING = _ramp(_DIVERGING)
 SEQUENTIAL = _ramp(_SEQUENTIAL)
+ERRORS = _ramp(_ERRORS)
 
 
 def hex_colour(colour: tuple[int, int, int]) -> str:

@@ -22,13 +22,14 @@ from gmmvit.evaluate import (
     worst_mistakes,
 )
 from gmmvit.report.attention import attention_section
-from gmmvit.report.page import colour_scale, paragraph, picture, row, table
-from gmmvit.report.pictures import SEQUENTIAL, hex_colour, image_address, levels, map_address
+from gmmvit.report.page import colour_scale, name_html, paragraph, picture, row, scrolling, table
+from gmmvit.report.pictures import ERRORS, LEVELS, SEQUENTIAL, hex_colour, image_address, levels, map_address
 from gmmvit.run_folder import RunError
 
 WORST = 24
 PAIRS = 15
 TABLE_CLASSES = 20  # a confusion matrix of more classes is a picture
+TURNED = 16  # letters; where a class has a longer name, the matrix numbers its columns
 OPEN_CLASSES = 30  # more rows of class accuracy are folded away
 ATTENTION_EACH = 2  # images that were right, and that were wrong, whose attention is drawn
 
@@ -82,7 +83,7 @@ def confusion_section(outcome: Outcome) -> str:
         f"loss {result['loss']:.4f}. Rows are the true classes, columns the predicted ones."
     )
     few = len(classes) <= TABLE_CLASSES
-    matrix = _matrix_table(counts, classes) if few else _matrix_picture(counts)
+    matrix = _matrix_table(counts, classes) if few else _matrix_picture(counts, classes)
     pairs = _pairs(counts, classes)
     return paragraph(intro) + matrix + f'<div class="pair">{pairs}{_class_accuracy(counts, classes)}</div>'
 
@@ -92,43 +93,54 @@ def _shares(counts: Tensor) -> Tensor:
     return counts / counts.sum(1, keepdim=True).clamp_min(1)
 
 
-def _short(name: str, length: int = 18) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
 def _matrix_table(counts: Tensor, classes: tuple[str, ...]) -> str:
-    long = max(len(name) for name in classes) > 3
+    longest = max(map(len, classes))
+    numbered = longest > TURNED  # names that would need more height than the matrix has: the rows say what a number is
     heads = "".join(
-        f'<th scope="col" title="{escape(name)}">{_turned(_short(name)) if long else escape(name)}</th>'
-        for name in classes
+        f'<th scope="col" title="{escape(name)}">{number if numbered else _turned(name, longest)}</th>'
+        for number, name in enumerate(classes, 1)
     )
     body = []
     for true, (line, shares) in enumerate(zip(counts.tolist(), _shares(counts).tolist(), strict=True)):
         cells = []
         for predicted, (count, share) in enumerate(zip(line, shares, strict=True)):
-            # The root makes single mistakes visible beside a full diagonal; text stays legible on at most 55 %.
-            shade = f' style="background:rgba(var(--heat),{0.55 * share**0.5:.2f})"' if count else ""
-            hit = ' class="hit"' if true == predicted else ""
+            kind, colour = ("hit", "heat") if true == predicted else ("miss", "miss")
+            # Single mistakes are to be seen beside a full diagonal, and text stays legible on at most 60 %.
+            shade = 0.55 * share**0.5 if true == predicted else 0.15 + 0.45 * share**0.5
+            style = f' class="{kind}" style="background:rgba(var(--{colour}),{shade:.2f})"' if count else ""
             title = f"{classes[true]} taken for {classes[predicted]}: {count} ({share:.1%})"
-            cells.append(f'<td{hit}{shade} title="{escape(title)}">{count or "·"}</td>')
-        name = escape(classes[true])
-        body.append(f'<tr><th scope="row" title="{name}">{escape(_short(classes[true]))}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="scroll" tabindex="0"><table class="matrix"><thead><tr><th></th>{heads}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+            cells.append(f'<td{style} title="{escape(title)}">{count or "·"}</td>')
+        name = name_html(f"{true + 1} · {classes[true]}" if numbered else classes[true])
+        body.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
+    key = "Blue: right, orange: errors, each by its part of the true class."
+    if numbered:
+        key += " The columns are numbered like the rows."
+    return paragraph(key, "note") + scrolling(
+        f'<table class="matrix"><thead><tr><th></th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table>'
     )
 
 
-def _turned(name: str) -> str:
-    return f'<div class="up">{escape(name)}</div>'
+def _turned(name: str, longest: int) -> str:
+    return f'<div class="up">{escape(name)}</div>' if longest > 3 else escape(name)
 
 
-def _matrix_picture(counts: Tensor) -> str:
-    address = map_address(levels(_shares(counts).sqrt(), 0, 1), SEQUENTIAL)
-    colours = [hex_colour(SEQUENTIAL[i]) for i in range(0, len(SEQUENTIAL), 8)]
+def _matrix_picture(counts: Tensor, classes: tuple[str, ...]) -> str:
+    """One pixel a cell, the diagonal in the colours of `SEQUENTIAL` and the rest in those of `ERRORS`."""
+    shades = levels(_shares(counts).sqrt(), 0, 1) + LEVELS
+    shades.diagonal().sub_(LEVELS)
     text = f"confusion matrix of {len(counts)} classes"
-    drawn = picture([(address, text)], f"{text}, true downwards, predicted to the right, in the order of the labels")
-    return f'<div class="whole">{drawn}</div>' + colour_scale(colours, "0%", "Part of the true class.", "100%")
+    caption = f"{text}, true downwards, predicted to the right, the first class at the top left"
+    drawn = picture([(map_address(shades, SEQUENTIAL + ERRORS), text)], caption)
+    scales = [
+        colour_scale([hex_colour(ramp[i]) for i in range(0, LEVELS, 8)], "0%", middle, "100%")
+        for ramp, middle in (
+            (SEQUENTIAL, "Right, of the true class."),
+            (ERRORS, "Taken for another, of the true class."),
+        )
+    ]
+    names = "".join(f"<li>{escape(name)}</li>" for name in classes)
+    listing = f'<details><summary>the classes in this order</summary><ol class="names">{names}</ol></details>'
+    return f'<div class="whole">{drawn}{"".join(scales)}</div>{listing}'
 
 
 def _pairs(counts: Tensor, classes: tuple[str, ...]) -> str:
@@ -136,10 +148,7 @@ def _pairs(counts: Tensor, classes: tuple[str, ...]) -> str:
     pairs = confused_pairs(counts, PAIRS)
     if not pairs:
         return "<div><h3>Most confused</h3>" + paragraph("No image was classified wrongly.") + "</div>"
-    rows = [
-        row([_short(classes[t], 24), _short(classes[p], 24), f"{n}", f"{n / totals[t]:.1%}"], left=2)
-        for t, p, n in pairs
-    ]
+    rows = [row([classes[t], classes[p], f"{n}", f"{n / totals[t]:.1%}"], left=2) for t, p, n in pairs]
     listing = table(["true", "taken for", "images", "of the class"], rows, left=2)
     return f"<div><h3>Most confused</h3>{listing}</div>"
 
@@ -151,7 +160,7 @@ def _class_accuracy(counts: Tensor, classes: tuple[str, ...]) -> str:
     for i in sorted(known, key=lambda i: hits[i] / totals[i]):
         share = hits[i] / totals[i]
         rows.append(
-            f'<tr><th scope="row" title="{escape(classes[i])}">{escape(_short(classes[i], 24))}</th>'
+            f'<tr><th scope="row">{name_html(classes[i])}</th>'
             f"<td>{hits[i]} / {totals[i]}</td><td>{share:.1%}</td>"
             f'<td class="track"><span class="bar" style="width:{share:.1%}"></span></td></tr>'
         )
@@ -173,7 +182,7 @@ def mistakes_section(outcome: Outcome) -> str:
         name = str(outcome.split.names[index])
         classes = outcome.run.classes
         caption = (
-            f"<b>{escape(_short(classes[true]))}</b> taken for <b>{escape(_short(classes[predicted]))}</b>"
+            f"<b>{escape(classes[true])}</b> taken for <b>{escape(classes[predicted])}</b>"
             f"<small>{probabilities[predicted]:.1%}, true class {probabilities[true]:.1%}</small>"
             f"<small>{escape(_short_name(name))}</small>"
         )
