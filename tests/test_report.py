@@ -25,6 +25,7 @@ from gmmvit.report import mask_picture, write_report
 from gmmvit.report.attention import attention_maps, attention_section, attention_weights
 from gmmvit.report.charts import Line, line_chart, nice_ticks
 from gmmvit.report.masks import mask_section, starting_model
+from gmmvit.report.page import document, row, table
 from gmmvit.report.pictures import DIVERGING, ERRORS, SEQUENTIAL, heat_over, image_address, levels
 from gmmvit.report.results import Outcome, confusion_section, measure, mistakes_section
 from gmmvit.run_folder import RunError
@@ -435,6 +436,24 @@ def test_the_picture_of_many_classes_has_errors_in_other_colours(trained: Path) 
     assert image.getpixel((2, 1)) == ERRORS[int(levels(torch.tensor(0.5).sqrt(), 0, 1))]
     assert image.getpixel((1, 0)) == image.getpixel((5, 5)) == SEQUENTIAL[0]
     assert all(name in page.text for name in classes)
+
+
+def test_a_wide_table_scrolls_in_its_box_under_a_hint() -> None:
+    def step(columns: int, cell: str) -> int:
+        page = Page(table(["head"] * columns, [row([cell] * columns)]))
+        boxes = [a["class"].split() for a in page.named("div")]
+        assert boxes[0][0] == "box"
+        assert boxes[1] == ["scroll"]
+        assert "scroll sideways" in page.text
+        return int(boxes[0][1].removeprefix("w"))
+
+    # The hint shows where the box has at most 40 pixels times this: on a phone of 390 pixels some 360.
+    assert step(3, "1") < 9 < step(8, "1") < step(8, "seven and a half") == step(30, "1")
+    assert step(3, "<" * 16) == step(3, "x" * 16)
+    content = document("a", [("b", "c", table(["head"], []))], "")
+    assert "@container (max-width:360px){.w9 .hint{display:block}}" in content
+    assert ".hint{display:none" in content
+    assert ".scroll{overflow-x:auto" in content
 
 
 def test_mistakes_are_counted_and_ordered() -> None:

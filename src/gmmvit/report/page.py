@@ -1,8 +1,10 @@
 """The frame of the page: style sheet, document, tables and figures. Every text that comes in is escaped here or marked
 as HTML by its argument's name."""
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape, unescape
 
 # Nothing may be fetched, whatever a class or file is called.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -48,6 +50,8 @@ figure{margin:0;min-width:0}
 .point:hover{fill:currentColor;stroke:currentColor;stroke-width:4}
 .s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}.s4{color:var(--s4)}.s5{color:var(--s5)}
 .scroll{overflow-x:auto;max-width:100%;border:1px solid var(--rule);border-radius:8px;background:var(--card)}
+.box{container-type:inline-size}
+.hint{display:none;margin:0 0 .2rem;text-align:right;font-size:.8rem;color:var(--link)}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 .scroll>table{min-width:100%}
 .scroll th:first-child{position:sticky;left:0;background:var(--card)}
@@ -94,8 +98,15 @@ details{margin:.5rem 0 1rem}summary{cursor:pointer;color:var(--link);font-size:.
 .chart text{font-size:14.5px}
 .cards{grid-template-columns:repeat(auto-fill,minmax(100px,1fr))}th,td{padding:.3rem .5rem}
 .name{width:8.5rem}}
-@media print{.scroll{overflow:visible}details{display:block}}
+@media print{.scroll{overflow:visible}.box .hint{display:none}details{display:block}}
 """
+
+
+_CELL, _TAG = re.compile(r"<t[hd].*?</t[hd]>", re.DOTALL), re.compile("<[^>]*>")
+_LETTER, _PADDING = 8, 18  # pixels, of the style sheet's tables
+_FIXED = {'class="name"': 224, 'class="up"': 20, 'class="track"': 90}
+_STEP, _STEPS = 40, range(7, 29)  # the box is asked whether it is wider than the table in steps of so many pixels
+_HINTS = "".join(f"@container (max-width:{n * _STEP}px){{.w{n} .hint{{display:block}}}}\n" for n in _STEPS)
 
 
 def document(title: str, sections: Iterable[tuple[str, str, str]], head_html: str) -> str:
@@ -109,7 +120,7 @@ def document(title: str, sections: Iterable[tuple[str, str, str]], head_html: st
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<title>{escape(title)}</title><style>{_STYLE}{_HINTS}</style></head>"
         f"<body><main><header>{head_html}</header><nav>{links}</nav>{body}</main></body></html>\n"
     )
 
@@ -128,8 +139,23 @@ def table(head: Sequence[str], rows_html: Iterable[str], *, left: int = 1, kind:
 
 
 def scrolling(table_html: str) -> str:
-    """A table in a box that it scrolls in where it is wider."""
-    return f'<div class="scroll" tabindex="0">{table_html}</div>'
+    """A table in a box that it scrolls in where it is wider, with a hint that shows there: phones hide scroll bars."""
+    step = min(_width(table_html) // _STEP, _STEPS[-1])
+    return (
+        f'<div class="box w{step}"><p class="hint" aria-hidden="true">wider than the screen: scroll sideways ↔</p>'
+        f'<div class="scroll" tabindex="0">{table_html}</div></div>'
+    )
+
+
+def _width(table_html: str) -> int:
+    """About how many pixels wide a table is: that of the widest cell of each column."""
+    columns: dict[int, int] = defaultdict(int)
+    for line in table_html.split("<tr")[1:]:
+        for index, cell in enumerate(_CELL.findall(line)):
+            text = len(unescape(_TAG.sub("", cell)))
+            fixed = next((width for kind, width in _FIXED.items() if kind in cell), None)
+            columns[index] = max(columns[index], _PADDING + (_LETTER * text if fixed is None else fixed))
+    return sum(columns.values())
 
 
 WRAPPED = 20  # longer names stand in several lines
