@@ -15,11 +15,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy import stats
+from sklearn.calibration import calibration_curve
 from torch import nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 import gmmvit
 from gmmvit.checkpoint import load_run
-from gmmvit.evaluate import confused_pairs, confusion_counts, worst_mistakes
+from gmmvit.evaluate import calibration, confused_pairs, confusion_counts, worst_mistakes
 from gmmvit.masks import is_mask_parameter
 from gmmvit.report import mask_picture, write_report
 from gmmvit.report.attention import attention_maps, attention_section, attention_weights
@@ -27,7 +30,14 @@ from gmmvit.report.charts import Line, line_chart, nice_ticks
 from gmmvit.report.masks import mask_section, starting_model
 from gmmvit.report.page import document, row, table
 from gmmvit.report.pictures import DIVERGING, ERRORS, SEQUENTIAL, heat_over, image_address, levels
-from gmmvit.report.results import Outcome, confusion_section, measure, mistakes_section
+from gmmvit.report.results import (
+    Outcome,
+    calibration_section,
+    classes_section,
+    confusion_section,
+    measure,
+    mistakes_section,
+)
 from gmmvit.run_folder import RunError
 from gmmvit.session import load_data
 from gmmvit.training import train
@@ -119,7 +129,7 @@ def page(trained: Path) -> Page:
 def test_the_page_is_whole_and_fetches_nothing(trained: Path, page: Page) -> None:
     content = (trained / "report.html").read_text(encoding="utf-8")
     assert page.open == []
-    assert {"curves", "confusion", "mistakes", "masks", "attention"} == page.sections()
+    assert {"curves", "confusion", "classes", "calibration", "mistakes", "masks", "attention"} == page.sections()
     addresses = [
         attrs[key] for _, attrs in page.tags for key in ("src", "href", "srcset", "xlink:href") if key in attrs
     ]
@@ -141,7 +151,7 @@ def test_the_head_tells_the_main_figures_and_how_to_repeat_the_run(trained: Path
 
 def test_every_epoch_has_a_point_with_its_value(trained: Path, page: Page) -> None:
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert len(page.named("circle")) == 4 * len(rows)
+    assert len([a for a in page.named("circle") if a["r"] == "3"]) == 4 * len(rows)
     assert f"validation, epoch 2: {rows[1]['val_top1']:.2%}" in page.text
     assert f"training, augmented images, epoch 1: {rows[0]['train_loss']:.4g}" in page.text
 
@@ -308,7 +318,7 @@ def test_a_run_without_validation_has_training_curves_alone(run: Path) -> None:
     edit_summary(run, val_top1=None)
     page = page_of(run)
     assert "Nothing was held out for validation" in page.text
-    assert len(page.named("circle")) == 2 * len(rows)
+    assert len([a for a in page.named("circle") if a["r"] == "3"]) == 2 * len(rows)
 
 
 def test_without_a_test_part_the_validation_images_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,6 +446,53 @@ def test_the_picture_of_many_classes_has_errors_in_other_colours(trained: Path) 
     assert image.getpixel((2, 1)) == ERRORS[int(levels(torch.tensor(0.5).sqrt(), 0, 1))]
     assert image.getpixel((1, 0)) == image.getpixel((5, 5)) == SEQUENTIAL[0]
     assert all(name in page.text for name in classes)
+
+
+def test_each_class_has_its_precision_recall_and_interval(trained: Path) -> None:
+    labels, guesses = [0] * 10 + [1] * 4, [0] * 9 + [1] + [1] * 3 + [3]
+    outcome = outcome_of(trained, ("a", "b", "c", "d"), labels, guesses)
+    lines = {line[0]: line[1:6] for line in Page(classes_section(outcome)).tables[0][1:]}
+    assert list(lines) == ["d", "b", "a"]  # c has no image and was never predicted
+    low, high = stats.binomtest(9, 10).proportion_ci(0.95, "wilson")
+    assert lines["a"] == ["9 / 10", "90.00%", f"{low:.1%} to {high:.1%}", "100.00%", "94.7%"]
+    assert lines["b"][1:] == ["75.00%", "30.1% to 95.4%", "75.00%", "75.0%"]
+    assert lines["d"] == ["0 / 0", "–", "–", "0.00%", "0.0%"]
+
+
+def test_confidence_is_held_against_accuracy(trained: Path) -> None:
+    # Of 20 images with a confidence of 0.75, 12 are right; of 4 with 0.9, all.
+    sure = torch.tensor([0.75] * 20 + [0.9] * 4)
+    logits = torch.stack([sure, 1 - sure], 1).log()
+    labels = [0] * 12 + [1] * 8 + [0] * 4
+    outcome = dataclasses.replace(outcome_of(trained, ("a", "b"), labels, labels), logits=logits)
+    page = Page(calibration_section(outcome))
+    assert f"calibration error {(20 * 0.15 + 4 * 0.1) / 24:.2%}" in page.text
+    assert "surer than it is right" in page.text
+    low, high = stats.binomtest(12, 20).proportion_ci(0.95, "wilson")
+    assert f"confidence 75.0%, accuracy 60.0% ({low:.1%} to {high:.1%}), 20 images" in page.text
+    assert len(page.named("circle")) == 2
+
+
+def test_calibration_is_that_of_libraries() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(500, 5, generator=generator)
+    labels = torch.randint(5, (500,), generator=generator)
+    found = calibration(logits, labels)
+    expected = multiclass_calibration_error(logits.double().softmax(-1), labels, 5, n_bins=15)
+    assert found.error == pytest.approx(expected.item())
+    sure, predicted = logits.double().softmax(-1).max(-1)
+    accuracy, confidence = calibration_curve(predicted == labels, sure, n_bins=15)
+    assert found.accuracy == pytest.approx(accuracy.tolist())
+    assert found.confidence == pytest.approx(confidence.tolist())
+    assert calibration(torch.tensor([[1000.0, 0.0]]), torch.tensor([0])).error == 0
+
+
+def test_the_head_has_the_interval_of_its_accuracies(trained: Path, page: Page) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    images = sum(int(line[1].split(" / ")[1]) for line in page.tables if line[0][0] == "class" for line in line[1:])
+    right = round(summary["test_top1_last"] * images)
+    low, high = stats.binomtest(right, images).proportion_ci(0.95, "wilson")
+    assert f"last epoch; 95 % interval {low:.1%} to {high:.1%}" in page.text
 
 
 def test_a_wide_table_scrolls_in_its_box_under_a_hint() -> None:

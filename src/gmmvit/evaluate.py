@@ -1,6 +1,8 @@
 """Measuring a model on one part of a data set. Letters: N images, C channels."""
 
 import dataclasses
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,44 @@ def interval(part: float, count: int) -> tuple[float, float]:
     z = 1.96
     centre, spread = part + z * z / (2 * count), z * (part * (1 - part) / count + (z / (2 * count)) ** 2) ** 0.5
     return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+
+
+def class_scores(logits: Tensor, labels: Tensor) -> dict[str, list[float | None]]:
+    """Of each class precision, recall and f1 by scikit-learn; None where nothing was to be
+    divided by: no image was taken for the class, none is of it, or neither."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found = precision_recall_fscore_support(
+        labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), labels=range(logits.shape[1]), zero_division=math.nan
+    )
+    lists = [[None if math.isnan(value) else float(value) for value in column] for column in found[:3]]
+    return dict(zip(("precision", "recall", "f1"), lists, strict=True))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of images by the confidence in their predicted class, in `CALIBRATION_BINS` equal steps: mean confidence,
+    accuracy and number of images of each step that has any; `error` is the expected calibration error."""
+
+    error: float
+    confidence: list[float]
+    accuracy: list[float]
+    images: list[int]
+
+
+CALIBRATION_BINS = 15  # as in Guo et al., arXiv 1706.04599
+
+
+def calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """How far the model's confidence is from its accuracy."""
+    sure, predicted = logits.double().softmax(-1).max(-1)
+    hits = (predicted == labels.cpu()).double()
+    bins = (sure * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
+    images = bins.bincount(minlength=CALIBRATION_BINS)
+    there = images > 0
+    confidence, accuracy = ((bins.bincount(x, minlength=CALIBRATION_BINS) / images)[there] for x in (sure, hits))
+    error = ((confidence - accuracy).abs() * images[there]).sum() / len(sure)
+    return Calibration(error.item(), confidence.tolist(), accuracy.tolist(), images[there].tolist())
 
 
 def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
@@ -173,16 +213,13 @@ def evaluate_run(
 
 
 def _more_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """AUROC and calibration error by torchmetrics."""
+    """AUROC by torchmetrics, and the calibration error."""
     try:
-        from torchmetrics.functional.classification import (
-            multiclass_auroc,
-            multiclass_calibration_error,
-        )
+        from torchmetrics.functional.classification import multiclass_auroc
     except ImportError as error:
         raise ModuleNotFoundError("--metrics needs torchmetrics; install it: pip install torchmetrics") from error
     probabilities, classes = logits.softmax(-1), logits.shape[1]
     return {
         "auroc_macro": multiclass_auroc(probabilities, labels, classes, average="macro").item(),
-        "calibration_error": multiclass_calibration_error(probabilities, labels, classes).item(),
+        "calibration_error": calibration(logits, labels).error,
     }

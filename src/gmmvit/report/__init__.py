@@ -11,8 +11,15 @@ from gmmvit.claim import own_if_run
 from gmmvit.data import DataError
 from gmmvit.report.masks import mask_picture, mask_section, starting_model
 from gmmvit.report.page import document, paragraph
-from gmmvit.report.results import confusion_section, looking_section, measure, mistakes_section
-from gmmvit.report.runs import comparison, count_parameters, curves, head, read_run, title
+from gmmvit.report.results import (
+    calibration_section,
+    classes_section,
+    confusion_section,
+    looking_section,
+    measure,
+    mistakes_section,
+)
+from gmmvit.report.runs import RunRecord, comparison, count_parameters, curves, head, read_run, title
 from gmmvit.run_folder import RunError, check_new, write_whole
 from gmmvit.session import choose_device
 
@@ -29,7 +36,8 @@ def write_report(
     device: str = "cpu",
     overwrite: bool = False,
 ) -> Path:
-    """Writes the report of a run: figures, curves, confusion matrix, worst mistakes, masks, attention.
+    """Writes the report of a run: figures, curves, confusion matrix, classes, calibration, worst mistakes,
+    masks, attention.
 
     What cannot be shown (no weights yet, data set moved) is told in a sentence in its place.
 
@@ -65,14 +73,14 @@ def write_report(
         sections.append(("model", "The model", paragraph(f"No weights to look into: {error}.", "warn")))
     else:
         count_parameters(records[0], loaded.model)
-        sections += _details(loaded, data_dir)
+        sections += _details(loaded, data_dir, records[0])
     page = document(title(records[0]), sections, head(records[0]))
     own_if_run(path)
     write_whole(path, page.encode(errors="backslashreplace"))
     return path
 
 
-def _details(run: LoadedRun, data_dir: str | None) -> list[tuple[str, str, str]]:
+def _details(run: LoadedRun, data_dir: str | None, record: RunRecord) -> list[tuple[str, str, str]]:
     """The sections that need the model, and those that need its data too."""
     learned = ("masks", "Learned masks", mask_section(run.model, starting_model(run)))
     try:
@@ -83,8 +91,12 @@ def _details(run: LoadedRun, data_dir: str | None) -> list[tuple[str, str, str]]
             "Masks and curves need no images."
         )
         return [("images", "Test images", paragraph(missing, "warn")), learned]
+    if outcome.part == "test":
+        record.facts["test_images"] = len(outcome.split)
     return [
         ("confusion", "Confusion matrix", confusion_section(outcome)),
+        ("classes", "Classes", classes_section(outcome)),
+        ("calibration", "Calibration", calibration_section(outcome)),
         ("mistakes", "Worst mistakes", mistakes_section(outcome)),
         learned,
         ("attention", "Attention", looking_section(outcome)),

@@ -40,8 +40,10 @@ def _number(value: float, percent: bool, step: float) -> str:
     return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
-def _axes(x_ticks: list[float], y_ticks: list[float], percent: bool, place_x: float, place_y: float) -> list[str]:
-    """Grid lines and their labels; `place_x` and `place_y` are pixels a unit."""
+def _axes(
+    x_ticks: list[float], y_ticks: list[float], percent: bool, place_x: float, place_y: float, below: str = "epoch"
+) -> list[str]:
+    """Grid lines and their labels; `place_x` and `place_y` are pixels a unit, `below` is what the x axis shows."""
     parts = []
     step = y_ticks[1] - y_ticks[0]
     for value in y_ticks:
@@ -51,10 +53,11 @@ def _axes(x_ticks: list[float], y_ticks: list[float], percent: bool, place_x: fl
         parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     for value in x_ticks:
         x = LEFT + (value - x_ticks[0]) * place_x
+        label = f"{value:g}" if below == "epoch" else f"{value:.0%}"
         parts.append(f'<path class="tick" d="M{x:.1f} {HEIGHT - BOTTOM}v5"/>')
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 19}" text-anchor="middle">{value:g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 19}" text-anchor="middle">{label}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">epoch</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{below}</text>')
     return parts
 
 
@@ -104,3 +107,25 @@ def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False) -> s
                 f"<title>{escape(line.label)}, epoch {epoch:g}: {shown}</title></circle>"
             )
     return f'<figure class="chart">{heading}{_legend(lines)}{"".join(parts)}</svg></figure>'
+
+
+def reliability_chart(title: str, points: Sequence[tuple[float, float, float, float, int]]) -> str:
+    """Accuracy over confidence, both from 0 to 1, with the line on which they agree.
+
+    A point is (confidence, accuracy, low and high end of the accuracy's interval, images); its area shows the images.
+    """
+    ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    place_x, place_y = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    floor, most = HEIGHT - BOTTOM, max(images for *_, images in points)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts += _axes(ticks, ticks, True, place_x, place_y, "confidence")
+    parts.append(f'<path class="axis dashed line" d="M{LEFT} {floor}L{WIDTH - RIGHT} {TOP}"/>')
+    for confidence, accuracy, low, high, images in points:
+        x, y = LEFT + confidence * place_x, floor - accuracy * place_y
+        told = f"confidence {confidence:.1%}, accuracy {accuracy:.1%} ({low:.1%} to {high:.1%}), {images:,} images"
+        parts.append(
+            f'<path class="line s0" d="M{x:.1f} {floor - low * place_y:.1f}V{floor - high * place_y:.1f}"/>'
+            f'<circle class="point s0" cx="{x:.1f}" cy="{y:.1f}" r="{2 + 6 * (images / most) ** 0.5:.1f}">'
+            f"<title>{told}</title></circle>"
+        )
+    return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{"".join(parts)}</svg></figure>'

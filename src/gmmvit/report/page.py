@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from html import escape, unescape
+from typing import Any
 
 # Nothing may be fetched, whatever a class or file is called.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -50,6 +51,7 @@ figure{margin:0;min-width:0}
 .point:hover{fill:currentColor;stroke:currentColor;stroke-width:4}
 .s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}.s4{color:var(--s4)}.s5{color:var(--s5)}
 .scroll{overflow-x:auto;max-width:100%;border:1px solid var(--rule);border-radius:8px;background:var(--card)}
+.narrow{max-width:560px}
 .box{container-type:inline-size}
 .hint{display:none;margin:0 0 .2rem;text-align:right;font-size:.8rem;color:var(--link)}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
@@ -156,6 +158,11 @@ def _width(table_html: str) -> int:
             fixed = next((width for kind, width in _FIXED.items() if kind in cell), None)
             columns[index] = max(columns[index], _PADDING + (_LETTER * text if fixed is None else fixed))
     return sum(columns.values())
+
+
+def percent(value: Any) -> str:
+    """A fraction as 97.50%; a dash for None."""
+    return f"{value:.2%}" if isinstance(value, int | float) else "–"
 
 
 WRAPPED = 20  # longer names stand in several lines

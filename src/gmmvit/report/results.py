@@ -1,4 +1,4 @@
-"""How a trained model does on its test part: confusion matrix, accuracy of the classes, the worst mistakes.
+"""How a trained model does on its test part: confusion matrix, scores of the classes, calibration, worst mistakes.
 
 Letters: N images.
 """
@@ -12,7 +12,10 @@ from torch import Tensor
 from gmmvit.checkpoint import LoadedRun
 from gmmvit.data import DataError, Split
 from gmmvit.evaluate import (
+    CALIBRATION_BINS,
+    calibration,
     check_unchanged,
+    class_scores,
     confused_pairs,
     confusion_counts,
     interval,
@@ -22,7 +25,8 @@ from gmmvit.evaluate import (
     worst_mistakes,
 )
 from gmmvit.report.attention import attention_section
-from gmmvit.report.page import colour_scale, name_html, paragraph, picture, row, scrolling, table
+from gmmvit.report.charts import reliability_chart
+from gmmvit.report.page import colour_scale, name_html, paragraph, percent, picture, row, scrolling, table
 from gmmvit.report.pictures import ERRORS, LEVELS, SEQUENTIAL, hex_colour, image_address, levels, map_address
 from gmmvit.run_folder import RunError
 
@@ -71,7 +75,7 @@ def measure(run: LoadedRun, data_dir: str | None) -> Outcome:
 
 
 def confusion_section(outcome: Outcome) -> str:
-    """The confusion matrix, the most confused pairs, and each class's accuracy."""
+    """The confusion matrix and the most confused pairs."""
     counts = confusion_counts(outcome.logits, outcome.split.labels)
     result = scores(outcome.logits, outcome.split.labels)
     classes = outcome.run.classes
@@ -85,7 +89,53 @@ def confusion_section(outcome: Outcome) -> str:
     few = len(classes) <= TABLE_CLASSES
     matrix = _matrix_table(counts, classes) if few else _matrix_picture(counts, classes)
     pairs = _pairs(counts, classes)
-    return paragraph(intro) + matrix + f'<div class="pair">{pairs}{_class_accuracy(counts, classes)}</div>'
+    return f"{paragraph(intro)}{matrix}{pairs}"
+
+
+def classes_section(outcome: Outcome) -> str:
+    """Recall with its interval, precision and F1 of each class, those with the lowest F1 first."""
+    classes = outcome.run.classes
+    counts = confusion_counts(outcome.logits, outcome.split.labels)
+    totals, hits = counts.sum(1).tolist(), counts.diagonal().tolist()
+    found = class_scores(outcome.logits, outcome.split.labels)
+    known = {i: f1 for i, f1 in enumerate(found["f1"]) if f1 is not None}
+    rows = []
+    for i in sorted(known, key=known.__getitem__):
+        low, high = interval(hits[i] / totals[i], totals[i]) if totals[i] else (0, 1)
+        between = f"{low:.1%} to {high:.1%}" if totals[i] else "–"
+        share = f"{known[i]:.1%}"
+        cells = [classes[i], f"{hits[i]} / {totals[i]}", percent(found["recall"][i]), between]
+        cells += [percent(found["precision"][i]), share]
+        bar = f'<td class="track"><span class="bar" style="width:{share}"></span></td></tr>'
+        rows.append(row(cells).removesuffix("</tr>") + bar)
+    listing = table(["class", "right", "recall", "95 % interval", "precision", "F1", ""], rows)
+    if len(known) > OPEN_CLASSES:
+        listing = f"<details><summary>all {len(known)} classes, the weakest first</summary>{listing}</details>"
+    intro = (
+        "Recall is the part of a class's images that was recognised, with its 95 % interval (Wilson): wide where there "
+        "are few images. Precision is the part of the images taken for the class that are of it, F1 the harmonic mean "
+        "of both; the lowest F1 comes first."
+    )
+    return paragraph(intro) + listing
+
+
+def calibration_section(outcome: Outcome) -> str:
+    """Whether the model's probabilities can be taken at their word: calibration error and reliability plot."""
+    found = calibration(outcome.logits, outcome.split.labels)
+    points = [
+        (confidence, accuracy, *interval(accuracy, images), images)
+        for confidence, accuracy, images in zip(found.confidence, found.accuracy, found.images, strict=True)
+    ]
+    mean = sum(c * n for c, n in zip(found.confidence, found.images, strict=True)) / sum(found.images)
+    top1 = sum(a * n for a, n in zip(found.accuracy, found.images, strict=True)) / sum(found.images)
+    side = "less sure than it is right" if mean < top1 else "surer than it is right"
+    intro = (
+        f"Expected calibration error {found.error:.2%}: the mean distance between the probability of the predicted "
+        f"class and how often it is right, in {CALIBRATION_BINS} steps. Mean confidence {mean:.2%}, accuracy "
+        f"{top1:.2%}: the model is {side}. Points below the line are too sure, points above it too "
+        "careful; bars are 95 % intervals, larger points have more images."
+    )
+    return paragraph(intro) + f'<div class="pair">{reliability_chart("Accuracy by confidence", points)}</div>'
 
 
 def _shares(counts: Tensor) -> Tensor:
@@ -147,27 +197,10 @@ def _pairs(counts: Tensor, classes: tuple[str, ...]) -> str:
     totals = counts.sum(1).tolist()
     pairs = confused_pairs(counts, PAIRS)
     if not pairs:
-        return "<div><h3>Most confused</h3>" + paragraph("No image was classified wrongly.") + "</div>"
+        return "<h3>Most confused</h3>" + paragraph("No image was classified wrongly.")
     rows = [row([classes[t], classes[p], f"{n}", f"{n / totals[t]:.1%}"], left=2) for t, p, n in pairs]
     listing = table(["true", "taken for", "images", "of the class"], rows, left=2)
-    return f"<div><h3>Most confused</h3>{listing}</div>"
-
-
-def _class_accuracy(counts: Tensor, classes: tuple[str, ...]) -> str:
-    totals, hits = counts.sum(1).tolist(), counts.diagonal().tolist()
-    known = [i for i, total in enumerate(totals) if total]
-    rows = []
-    for i in sorted(known, key=lambda i: hits[i] / totals[i]):
-        share = hits[i] / totals[i]
-        rows.append(
-            f'<tr><th scope="row">{name_html(classes[i])}</th>'
-            f"<td>{hits[i]} / {totals[i]}</td><td>{share:.1%}</td>"
-            f'<td class="track"><span class="bar" style="width:{share:.1%}"></span></td></tr>'
-        )
-    listing = table(["class", "right", "accuracy", ""], rows)
-    if len(known) > OPEN_CLASSES:
-        listing = f"<details><summary>all {len(known)} classes, the weakest first</summary>{listing}</details>"
-    return f"<div><h3>Accuracy of the classes</h3>{listing}</div>"
+    return f'<h3>Most confused</h3><div class="narrow">{listing}</div>'
 
 
 def mistakes_section(outcome: Outcome) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 
 from gmmvit.config import Recipe, as_dict
+from gmmvit.evaluate import interval
 from gmmvit.masks import is_mask_parameter
 from gmmvit.progress import clock
 from gmmvit.report.charts import Line, line_chart
-from gmmvit.report.page import paragraph, row, table
+from gmmvit.report.page import paragraph, percent, row, table
 from gmmvit.run_folder import CONFIG, load_config, read_rows, read_summary, recipe_of
 
 COLUMNS = ["run", "data, model, mask", "seed", "epochs", "test, best", "test, last", "validation"]
@@ -75,11 +76,6 @@ def count_parameters(record: RunRecord, model: nn.Module) -> None:
     record.facts.setdefault("mask_parameters", sum(size for name, size in sizes.items() if is_mask_parameter(name)))
 
 
-def percent(value: Any) -> str:
-    """A fraction as 97.50%; a dash for None."""
-    return f"{value:.2%}" if isinstance(value, int | float) else "–"
-
-
 def _count(value: Any) -> str:
     return f"{value:,.0f}" if isinstance(value, int | float) else "–"
 
@@ -109,10 +105,10 @@ def head(record: RunRecord) -> str:
         done = record.rows[-1]["epoch"] if record.rows else 0
         command = shlex.join(["gmmvit", "resume", str(record.folder)])
         notes.append(f"This training is not finished: {done} of {recipe.epochs} epochs. Continue it with: {command}")
-    best_epoch = facts.get("best_epoch")
+    number = f" ({facts['best_epoch']})" if facts.get("best_epoch") else ""
     cards = [
-        ("test top-1, best epoch" + (f" ({best_epoch})" if best_epoch else ""), percent(facts.get("test_top1_best"))),
-        ("test top-1, last epoch", percent(facts.get("test_top1_last"))),
+        (f"test top-1, best epoch{number}{_between(facts, 'test_top1_best')}", percent(facts.get("test_top1_best"))),
+        (f"test top-1, last epoch{_between(facts, 'test_top1_last')}", percent(facts.get("test_top1_last"))),
         ("validation top-1, best", percent(facts.get("val_top1"))),
         ("test macro F1, best epoch", percent(facts.get("test_macro_f1_best"))),
         ("test balanced accuracy", percent(facts.get("test_balanced_best"))),
@@ -134,6 +130,14 @@ def head(record: RunRecord) -> str:
         + f'<ul class="facts">{listing}</ul>{paragraph("The same again:", "note")}'
         + f'<pre tabindex="0">{escape(shlex.join(repeat))}</pre>{_recipe_details(recipe)}'
     )
+
+
+def _between(facts: dict[str, Any], name: str) -> str:
+    """The 95 % interval of an accuracy in words, where the number of test images is known."""
+    if facts.get(name) is None or "test_images" not in facts:
+        return ""
+    low, high = interval(facts[name], facts["test_images"])
+    return f"; 95 % interval {low:.1%} to {high:.1%}"
 
 
 def _recipe_details(recipe: Recipe) -> str:

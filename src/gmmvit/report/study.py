@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gmmvit.progress import clock
-from gmmvit.report.page import document, paragraph, row, table
-from gmmvit.report.runs import percent
+from gmmvit.report.page import document, paragraph, percent, row, table
 from gmmvit.run_folder import write_whole
 from gmmvit.sweep.files import PAGE, table_cells
 from gmmvit.sweep.plan import Plan
