@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42  # margins round the plot, for the axes' labels
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 42  # margins round the plot, for the axes' labels
 COLOURS = 6  # line colours of the style sheet; further lines repeat them dashed
 
 

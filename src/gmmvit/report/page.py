@@ -105,7 +105,7 @@ details{margin:.5rem 0 1rem}summary{cursor:pointer;color:var(--link);font-size:.
 
 
 _CELL, _TAG = re.compile(r"<t[hd].*?</t[hd]>", re.DOTALL), re.compile("<[^>]*>")
-_LETTER, _PADDING = 8, 18  # pixels, of the style sheet's tables
+_LETTER, _PADDING, _LEAST = 8, 18, 37  # pixels, of the style sheet's tables
 _FIXED = {'class="name"': 224, 'class="up"': 20, 'class="track"': 90}
 _STEP, _STEPS = 40, range(7, 29)  # the box is asked whether it is wider than the table in steps of so many pixels
 _HINTS = "".join(f"@container (max-width:{n * _STEP}px){{.w{n} .hint{{display:block}}}}\n" for n in _STEPS)
@@ -156,7 +156,7 @@ def _width(table_html: str) -> int:
         for index, cell in enumerate(_CELL.findall(line)):
             text = len(unescape(_TAG.sub("", cell)))
             fixed = next((width for kind, width in _FIXED.items() if kind in cell), None)
-            columns[index] = max(columns[index], _PADDING + (_LETTER * text if fixed is None else fixed))
+            columns[index] = max(columns[index], _LEAST, _PADDING + (_LETTER * text if fixed is None else fixed))
     return sum(columns.values())
 
 
