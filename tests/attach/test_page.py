@@ -72,6 +72,15 @@ def test_a_transformers_model_trains_in_its_own_trainer(tmp_path, monkeypatch):
     torch.testing.assert_close(*logits)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_model_under_peft_is_saved_and_read_again(timm_offline, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(section("LoRA by peft"), names)
+    assert len(gmmvit.mask_parameters(names["again"])) == 24
+
+
 def test_an_own_vit_gets_masks():
     names = {}
     exec(section("Your own ViT"), names)

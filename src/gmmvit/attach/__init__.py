@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from gmmvit.attach import peft
 from gmmvit.attach.maps import attention_maps
 from gmmvit.attach.place import Grid, GridBox, Mark, Record, Site
 from gmmvit.attach.refuse import check_module, refuse_unfit
 from gmmvit.attach.saved import load_mask, read_masks
-from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, restore, swap, unrestorable
+from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, is_elementwise, restore, swap, unrestorable
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
 from gmmvit.attention.checks import integer, known_options, one_of, pair
@@ -139,6 +140,11 @@ def attach(
 def _check_free(model: nn.Module) -> None:
     if there := masked(model):
         raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
+    if (name := peft.tuned(model)) is not None:
+        raise ValueError(
+            f"{name!r} is of peft already: attach first, then get_peft_model with modules_to_save=['gmm_mask'], so "
+            "that peft trains and saves the masks"
+        )
 
 
 def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
@@ -262,7 +268,8 @@ def mask_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of every mask in `model`, attached or of our own families: for an optimizer group of their own."""
     check_module(model)
     masks = (m for m in model.modules() if isinstance(m, GaussianMixtureMask | ElementwiseMask))
-    return [parameter for module in masks for parameter in module.parameters()]
+    frozen = peft.originals(model)
+    return [parameter for module in masks if module not in frozen for parameter in module.parameters()]
 
 
 def describe(model: nn.Module) -> Layers:
@@ -277,7 +284,7 @@ def describe(model: nn.Module) -> Layers:
 def _layer(item: Found) -> Layer:
     module = item.module
     if isinstance(module, MaskedDonor):
-        action = "elm" if isinstance(module.gmm_mask, ElementwiseMask) else "gmm"
+        action = "elm" if is_elementwise(module.gmm_mask) else "gmm"
         grid, prefix = module.gmm_window(module) or module.gmm_site.box.known, module.gmm_site.prefix_tokens
         return Layer(item.name, item.kind, action, grid, module.gmm_heads(module), prefix)
     if item.adapter is None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gmmvit.attach.peft import trained_copy
 from gmmvit.attach.place import Mark
 from gmmvit.attention import MODES
 from gmmvit.weight_files import read_tensors, unwrapped
@@ -86,7 +87,7 @@ def read_masks(source: str | Path | Mapping[str, Tensor]) -> SavedMasks:
     for key, tensor in tensors.items():
         layer, _, name = key.rpartition(_MASK)
         layers.setdefault(layer.removesuffix("."), {})[name] = tensor
-    return _checked([_mask(layer, tensors) for layer, tensors in layers.items()])
+    return _checked([_mask(layer, trained_copy(layer, tensors)) for layer, tensors in layers.items()])
 
 
 def _mask(layer: str, tensors: dict[str, Tensor]) -> SavedMask:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gmmvit.attach import peft
 from gmmvit.attach.place import Grid, GridBox, Record, Site
 from gmmvit.attention import OffsetTable, gmm_attention, with_prefix
 from gmmvit.attention.eager import eager_attention, eager_weights
@@ -46,7 +47,7 @@ class Swapped(nn.Module):
 class GridRecorder(Swapped):
     """A patch embedding's convolution that notes the grid it makes, for each model that it is a part of."""
 
-    gmm_boxes: tuple[GridBox, ...]
+    gmm_boxes: tuple[GridBox, ...] = ()  # peft makes further convolutions of its class, which tell nobody
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -137,6 +138,11 @@ class MaskedDonor(Swapped):
     def _load_from_state_dict(self, *args: Any) -> None:
         self.gmm_refresh()
         super()._load_from_state_dict(*args)
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            peft.warn_if_left_out(self, self.gmm_mask)
+        return super().train(mode)
 
     def gmm_refresh(self) -> None:
         """Brings the mask's record up to its grid, which `resample` may have changed."""
@@ -251,7 +257,7 @@ class MaskedDonor(Swapped):
     def gmm_mask_at(self, positions: Tensor, grid: Grid) -> Tensor:
         """The mask of patches that each sample has elsewhere, with its prefix: [B, H, T, T]."""
         own = self.gmm_mask.grid
-        if isinstance(self.gmm_mask, ElementwiseMask) and grid[0] <= own[0] and grid[1] <= own[1]:
+        if is_elementwise(self.gmm_mask) and grid[0] <= own[0] and grid[1] <= own[1]:
             grid = own  # the images that are smaller than its grid take a part of it
         mask = self.gmm_mask(grid)
         if isinstance(mask, OffsetTable):
@@ -279,6 +285,11 @@ def _hooked(module: nn.Module | None) -> bool:
         return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
+
+
+def is_elementwise(mask: nn.Module) -> bool:
+    """Also of a mask inside of peft's wrapper, which has the attributes of the mask."""
+    return hasattr(mask, ElementwiseMask.resample.__name__)
 
 
 def additive(bias: Tensor | None) -> Tensor | None:

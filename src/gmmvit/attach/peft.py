@@ -1,0 +1,57 @@
+"""Masks under peft (LoRA and the like). peft itself is never imported.
+
+peft freezes what it does not know. `modules_to_save=["gmm_mask"]` makes it train the masks, each as a copy for every
+adapter inside of a wrapper, which hands on what it is asked to the copy of the active adapter.
+"""
+
+import re
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+_BASES = ("BaseTunerLayer", "AuxiliaryTrainingWrapper")
+_COPY = re.compile(r"(?:original_module|modules_to_save\.(?P<adapter>[^.]+))\.(?P<name>.+)")
+TOLD = "peft neither trains nor saves the masks: get_peft_model(model, LoraConfig(..., modules_to_save=['gmm_mask']))"
+
+
+def tuned(model: nn.Module) -> str | None:
+    """The name of the first module that peft put into `model`; None if there is none."""
+    return next((name for name, module in model.named_modules() if _is_peft(module)), None)
+
+
+def _is_peft(module: nn.Module) -> bool:
+    return any(cls.__module__.startswith("peft.") and cls.__name__ in _BASES for cls in type(module).__mro__)
+
+
+def warn_if_left_out(attention: nn.Module, mask: nn.Module) -> None:
+    """Warns if peft is at work inside of `attention` and does not keep its mask."""
+    if not _is_peft(mask) and tuned(attention) is not None:
+        warnings.warn(TOLD, stacklevel=2)
+
+
+def originals(model: nn.Module) -> set[nn.Module]:
+    """The masks that peft keeps, frozen, beside their copies that it trains."""
+    return {kept for module in model.modules() if _is_peft(module) and (kept := _original(module)) is not None}
+
+
+def _original(wrapper: nn.Module) -> nn.Module | None:
+    return wrapper._modules.get("original_module")
+
+
+def trained_copy(layer: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a layer's mask under their own names, those of its copy where peft has made one.
+
+    Raises ValueError where there are copies of several adapters.
+    """
+    copies: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match: Any = _COPY.fullmatch(key)
+        if match and match["adapter"]:
+            copies.setdefault(match["adapter"], {})[match["name"]] = tensor
+    if len(copies) > 1:
+        names = " and ".join(sorted(copies))
+        raise ValueError(
+            f"{layer}: its mask is there for the adapters {names} of peft: save the model with one of them"
+        )
+    return next(iter(copies.values()), tensors)
