@@ -38,6 +38,7 @@ from gmmvit.report.results import (
     measure,
     mistakes_section,
 )
+from gmmvit.report.runs import curves, head, names, read_run, title
 from gmmvit.run_folder import RunError
 from gmmvit.session import load_data
 from gmmvit.training import train
@@ -146,12 +147,37 @@ def test_the_head_tells_the_main_figures_and_how_to_repeat_the_run(trained: Path
     for key in ("test_top1_best", "test_top1_last", "val_top1"):
         assert f"{summary[key]:.2%}" in page.text
     assert f"{summary['num_parameters']:,}" in page.text
-    assert f"gmmvit train --recipe {trained}/config.yaml" in page.text
+    assert "gmmvit train --recipe run/config.yaml --out run-again" in page.text
+
+
+def test_no_path_of_the_machine_is_told(run: Path, tmp_path: Path) -> None:
+    edit_recipe(run, cache_dir=str(tmp_path / "kept"), dataset=f"folder:{tmp_path}/birds")
+    again = Path(shutil.copytree(run, tmp_path / "other" / "run"))
+    content = Page(document(title(read_run(run)), [], head(read_run(run))))
+    assert str(tmp_path) not in content.text
+    assert "on folder:birds" in content.text
+    assert ["cache_dir", "kept"] in content.tables[0]
+    assert ["dataset", "folder:birds"] in content.tables[0]
+    assert names([read_run(run), read_run(again)]) == [f"{tmp_path.name}/run", "other/run"]
+
+
+@pytest.mark.parametrize(("scale", "mask"), [(0.5, "gmm"), (1.0, "gmm"), (0.5, "none")])
+def test_learning_rates_are_drawn(run: Path, scale: float, mask: str) -> None:
+    edit_recipe(run, mask_lr_scale=scale, mask=mask)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    text = Page(curves(read_run(run))).text
+    assert "Learning rate at the end of the epoch" in text
+    if mask == "gmm" and scale != 1:
+        assert f"all but the masks, epoch 1: {rows[0]['lr']:.4g}" in text
+        assert f"masks (× 0.5), epoch 1: {rows[0]['lr'] / 2:.4g}" in text
+    else:
+        assert f"all parameters, epoch 2: {rows[1]['lr']:.4g}" in text
+        assert "masks" not in text
 
 
 def test_every_epoch_has_a_point_with_its_value(trained: Path, page: Page) -> None:
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert len([a for a in page.named("circle") if a["r"] == "3"]) == 4 * len(rows)
+    assert len([a for a in page.named("circle") if a["r"] == "3"]) == 5 * len(rows)
     assert f"validation, epoch 2: {rows[1]['val_top1']:.2%}" in page.text
     assert f"training, augmented images, epoch 1: {rows[0]['train_loss']:.4g}" in page.text
 
@@ -287,7 +313,8 @@ def test_an_unfinished_run_tells_how_far_it_is(run: Path) -> None:
     rows = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text(rows[0] + "\n" + rows[1][:20])
     page = page_of(run)
-    assert "not finished: 1 of 2 epochs" in page.text
+    assert page.text.startswith("Unfinished: vit with Gaussian mixture masks on digits This training is not finished")
+    assert "not finished: 1 of 2 epochs. Continue it with: gmmvit resume run" in page.text
     assert f"{json.loads(rows[0])['val_top1']:.2%}" in page.text
     assert {"confusion", "masks"} <= page.sections()
     parameters = sum(p.numel() for p in load_run(run).model.parameters())
@@ -318,7 +345,7 @@ def test_a_run_without_validation_has_training_curves_alone(run: Path) -> None:
     edit_summary(run, val_top1=None)
     page = page_of(run)
     assert "Nothing was held out for validation" in page.text
-    assert len([a for a in page.named("circle") if a["r"] == "3"]) == 2 * len(rows)
+    assert len([a for a in page.named("circle") if a["r"] == "3"]) == 3 * len(rows)
 
 
 def test_without_a_test_part_the_validation_images_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

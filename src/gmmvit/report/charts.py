@@ -37,7 +37,7 @@ def nice_ticks(low: float, high: float, count: int = 5, whole: bool = False) -> 
 def _number(value: float, percent: bool, step: float) -> str:
     if percent:
         return f"{value * 100:.{0 if step >= 0.0099 else 1 if step >= 0.00099 else 2}f}%"
-    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+    return f"{value:g}" if step < 1e-3 else f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
 def _axes(

@@ -85,10 +85,11 @@ def _time(value: Any) -> str:
 
 
 def title(record: RunRecord) -> str:
-    """What was trained, in a line."""
+    """What was trained, in a line, and whether it is still under way."""
     words = {"gmm": "Gaussian mixture masks", "elm": "element-wise masks", "none": "plain attention"}
     recipe = record.recipe
-    return f"{_last(recipe.model)} with {words[recipe.mask]} on {_last(recipe.dataset)}"
+    state = "" if record.finished else "Unfinished: "
+    return f"{state}{_last(recipe.model)} with {words[recipe.mask]} on {_last(recipe.dataset)}"
 
 
 def _last(name: str) -> str:
@@ -100,11 +101,12 @@ def _last(name: str) -> str:
 def head(record: RunRecord) -> str:
     """Title, state, main figures and the command that repeats the run."""
     facts, recipe = record.facts, record.recipe
-    notes = []
+    folder, notice = record.folder.resolve().name, ""
     if not record.finished:
         done = record.rows[-1]["epoch"] if record.rows else 0
-        command = shlex.join(["gmmvit", "resume", str(record.folder)])
-        notes.append(f"This training is not finished: {done} of {recipe.epochs} epochs. Continue it with: {command}")
+        command = shlex.join(["gmmvit", "resume", folder])
+        told = f"This training is not finished: {done} of {recipe.epochs} epochs. Continue it with: {command}"
+        notice = paragraph(told, "warn")
     number = f" ({facts['best_epoch']})" if facts.get("best_epoch") else ""
     cards = [
         (f"test top-1, best epoch{number}{_between(facts, 'test_top1_best')}", percent(facts.get("test_top1_best"))),
@@ -119,16 +121,15 @@ def head(record: RunRecord) -> str:
         ("device", " ".join(str(facts[key]) for key in ("device", "dtype") if facts.get(key)) or "–"),
     ]
     listing = "".join(f"<li><span>{escape(name)}</span><b>{escape(value)}</b></li>" for name, value in cards)
-    repeat = ["gmmvit", "train", "--recipe", str(record.folder / CONFIG), "--out", f"{record.folder}-again"]
+    repeat = ["gmmvit", "train", "--recipe", f"{folder}/{CONFIG}", "--out", f"{folder}-again"]
     about = (
-        f"{record.folder} · seed {recipe.seed} · epochs {recipe.epochs} · passes in each {recipe.passes} · "
+        f"run {folder} · seed {recipe.seed} · epochs {recipe.epochs} · passes in each {recipe.passes} · "
         f"mode {recipe.mode} · gmmvit {record.versions.get('gmmvit', '?')}, torch {record.versions.get('torch', '?')}"
     )
     return (
-        f"<h1>{escape(title(record))}</h1>{paragraph(about, 'note')}"
-        + "".join(paragraph(note, "warn") for note in notes)
-        + f'<ul class="facts">{listing}</ul>{paragraph("The same again:", "note")}'
-        + f'<pre tabindex="0">{escape(shlex.join(repeat))}</pre>{_recipe_details(recipe)}'
+        f"{notice}<h1>{escape(title(record))}</h1>{paragraph(about, 'note')}"
+        f'<ul class="facts">{listing}</ul>{paragraph("The same again, where the folder of the run lies:", "note")}'
+        f'<pre tabindex="0">{escape(shlex.join(repeat))}</pre>{_recipe_details(recipe)}'
     )
 
 
@@ -146,11 +147,15 @@ def _recipe_details(recipe: Recipe) -> str:
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    """A field of the recipe in words; of a path on the machine what stands last."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    kind, colon, place = str(value).rpartition(":")
+    return f"{kind}{colon}{PurePath(place).name}" if PurePath(place).is_absolute() else str(value)
 
 
 def curves(record: RunRecord) -> str:
-    """Loss and accuracy over the epochs of one run."""
+    """Loss, accuracy and learning rates over the epochs of one run."""
     if not record.rows:
         return paragraph("No epoch has been finished yet.")
     kinds = [("train_{}", "training, augmented images"), ("val_{}", "validation")]
@@ -159,13 +164,27 @@ def curves(record: RunRecord) -> str:
     top1 = [record.line(key.format("top1"), label) for key, label in kept]
     note = "" if record.has("val_loss") else paragraph("Nothing was held out for validation.", "note")
     charts = line_chart("Loss", loss) + line_chart("Accuracy (top-1)", top1, percent=True)
+    charts += line_chart("Learning rate at the end of the epoch", _rates(record))
     return f'{note}<div class="pair">{charts}</div>'
 
 
+def _rates(record: RunRecord) -> list[Line]:
+    """The learning rate, and that of the masks where it is another."""
+    recipe, rate = record.recipe, record.line("lr", "all parameters")
+    if recipe.mask == "none" or recipe.mask_lr_scale == 1:
+        return [rate]
+    masks = [(epoch, recipe.mask_lr_scale * value) for epoch, value in rate.points]
+    return [Line("all but the masks", rate.points), Line(f"masks (× {recipe.mask_lr_scale:g})", masks)]
+
+
 def names(records: Sequence[RunRecord]) -> list[str]:
-    """The runs' folder names, or their whole paths where two have the same name."""
-    short = [record.folder.resolve().name for record in records]
-    return short if len(set(short)) == len(short) else [str(record.folder) for record in records]
+    """The runs' folders by as many of their last parts as tell them apart."""
+    parts = [record.folder.resolve().parts for record in records]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(path[-count:]) for path in parts]
+        if len(set(short)) == len(short):
+            break
+    return short
 
 
 def comparison(records: Sequence[RunRecord]) -> str:
