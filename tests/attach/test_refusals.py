@@ -49,6 +49,8 @@ def test_a_model_that_something_was_done_to_is_refused(change, message):
         ({"grid": "4x4"}, TypeError, r"grid must be a positive int or a pair \(rows, cols\)"),
         ({"grid": (4, 0)}, ValueError, "grid must be a positive int"),
         ({"prefix_tokens": -1}, ValueError, "prefix_tokens must be at least 0"),
+        ({"dtype": "bfloat16"}, TypeError, "dtype must be a torch.dtype as torch.bfloat16, got 'bfloat16'"),
+        ({"dtype": torch.int8}, ValueError, "dtype must be one of torch.float16, .* got torch.int8"),
         ({"depth": 0.5}, TypeError, "the gmm mask has no option 'depth'"),
         ({"mask": "elm", "covariance": "full"}, TypeError, "the elm mask has no option 'covariance'"),
     ],
@@ -178,6 +180,21 @@ def test_half_precision_before_and_after_is_finite():
     assert {p.dtype for p in mask_parameters(before)} == {torch.float32}
     for model in (before, attach(small_vit()).half()):
         torch.testing.assert_close(model(images), expected, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": "elm"}, {"init": "paper"}, {"mode": "log", "covariance": "full"}])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_masks_of_another_dtype_compute_in_float32(dtype, options):
+    donor, images = small_vit(), torch.randn(2, 3, 32, 32)
+    torch.manual_seed(0)
+    model = attach(copy.deepcopy(donor), dtype=dtype, **options)
+    assert {p.dtype for p in mask_parameters(model)} == {dtype}
+    other = attach(copy.deepcopy(donor), **options)
+    for ours, theirs in zip(mask_parameters(other), mask_parameters(model), strict=True):
+        ours.data = theirs.data.float()
+    torch.testing.assert_close(model(images), other(images), atol=1e-5, rtol=1e-5)
+    if "init" not in options:
+        torch.testing.assert_close(model(images), donor(images), atol=1e-5, rtol=1e-5)
 
 
 def test_hooks_stay_and_attaching_repeats():

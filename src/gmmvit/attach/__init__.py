@@ -20,7 +20,7 @@ from gmmvit.attach import peft
 from gmmvit.attach.maps import attention_maps
 from gmmvit.attach.place import Grid, GridBox, Mark, Record, Site
 from gmmvit.attach.refuse import check_module, refuse_unfit
-from gmmvit.attach.saved import load_mask, read_masks
+from gmmvit.attach.saved import FLOATS, load_mask, read_masks
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, is_elementwise, restore, swap, unrestorable
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
@@ -70,6 +70,7 @@ def attach(
     layers: Iterable[int] | None = None,
     grid: Grid | None = None,
     prefix_tokens: int | None = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Model:
     """Puts a mask into every patch attention of a ViT of timm, transformers or torchvision, in place.
@@ -87,6 +88,8 @@ def attach(
         layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
         grid: (rows, cols) in patches where the model does not tell; it then holds for every image.
         prefix_tokens: class and register tokens before the patches; the model's own by default, 0 in one of your own.
+        dtype: of the masks' parameters, by default the model's, but float32 at least. FSDP2 wants one dtype in what it
+            shards together: `torch.bfloat16` for a model of that. Masks are computed in float32 in any case.
         options: further arguments of the mask's class (`covariance`, `learn_center`, `per_head`).
 
     Returns:
@@ -106,6 +109,7 @@ def attach(
     grid = None if grid is None else pair(grid, "grid", "(rows, cols)")
     if prefix_tokens is not None:
         integer("prefix_tokens", prefix_tokens, 0)
+    _check_dtype(dtype)
     _check_free(model)
     found = survey(model, located=grid is not None)
     places = [item for item in found if item.adapter is not None]
@@ -123,7 +127,7 @@ def attach(
             said = (item.window is not None, grid is not None, prefix_tokens is not None)
             mark = Mark(MODES.index(mode), free.index(item), len(free), site.prefix_tokens, *site.box.grid, *said)
             depth = i / max(1, len(places) - 1)
-            modules.append(_mask_of(item, site, mask, mark, init=init, depth=depth, **options))
+            modules.append(_mask_of(item, site, mask, mark, dtype, init=init, depth=depth, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
         swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
         if item.tower is None or grid is not None:
@@ -135,6 +139,13 @@ def attach(
         others = [box for box in source.gmm_boxes if box is not site.box and box.needed_beside(sites)]
         source.gmm_tell(*others, site.box)
     return model
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype as torch.bfloat16, got {dtype!r}")
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, got {dtype}")
 
 
 def _check_free(model: nn.Module) -> None:
@@ -192,15 +203,18 @@ def _prefix(item: Found) -> int | None:
     return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
 
-def _mask_of(item: Found, site: Site, mask: str, mark: Mark, **options: Any) -> nn.Module:
-    """The mask for one attention, on its device, in float32 or wider."""
+def _mask_of(item: Found, site: Site, mask: str, mark: Mark, dtype: torch.dtype | None, **options: Any) -> nn.Module:
+    """The mask for one attention, on its device, with parameters of that dtype, by default float32 or wider."""
     heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
     weight = next(item.module.parameters())
     with weight.device:  # whatever default device the caller has set
         module: Any = create_mask(mask, site.box.grid, heads, mode=site.mode, steps=item.steps, **options)
         # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
         module.add_module("site", Record(mark, one_grid=mask == "elm"))
-    return module.to(dtype=torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)
+    module.to(dtype=torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)
+    for parameter in module.parameters() if dtype is not None else ():  # its offsets stay exact
+        parameter.data = parameter.data.to(dtype)
+    return module
 
 
 def detach(model: Model) -> Model:
@@ -232,7 +246,9 @@ def detach(model: Model) -> Model:
     return model
 
 
-def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> Model:
+def load_masks(
+    model: Model, path: str | Path | Mapping[str, torch.Tensor], *, dtype: torch.dtype | None = None
+) -> Model:
     """Attaches the masks that were saved with a model: what `save_pretrained` of transformers, `save_for_hf` of timm,
     `safetensors` or `torch.save` of a state_dict wrote. The donor's own weights are loaded by its library, or not, as
     before.
@@ -240,6 +256,7 @@ def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> M
     Args:
         model: the donor without masks, of the same sizes.
         path: a file of safetensors or of `torch.save`, a folder with one, or a state_dict.
+        dtype: of the masks' parameters, as in `attach`.
 
     Returns:
         The same model, with masks of the kinds, sizes and modes that the file has, where it has them.
@@ -254,7 +271,7 @@ def load_masks(model: Model, path: str | Path | Mapping[str, torch.Tensor]) -> M
     found = survey(model, located="grid" in saved.options)
     free = [item.name for item in found if item.adapter is not None]
     by_place = saved.by_place(free, type(model).__name__)
-    attach(model, layers=by_place, **saved.options)
+    attach(model, layers=by_place, dtype=dtype, **saved.options)
     try:
         for (name, module), place in zip(masked(model), sorted(by_place), strict=True):
             load_mask(name, module.gmm_mask, by_place[place])

@@ -14,7 +14,7 @@ from gmmvit.weight_files import read_tensors, unwrapped
 
 _MASK = "gmm_mask."
 SITE = "site._extra_state"  # of `Record`, beside the parameters of its mask
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class SavedMask(NamedTuple):
@@ -95,7 +95,7 @@ def _mask(layer: str, tensors: dict[str, Tensor]) -> SavedMask:
         raise ValueError(f"{layer}: its mask has no '{SITE}', so it was not saved from an attached model")
     mark = Mark.read(tensors.pop(SITE), layer)
     for name, tensor in tensors.items():
-        usual = tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in _FLOATS
+        usual = tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in FLOATS
         if not usual or not tensor.isfinite().all():
             raise ValueError(f"{layer}: the {name} of its mask must be finite real numbers: the file is damaged")
     return SavedMask(layer, mark, tensors)
