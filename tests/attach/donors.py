@@ -367,4 +367,12 @@ DONORS = [
         1,
         (32, 48),
     ),
+    Donor(
+        "mvitv2_small_cls, odd grid",
+        "timm",
+        mvit((36, 52), use_cls_token=True, rel_pos_type="none"),
+        [(9, 13), (9, 13), (5, 7)],
+        1,
+        (36, 52),
+    ),
 ]

@@ -32,6 +32,7 @@ ALIKE = {
     "timm-eva_giant_patch14_224",
     "timm-vit_small_patch16_dinov3",
     "timm-mvitv2_small_cls",
+    "timm-mvitv2_small_cls, odd grid",
     "transformers-deit",
     "transformers-dinov2",
     "transformers-dinov2_with_registers",

@@ -32,13 +32,18 @@ class PooledAttention(MaskedDonor):
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
-        """The grid of the tokens that come in, at the model's own image size."""
-        stage: Any = next((a for a in reversed(ancestors) if hasattr(a, "feat_size")), None)
-        if stage is None:
+        """The grid of the tokens that come in, at the model's own image size, as the poolings before it leave them: they
+        round up, where the model's note of its stages' grids rounds down."""
+        model: Any = next((a for a in ancestors if hasattr(a, "stages")), None)
+        stages = [a for a in ancestors if hasattr(a, "feat_size")] if model is None else model.stages
+        if not stages:
             return None
-        first = ancestors[-1] is stage.blocks[0]
-        step = cls.gmm_steps(module, ancestors).query if first else (1, 1)
-        return stage.feat_size[0] * step[0], stage.feat_size[1] * step[1]
+        attentions = [block.attn for stage in stages for block in stage.blocks]
+        steps = [cls.gmm_steps(attention, ancestors).query for attention in attentions]
+        rows, cols = stages[0].feat_size[0] * steps[0][0], stages[0].feat_size[1] * steps[0][1]
+        for down, right in steps[: attentions.index(module)]:
+            rows, cols = -(-rows // down), -(-cols // right)
+        return rows, cols
 
     @classmethod
     def gmm_prefix(cls, module: Any) -> int:
