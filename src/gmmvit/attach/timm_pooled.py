@@ -32,10 +32,10 @@ class PooledAttention(MaskedDonor):
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
-        """The grid of the tokens that come in, at the model's own image size, as the poolings before it leave them: they
-        round up, where the model's note of its stages' grids rounds down."""
+        """The grid of the tokens that come in, at the model's own image size. Poolings round up, where the model's own
+        note of the grids of its stages rounds down."""
         model: Any = next((a for a in ancestors if hasattr(a, "stages")), None)
-        stages = [a for a in ancestors if hasattr(a, "feat_size")] if model is None else model.stages
+        stages: Any = [a for a in ancestors if hasattr(a, "feat_size")] if model is None else model.stages
         if not stages:
             return None
         attentions = [block.attn for stage in stages for block in stage.blocks]
