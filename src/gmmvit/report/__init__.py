@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that works offline, for a desktop and a phone.
 
-`page` is its frame, `charts` and `pictures` draw; `runs`, `results`, `masks` and `attention` are its parts.
+`page` is its frame, `charts` and `pictures` draw; `runs`, `comparison`, `results`, `masks` and `attention` are its
+parts.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.claim import own_if_run
 from gmmvit.data import DataError
+from gmmvit.report.comparison import comparison
 from gmmvit.report.masks import mask_picture, mask_section, starting_model
 from gmmvit.report.page import document, paragraph
 from gmmvit.report.results import (
@@ -19,7 +21,7 @@ from gmmvit.report.results import (
     measure,
     mistakes_section,
 )
-from gmmvit.report.runs import RunRecord, comparison, count_parameters, curves, head, read_run, title
+from gmmvit.report.runs import RunRecord, count_parameters, curves, head, read_run, title
 from gmmvit.run_folder import RunError, check_new, write_whole
 from gmmvit.session import choose_device
 
@@ -42,7 +44,8 @@ def write_report(
     What cannot be shown (no weights yet, data set moved) is told in a sentence in its place.
 
     Args:
-        runs: run folders; with several, a table compares them and the details are those of the first.
+        runs: run folders; with several, a table compares their masks by means over seeds, and the details are those of
+            the first.
         out: the HTML file, or a folder for it; report.html in the first run's folder by default.
         data_dir: where the named data sets lie now, if not where the training found them.
         device: where the model runs: cpu, cuda, auto.
@@ -65,7 +68,7 @@ def write_report(
     own = [Path(folder).resolve() / FILE for folder in folders]
     check_new(path, overwrite or path.resolve() in own)
     chosen = choose_device(device)
-    sections = [("runs", "Runs compared", comparison(records) if len(records) > 1 else "")]
+    sections = [("runs", "Masks compared", comparison(records) if len(records) > 1 else "")]
     sections.append(("curves", "Curves", curves(records[0])))
     try:
         loaded = load_run(folders[0], device=chosen)

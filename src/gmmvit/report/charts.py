@@ -12,10 +12,11 @@ COLOURS = 6  # line colours of the style sheet; further lines repeat them dashed
 
 @dataclass(frozen=True)
 class Line:
-    """A named line through (x, y) points; points that are not finite are left out."""
+    """A named line through (x, y) points, over a band of (x, low, high); points that are not finite are left out."""
 
     label: str
     points: Sequence[tuple[float, float]]
+    band: Sequence[tuple[float, float, float]] = ()
 
     def finite(self) -> list[tuple[float, float]]:
         return [(x, y) for x, y in self.points if math.isfinite(y)]
@@ -87,7 +88,8 @@ def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False) -> s
         return f'<figure class="chart">{heading}<p class="note">No values were recorded.</p></figure>'
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     x_ticks = [x_low, *(tick for tick in nice_ticks(x_low, x_high, 6, whole=True) if x_low < tick <= x_high)]
-    y_ticks = nice_ticks(min(y for _, y in points), max(y for _, y in points))
+    heights = [y for _, y in points] + [y for line in lines for _, *ends in line.band for y in ends]
+    y_ticks = nice_ticks(min(heights), max(heights))
     if percent:
         y_ticks = [tick for tick in y_ticks if -1e-9 <= tick <= 1 + 1e-9] if len(y_ticks) > 2 else y_ticks
     plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -95,10 +97,18 @@ def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False) -> s
     place_y = plot_height / (y_ticks[-1] - y_ticks[0])
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     parts += _axes(x_ticks, y_ticks, percent, place_x, place_y)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return LEFT + (x - x_low) * place_x, HEIGHT - BOTTOM - (y - y_ticks[0]) * place_y
+
     visible = "point" if len(points) <= 40 * len(lines) else "point faint"
     for index, line in enumerate(lines):
-        drawn = [(LEFT + (x - x_low) * place_x, HEIGHT - BOTTOM - (y - y_ticks[0]) * place_y) for x, y in line.finite()]
+        drawn = [place(x, y) for x, y in line.finite()]
         style = line_style(index)
+        if line.band:
+            ends = [(x, low) for x, low, _ in line.band] + [(x, high) for x, _, high in reversed(line.band)]
+            outline = "L".join(f"{place(x, y)[0]:.1f} {place(x, y)[1]:.1f}" for x, y in ends)
+            parts.append(f'<path class="band {style}" d="M{outline}Z"/>')
         parts.append(f'<polyline class="line {style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)}"/>')
         for (x, y), (epoch, value) in zip(drawn, line.finite(), strict=True):
             shown = f"{value:.2%}" if percent else f"{value:.4g}"

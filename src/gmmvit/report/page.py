@@ -47,13 +47,14 @@ figure{margin:0;min-width:0}
 .legend svg{display:inline-block;width:22px;height:8px;margin-right:.4rem;vertical-align:middle}
 .grid{stroke:var(--rule);stroke-width:1}.axis,.tick{stroke:var(--soft);stroke-width:1}
 .line{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round}.dashed.line{stroke-dasharray:5 3}
+.band{fill:currentColor;opacity:.15}
 .point{fill:currentColor;stroke:transparent;stroke-width:9;pointer-events:all}.faint{fill:transparent}
 .point:hover{fill:currentColor;stroke:currentColor;stroke-width:4}
 .s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}.s4{color:var(--s4)}.s5{color:var(--s5)}
 .scroll{overflow-x:auto;max-width:100%;border:1px solid var(--rule);border-radius:8px;background:var(--card)}
 .narrow{max-width:560px}
 .box{container-type:inline-size}
-.hint{display:none;margin:0 0 .2rem;text-align:right;font-size:.8rem;color:var(--link)}
+.hint{display:none;margin:0 0 .2rem;max-width:none;text-align:right;font-size:.8rem;color:var(--link)}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 .scroll>table{min-width:100%}
 .scroll th:first-child{position:sticky;left:0;background:var(--card)}
@@ -62,12 +63,11 @@ tr:last-child>*{border-bottom:0}
 th{font-weight:600;color:var(--soft)}
 .l,tbody th{text-align:left}
 tbody th{color:var(--text);font-weight:500}
-.scroll tr.mean>*{background:var(--shade);font-weight:600}
 td.best{color:var(--ok);font-weight:700}
 .matrix th,.matrix td{padding:.28rem .35rem;text-align:center;min-width:2.3rem}
 .matrix thead th{vertical-align:bottom}
 .matrix .up{writing-mode:vertical-rl;transform:rotate(180deg);margin:0 auto}
-.matrix tbody th{text-align:right}
+.matrix tbody th{text-align:left}
 .name{width:14rem;white-space:normal;overflow-wrap:anywhere}
 ol.names{columns:14rem auto;font-size:.88rem;overflow-wrap:anywhere}
 .matrix td.hit{outline:1px solid var(--soft);outline-offset:-1px}

@@ -135,7 +135,7 @@ def calibration_section(outcome: Outcome) -> str:
         f"{top1:.2%}: the model is {side}. Points below the line are too sure, points above it too "
         "careful; bars are 95 % intervals, larger points have more images."
     )
-    return paragraph(intro) + f'<div class="pair">{reliability_chart("Accuracy by confidence", points)}</div>'
+    return paragraph(intro) + f'<div class="narrow">{reliability_chart("Accuracy by confidence", points)}</div>'
 
 
 def _shares(counts: Tensor) -> Tensor:

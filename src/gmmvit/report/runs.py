@@ -1,9 +1,7 @@
-"""What is told of runs without their models: the head of the page, the curves, the table of several runs."""
+"""What is told of a run without its model: the head of the page and the curves."""
 
 import shlex
 import statistics
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path, PurePath
@@ -18,10 +16,6 @@ from gmmvit.progress import clock
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, percent, row, table
 from gmmvit.run_folder import CONFIG, load_config, read_rows, read_summary, recipe_of
-
-COLUMNS = ["run", "data, model, mask", "seed", "epochs", "test, best", "test, last", "validation"]
-COLUMNS += ["parameters", "images/s", "wall time"]
-ACCURACIES = ("test_top1_best", "test_top1_last", "val_top1")
 
 
 @dataclass(frozen=True)
@@ -76,11 +70,13 @@ def count_parameters(record: RunRecord, model: nn.Module) -> None:
     record.facts.setdefault("mask_parameters", sum(size for name, size in sizes.items() if is_mask_parameter(name)))
 
 
-def _count(value: Any) -> str:
+def count(value: Any) -> str:
+    """A number with its thousands apart; a dash for None."""
     return f"{value:,.0f}" if isinstance(value, int | float) else "–"
 
 
-def _time(value: Any) -> str:
+def time_taken(value: Any) -> str:
+    """Seconds as hours and minutes; a dash for None."""
     return clock(value) if isinstance(value, int | float) else "–"
 
 
@@ -114,10 +110,10 @@ def head(record: RunRecord) -> str:
         ("validation top-1, best", percent(facts.get("val_top1"))),
         ("test macro F1, best epoch", percent(facts.get("test_macro_f1_best"))),
         ("test balanced accuracy", percent(facts.get("test_balanced_best"))),
-        ("parameters", _count(facts.get("num_parameters"))),
-        ("of these in masks", _count(facts.get("mask_parameters"))),
-        ("training images/s", _count(facts.get("train_images_per_s"))),
-        ("wall time", _time(facts.get("wall_s"))),
+        ("parameters", count(facts.get("num_parameters"))),
+        ("of these in masks", count(facts.get("mask_parameters"))),
+        ("training images/s", count(facts.get("train_images_per_s"))),
+        ("wall time", time_taken(facts.get("wall_s"))),
         ("device", " ".join(str(facts[key]) for key in ("device", "dtype") if facts.get(key)) or "–"),
     ]
     listing = "".join(f"<li><span>{escape(name)}</span><b>{escape(value)}</b></li>" for name, value in cards)
@@ -142,11 +138,11 @@ def _between(facts: dict[str, Any], name: str) -> str:
 
 
 def _recipe_details(recipe: Recipe) -> str:
-    rows = [row([name, _plain(value)], left=2) for name, value in as_dict(recipe).items() if value is not None]
+    rows = [row([name, plain(value)], left=2) for name, value in as_dict(recipe).items() if value is not None]
     return f"<details><summary>the whole recipe</summary>{table(['field', 'value'], rows, left=2)}</details>"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A field of the recipe in words; of a path on the machine what stands last."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
@@ -169,117 +165,12 @@ def curves(record: RunRecord) -> str:
 
 
 def _rates(record: RunRecord) -> list[Line]:
-    """The learning rate, and that of the masks where it is another."""
+    """The learning rate, and those of masks and of Muon's matrices where they are others."""
     recipe, rate = record.recipe, record.line("lr", "all parameters")
-    if recipe.mask == "none" or recipe.mask_lr_scale == 1:
+    scales = {"masks": recipe.mask_lr_scale if recipe.mask != "none" else 1}
+    scales["Muon's matrices"] = recipe.muon_lr_scale if recipe.optimizer == "muon" else 1
+    own = {name: scale for name, scale in scales.items() if scale != 1}
+    if not own:
         return [rate]
-    masks = [(epoch, recipe.mask_lr_scale * value) for epoch, value in rate.points]
-    return [Line("all but the masks", rate.points), Line(f"masks (× {recipe.mask_lr_scale:g})", masks)]
-
-
-def names(records: Sequence[RunRecord]) -> list[str]:
-    """The runs' folders by as many of their last parts as tell them apart."""
-    parts = [record.folder.resolve().parts for record in records]
-    for count in range(1, max(map(len, parts)) + 1):
-        short = ["/".join(path[-count:]) for path in parts]
-        if len(set(short)) == len(short):
-            break
-    return short
-
-
-def comparison(records: Sequence[RunRecord]) -> str:
-    """Several runs: a table with the mean and standard deviation of runs that differ in their seed only, and shared
-    curves."""
-    labels = names(records)
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        groups[_all_but_seed(record)].append(index)
-    rows = []
-    for members in groups.values():
-        rows += [_run_row(labels[i], records[i], _best_cells(records[i], records)) for i in members]
-        if len(members) > 1:
-            rows.append(_mean_row([records[i] for i in members]))
-    intro = (
-        "★ marks the best value of a data set. Means are over finished runs that differ in their seed only, ± their "
-        "standard deviation (n − 1). The sections below show the first run."
-    )
-    return paragraph(intro) + table(COLUMNS, rows, left=2) + _shared_curves(records, labels)
-
-
-# What a recipe says of the machine, not of the training.
-_MACHINE = (
-    "seed",
-    "device",
-    "dtype",
-    "compile",
-    "shard",
-    "deterministic",
-    "threads",
-    "loggers",
-    "cache_dir",
-    "data_dir",
-)
-
-
-def _all_but_seed(record: RunRecord) -> str:
-    """The recipe without its seed and machine; a run that is not finished is like no other."""
-    told = {name: value for name, value in as_dict(record.recipe).items() if name not in _MACHINE}
-    return f"{told}{'' if record.finished else record.folder}"
-
-
-def _kind(record: RunRecord) -> tuple[str, str, str]:
-    """Data, model and mask; of paths what stands last."""
-    recipe = record.recipe
-    data, model = (name.rstrip("/").rpartition("/")[2] for name in (recipe.dataset, recipe.model))
-    return data, model, recipe.mask
-
-
-def _best_cells(record: RunRecord, records: Sequence[RunRecord]) -> list[int]:
-    """Columns in which a run has the best accuracy of all runs on its data set, where there are several."""
-    cells = []
-    for column, key in enumerate(ACCURACIES, 4):
-        rivals = [r.facts.get(key) for r in records if r.recipe.dataset == record.recipe.dataset]
-        known = [value for value in rivals if value is not None]
-        if len(known) > 1 and record.facts.get(key) == max(known):
-            cells.append(column)
-    return cells
-
-
-def _run_row(label: str, record: RunRecord, best: list[int]) -> str:
-    recipe, facts = record.recipe, record.facts
-    epochs = str(recipe.epochs)
-    if not record.finished:
-        epochs = f"{record.rows[-1]['epoch'] if record.rows else 0} of {recipe.epochs}"
-    cells = [label, " ".join(_kind(record)), str(recipe.seed), epochs]
-    cells += [percent(facts.get(key)) for key in ACCURACIES]
-    cells += [_count(facts.get("num_parameters")), _count(facts.get("train_images_per_s")), _time(facts.get("wall_s"))]
-    return row(cells, left=2, best=best)
-
-
-def _mean_row(records: list[RunRecord]) -> str:
-    def spread(name: str, digits: int, scale: float = 1.0, unit: str = "") -> str:
-        values = [r.facts[name] * scale for r in records if isinstance(r.facts.get(name), int | float)]
-        if len(values) < 2:
-            return "–"
-        few = f" (n={len(values)})" if len(values) < len(records) else ""
-        return f"{statistics.mean(values):,.{digits}f} ± {statistics.stdev(values):,.{digits}f}{unit}{few}"
-
-    cells = [f"mean of {len(records)}", " ".join(_kind(records[0])), "", ""]
-    cells += [spread(name, 2, 100, "%") for name in ACCURACIES]
-    counts = {r.facts.get("num_parameters") for r in records}
-    cells += [_count(counts.pop()) if len(counts) == 1 else "–"]
-    cells += [spread("train_images_per_s", 0), spread("wall_s", 0, unit=" s")]
-    return row(cells, left=2, kind="mean")
-
-
-def _shared_curves(records: Sequence[RunRecord], labels: list[str]) -> str:
-    """Accuracy and loss of all runs, on validation; of a run without validation, on its training images."""
-    charts = []
-    for key, heading in (("top1", "Accuracy (top-1), validation"), ("loss", "Loss, validation")):
-        lines = []
-        for record, label in zip(records, labels, strict=True):
-            held_out = record.has(f"val_{key}")
-            name = label if held_out else f"{label} (training)"
-            lines.append(record.line(f"{'val' if held_out else 'train'}_{key}", name))
-        charts.append(line_chart(heading, lines, percent=key == "top1"))
-    return f'<h3>Curves of all runs</h3><div class="pair">{"".join(charts)}</div>'
+    others = [Line(f"{n} (× {k:g})", [(epoch, k * value) for epoch, value in rate.points]) for n, k in own.items()]
+    return [Line("all others", rate.points), *others]

@@ -92,7 +92,7 @@ def table_cells(plan: Plan, table: Sequence[Row]) -> tuple[list[str], list[list[
     for row in table:
         line = [row["data"], row["arm"], *(f"{row[name]:.4g}" if row[name] is not None else "–" for name in ranges)]
         line += [f"{row['n']}" + (f" ({row['failed']} failed)" if row["failed"] else "")]
-        line += [_spread(row[f"{metric}_mean"], row[f"{metric}_sd"]) for metric in (CHOSEN_BY, REPORTED)]
+        line += [spread_words(row[f"{metric}_mean"], row[f"{metric}_sd"]) for metric in (CHOSEN_BY, REPORTED)]
         line += [_difference(row, f"{REPORTED}_minus_{name}") for name in controls]
         cells.append([*line, "–" if row["core_s_mean"] is None else f"{row['core_s_mean']:,.0f}"])
     return heads, cells
@@ -105,15 +105,20 @@ def markdown(plan: Plan, table: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _spread(mean: float | None, deviation: float | None) -> str:
+def spread_words(mean: float | None, deviation: float | None) -> str:
+    """Mean and standard deviation of fractions, in percent."""
     if mean is None:
         return "–"
     return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
-def _difference(row: Row, name: str) -> str:
-    if row[name] is None:
+def difference_words(mean: float | None, low: float | None, high: float | None) -> str:
+    """A difference of fractions with its interval, in points."""
+    if mean is None:
         return "–"
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    interval = "one pair" if low is None else f"{100 * low:+.2f}, {100 * high:+.2f}"
-    return f"{100 * row[name]:+.2f} [{interval}]"
+    interval = "one pair" if low is None or high is None else f"{100 * low:+.2f}, {100 * high:+.2f}"
+    return f"{100 * mean:+.2f} [{interval}]"
+
+
+def _difference(row: Row, name: str) -> str:
+    return difference_words(row[name], row[f"{name}_low"], row[f"{name}_high"])

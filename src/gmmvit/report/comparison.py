@@ -1,0 +1,195 @@
+"""Several runs beside each other: a row for each arm, the runs that differ in their seed only, and shared curves."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from gmmvit.config import as_dict
+from gmmvit.report.charts import Line, line_chart
+from gmmvit.report.page import paragraph, percent, row, table
+from gmmvit.report.runs import RunRecord, count, plain, time_taken
+from gmmvit.sweep.files import difference_words, spread_words
+from gmmvit.sweep.table import difference
+
+ACCURACIES = ("test_top1_best", "test_top1_last", "val_top1")
+HEADS = ["mask", "data, model", "seeds", "test %, best", "test %, last", "validation %"]
+HEADS += ["gain, points [95 %]", "parameters", "images/s", "wall time"]
+RUN_HEADS = ["run", "mask", "data, model", "seed", "epochs", "test, best", "test, last", "validation"]
+RUN_HEADS += ["images/s", "wall time"]
+
+# What a recipe says of the machine, not of the training.
+_MACHINE = {"device", "dtype", "compile", "shard", "deterministic", "threads", "loggers", "cache_dir", "data_dir"}
+# What it says of the mask alone.
+_MASK = {"mask", "mask_init", "mask_lr_scale", "mask_weight_decay", "mode", "num_kernels", "covariance"}
+_MASK |= {"learn_center", "elm_per_head"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one recipe but for the seed, in the order given; a run that is not finished is an arm of its own."""
+
+    name: str
+    records: list[RunRecord]
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What its runs share of their recipes."""
+        return _told(self.records[0])
+
+    def values(self, fact: str) -> list[float]:
+        """A fact of its runs, of those that have it."""
+        known = [record.facts.get(fact) for record in self.records]
+        return [value for value in known if isinstance(value, int | float)]
+
+    def mean(self, fact: str) -> float | None:
+        values = self.values(fact)
+        return statistics.mean(values) if values else None
+
+    def spread(self, fact: str) -> str:
+        """Mean and deviation in percent, and of how many runs where some do not have the fact."""
+        values = self.values(fact)
+        if not values:
+            return "–"
+        few = f" (n={len(values)})" if len(values) < len(self.records) else ""
+        return spread_words(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None) + few
+
+
+def _told(record: RunRecord) -> dict[str, Any]:
+    return {name: value for name, value in as_dict(record.recipe).items() if name not in _MACHINE | {"seed"}}
+
+
+def _kind(record: RunRecord) -> str:
+    """Data and model; of paths what stands last."""
+    return " ".join(name.rstrip("/").rpartition("/")[2] for name in (record.recipe.dataset, record.recipe.model))
+
+
+def arms(records: Sequence[RunRecord]) -> list[Arm]:
+    """The arms of these runs, those of the same data and model together.
+
+    An arm is called by its mask, and by what else tells it from others of the same data, model and mask.
+    """
+    groups: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        groups[f"{_told(record)}{'' if record.finished else record.folder}"].append(record)
+    alike: dict[tuple[str, str], list[list[RunRecord]]] = defaultdict(list)
+    for members in groups.values():
+        alike[_kind(members[0]), members[0].recipe.mask].append(members)
+    found = [Arm(_name(members, others), members) for others in alike.values() for members in others]
+    order = list(dict.fromkeys(_kind(record) for record in records))
+    return sorted(found, key=lambda arm: order.index(_kind(arm.records[0])))
+
+
+def _name(members: list[RunRecord], others: list[list[RunRecord]]) -> str:
+    mine, recipes = _told(members[0]), [_told(other[0]) for other in others]
+    apart = [name for name in mine if any(recipe[name] != mine[name] for recipe in recipes)]
+    words = [members[0].recipe.mask, *(f"{name} {plain(mine[name])}" for name in apart)]
+    if not members[0].finished:
+        words.append(f"unfinished: {_epochs(members[0])} epochs")
+    return ", ".join(words)
+
+
+def _epochs(record: RunRecord) -> str:
+    if record.finished:
+        return f"{record.recipe.epochs}"
+    return f"{record.rows[-1]['epoch'] if record.rows else 0} of {record.recipe.epochs}"
+
+
+def names(records: Sequence[RunRecord]) -> list[str]:
+    """The runs' folders by as many of their last parts as tell them apart."""
+    parts = [record.folder.resolve().parts for record in records]
+    for last in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(path[-last:]) for path in parts]
+        if len(set(short)) == len(short):
+            break
+    return short
+
+
+def comparison(records: Sequence[RunRecord]) -> str:
+    """Several runs by their masks: a table of means over seeds, the runs one by one folded below, and shared curves."""
+    compared = arms(records)
+    rows = [_arm_row(arm, compared) for arm in compared]
+    intro = (
+        "Means over the seeds ± standard deviation (n − 1); the runs of a row differ in their seed only. ★ marks the "
+        "best mean of a data set. The gain is that of the last epoch's test accuracy over the row that has no mask and "
+        "is alike in all else: the mean over pairs of the same seed, with its 95 % interval by Student's t. Where it "
+        "holds 0, the mask is not shown to help. The sections below show the first run."
+    )
+    labels = names(records)
+    singles = [_run_row(label, record) for label, record in zip(labels, records, strict=True)]
+    runs = (
+        f"<details><summary>the {len(records)} runs one by one</summary>{table(RUN_HEADS, singles, left=3)}</details>"
+    )
+    return paragraph(intro) + table(HEADS, rows, left=3) + runs + _shared_curves(compared)
+
+
+def _arm_row(arm: Arm, compared: Sequence[Arm]) -> str:
+    seeds = ", ".join(str(record.recipe.seed) for record in arm.records)
+    cells = [arm.name, _kind(arm.records[0]), seeds, *(arm.spread(name) for name in ACCURACIES)]
+    counts = set(arm.values("num_parameters"))
+    cells += [_gain(arm, compared), count(counts.pop() if len(counts) == 1 else None)]
+    cells += [count(arm.mean("train_images_per_s")), time_taken(arm.mean("wall_s"))]
+    return row(cells, left=3, best=_best_cells(arm, compared))
+
+
+def _gain(arm: Arm, compared: Sequence[Arm]) -> str:
+    """The difference to the arm that has no mask and is alike in all that is not the mask's."""
+    if arm.recipe["mask"] == "none" or not arm.records[0].finished:
+        return "–"
+
+    def rest(other: Arm) -> dict[str, Any]:
+        return {name: value for name, value in other.recipe.items() if name not in _MASK}
+
+    def rows(other: Arm) -> list[dict[str, Any]]:
+        return [{"seed": r.recipe.seed, "test": r.facts.get("test_top1_last")} for r in other.records]
+
+    controls = [other for other in compared if other.recipe["mask"] == "none" and other.records[0].finished]
+    found = [difference(rows(arm), rows(other), "test") for other in controls if rest(other) == rest(arm)]
+    if len(found) != 1 or found[0] is None:
+        return "–"
+    return difference_words(found[0].mean, found[0].low, found[0].high)
+
+
+def _best_cells(arm: Arm, compared: Sequence[Arm]) -> list[int]:
+    """Columns in which an arm has the best mean of all arms on its data set, where there are several."""
+    cells = []
+    for column, fact in enumerate(ACCURACIES, 3):
+        rivals = [other.mean(fact) for other in compared if other.recipe["dataset"] == arm.recipe["dataset"]]
+        known = [value for value in rivals if value is not None]
+        if len(known) > 1 and arm.mean(fact) == max(known):
+            cells.append(column)
+    return cells
+
+
+def _run_row(label: str, record: RunRecord) -> str:
+    facts = record.facts
+    cells = [label, record.recipe.mask, _kind(record), str(record.recipe.seed), _epochs(record)]
+    cells += [percent(facts.get(name)) for name in ACCURACIES]
+    return row([*cells, count(facts.get("train_images_per_s")), time_taken(facts.get("wall_s"))], left=3)
+
+
+def _shared_curves(compared: Sequence[Arm]) -> str:
+    """Accuracy and loss of the arms, on validation; of runs without validation, on their training images."""
+    several = len({_kind(arm.records[0]) for arm in compared}) > 1
+    charts = []
+    for key, heading in (("top1", "Accuracy (top-1), validation"), ("loss", "Loss, validation")):
+        lines = [_mean_line(arm, key, several) for arm in compared]
+        charts.append(line_chart(heading, lines, percent=key == "top1"))
+    intro = paragraph("Lines are means over the seeds, the shade reaches from the lowest run to the highest.", "note")
+    return f'<h3>Curves by mask</h3>{intro}<div class="pair">{"".join(charts)}</div>'
+
+
+def _mean_line(arm: Arm, key: str, several: bool) -> Line:
+    held_out = all(record.has(f"val_{key}") for record in arm.records)
+    label = f"{_kind(arm.records[0])}, {arm.name}" if several else arm.name
+    if len(arm.records) > 1:
+        label += f", {len(arm.records)} seeds"
+    at: dict[float, list[float]] = defaultdict(list)
+    for record in arm.records:
+        for epoch, value in record.line(f"{'val' if held_out else 'train'}_{key}", "").finite():
+            at[epoch].append(value)
+    points = [(epoch, statistics.mean(values)) for epoch, values in sorted(at.items())]
+    band = [(epoch, min(values), max(values)) for epoch, values in sorted(at.items())]
+    return Line(label + ("" if held_out else " (training)"), points, band if len(arm.records) > 1 else [])
