@@ -1,0 +1,97 @@
+"""Values of a recipe's fields, as YAML and the command line give them, brought to the type of the field."""
+
+import ast
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from gmmvit.text import short
+
+
+class RecipeError(ValueError):
+    """A field of a recipe that does not exist or holds a value that does not fit; one sentence."""
+
+
+def coerced(f: "dataclasses.Field[Any]", value: Any) -> Any:
+    """`value` as the type of the field; raises RecipeError that names the field, the value and what fits."""
+    kinds = typing.get_args(f.type) if isinstance(f.type, types.UnionType) else (f.type,)
+    if value is None and types.NoneType in kinds:
+        return None
+    choices = f.metadata["choices"]
+    if choices and value not in choices:
+        near = difflib.get_close_matches(short(value).strip("'"), choices, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"{f.name} must be one of {list(choices)}, got {short(value)}{hint}")
+    result = next((r for k in kinds if k is not types.NoneType and (r := _convert(k, value)) is not None), None)
+    if kinds == (bool, str) and result in ("true", "false"):  # as the command line says it
+        result = result == "true"
+    if result is None:
+        raise RecipeError(f"{f.name} must be {_describe(kinds)}, got {short(value)} ({type(value).__name__})")
+    return result
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or None where it is of another type. YAML reads 1e-3 as a string, which counts as a number."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if isinstance(value, str):
+            value = (value if item is str else value.replace("x", ",")).split(",") if value or item is not str else []
+        parts = [_convert(item, part) for part in (value if isinstance(value, list | tuple) else [value])]
+        return None if None in parts or not (parts or item is str) else tuple(parts)
+    if typing.get_origin(kind) is Mapping:
+        value = _parse_arguments(value) if isinstance(value, str) else value
+        return {str(k): _plain(v) for k, v in value.items()} or None if isinstance(value, Mapping) else None
+    if kind is bool or kind is str:
+        return value if isinstance(value, kind) and "\0" not in str(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if kind is int and isinstance(value, int):
+        return value
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    if kind is int:
+        return int(number) if number.is_integer() else None
+    return number if math.isfinite(number) else None
+
+
+def _parse_arguments(text: str) -> dict[str, Any] | None:
+    """`depth=4,act=gelu,depths=(2,2)` as a mapping: values are literals of Python, or words; None for anything else."""
+    words = {"true": True, "false": False, "null": None, "none": None}
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not all(k.arg for k in call.keywords):
+            return None
+        return {
+            str(k.arg): words.get(k.value.id.lower(), k.value.id)
+            if isinstance(k.value, ast.Name)
+            else ast.literal_eval(k.value)
+            for k in call.keywords
+        }
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two where it is nested too deeply
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML keeps it: lists for tuples."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _describe(kinds: tuple[Any, ...]) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    words = []
+    for kind in kinds:
+        if typing.get_origin(kind) is tuple:
+            words.append(f"{names[typing.get_args(kind)[0]]} or a list of them")
+        elif typing.get_origin(kind) is Mapping:
+            words.append("names and values, as depth=4,embed_dim=64 or a mapping")
+        else:
+            words.append(names[kind])
+    return " or ".join(words)
