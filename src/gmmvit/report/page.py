@@ -68,7 +68,7 @@ td.best{color:var(--ok);font-weight:700}
 .matrix thead th{vertical-align:bottom}
 .matrix .up{writing-mode:vertical-rl;transform:rotate(180deg);margin:0 auto}
 .matrix tbody th{text-align:left}
-.name{width:14rem;white-space:normal;overflow-wrap:anywhere}
+.name{width:10rem;white-space:normal;overflow-wrap:anywhere}
 ol.names{columns:14rem auto;font-size:.88rem;overflow-wrap:anywhere}
 .matrix td.hit{outline:1px solid var(--soft);outline-offset:-1px}
 .bar{display:block;height:.7rem;border-radius:2px;background:var(--s0);min-width:1px}
@@ -99,15 +99,15 @@ details{margin:.5rem 0 1rem}summary{cursor:pointer;color:var(--link);font-size:.
 .facts{grid-template-columns:repeat(2,minmax(0,1fr))}
 .chart text{font-size:14.5px}
 .cards{grid-template-columns:repeat(auto-fill,minmax(100px,1fr))}th,td{padding:.3rem .5rem}
-.name{width:8.5rem}}
+}
 @media print{.scroll{overflow:visible}.box .hint{display:none}details{display:block}}
 """
 
 
 _CELL, _TAG = re.compile(r"<t[hd].*?</t[hd]>", re.DOTALL), re.compile("<[^>]*>")
 _LETTER, _PADDING, _LEAST = 8, 18, 37  # pixels, of the style sheet's tables
-_FIXED = {'class="name"': 224, 'class="up"': 20, 'class="track"': 90}
-_STEP, _STEPS = 40, range(7, 29)  # the box is asked whether it is wider than the table in steps of so many pixels
+_FIXED = {'class="name"': 160, 'class="up"': 20, 'class="track"': 90}
+_STEP, _STEPS = 20, range(14, 57)  # the box is asked whether it is wider than the table in steps of so many pixels
 _HINTS = "".join(f"@container (max-width:{n * _STEP}px){{.w{n} .hint{{display:block}}}}\n" for n in _STEPS)
 
 
@@ -142,7 +142,7 @@ def table(head: Sequence[str], rows_html: Iterable[str], *, left: int = 1, kind:
 
 def scrolling(table_html: str) -> str:
     """A table in a box that it scrolls in where it is wider, with a hint that shows there: phones hide scroll bars."""
-    step = min(_width(table_html) // _STEP, _STEPS[-1])
+    step = min(-(-_width(table_html) // _STEP), _STEPS[-1])
     return (
         f'<div class="box w{step}"><p class="hint" aria-hidden="true">wider than the screen: scroll sideways ↔</p>'
         f'<div class="scroll" tabindex="0">{table_html}</div></div>'
