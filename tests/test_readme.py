@@ -58,7 +58,7 @@ def test_every_command_runs(workplace, monkeypatch, cifar10_dir):
     ran = []
     for words in commands():
         assert words[0] == "gmmvit", f"the README runs {words[0]!r}, which this test does not know"
-        places = {"../shared/data": str(cifar10_dir), "benchmarks/studies/mask.yaml": str(STUDY)}
+        places = {"data": str(cifar10_dir), "benchmarks/studies/mask.yaml": str(STUDY)}
         arguments = [places.get(word, word) for word in words[1:]]
         if arguments[0] == "train":
             if "--epochs" in arguments:
