@@ -42,10 +42,10 @@ class _ScoreMode(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        factors = [x for x in args if isinstance(x, torch.Tensor) and x.dim() >= 4]
+        factors = [x for x in args if isinstance(x, torch.Tensor) and x.dim() >= 3]
         if func in _PRODUCTS and self.masks and len(factors) == 2 and factors[0].shape[-1] != out.shape[-1]:
             size = self.masks[0].shape
-            if out.shape[-2:] == size[-2:] and size[-3] in out.shape[:-2]:
+            if out.shape[-2:] == size[-2:] and (size[-3] in out.shape[1:-2] or (out.dim() == 3 and size[-3] == 1)):
                 return out * _beside_heads(self.masks.pop(0), out)
         return out
 
@@ -87,7 +87,8 @@ def masked_logits(donor):
     for layer, prefix in zip(layers, donor.prefixes, strict=True):
         parameters = (layer.gmm_mask.sigma, layer.gmm_mask.alpha)
         samples = [mixture(*parameters, queries, keys, prefix) for queries, keys in places(model, layer, images)]
-        masks.append(samples[0] if len(samples) == 1 else torch.stack(samples))
+        mask = samples[0] if len(samples) == 1 else torch.stack(samples)
+        masks += [mask[0::2], mask[1::2]] if "Diff" in type(layer).__name__ else [mask]
     got = logits(model, images)
     with masks_in(masks):
         return got, logits(donor.make(dtype=torch.float64), images)

@@ -96,6 +96,47 @@ def test_a_model_without_patch_attention_lists_what_it_has():
         attach(davit)
 
 
+class Inline(nn.Module):
+    """A block that looks by itself, without a module of attention."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.qkv, self.fused = nn.Linear(8, 24), fused
+
+    def forward(self, x):
+        return x + (self.fused_look if self.fused else self.look)(*self.qkv(x).chunk(3, -1))
+
+    def fused_look(self, q, k, v):
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+    def look(self, q, k, v):
+        return (q @ k.mT).softmax(-1) @ v
+
+
+class Gated(nn.Module):
+    def forward(self, x):
+        return x * x.softmax(-1)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_in_the_code_of_a_block_is_told_and_what_to_do(fused):
+    model = nn.Sequential(Inline(fused), Gated(), nn.Softmax(-1))
+    [layer] = describe(model)
+    assert (layer.name, layer.action) == ("0", "left alone")
+    with pytest.raises(
+        ValueError, match=r"1 x .*\.Inline \(computes attention in its own code, .* gmmvit\.gmm_attention"
+    ):
+        attach(model)
+
+
+def test_a_single_head_without_a_known_image_size_is_asked_for():
+    model = timm.create_model("shvit_s1", embed_dim=(16, 24, 32), partial_dim=(8, 12, 16), depth=(1, 1, 1))
+    assert [layer.grid for layer in describe(model)] == [(7, 7), (4, 4)]
+    model.pretrained_cfg = {}
+    with pytest.raises(ValueError, match="the patch grid was not found; say it with grid="):
+        attach(model)
+
+
 def test_a_donor_with_a_part_that_is_not_known_is_refused():
     model = small_vit()
     model.blocks[1].attn.novelty = nn.Linear(2, 2)

@@ -1,21 +1,24 @@
 """Which attentions a model has, which of them can carry a mask, and why the others cannot. Changes nothing."""
 
+import dis
 import re
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from gmmvit.attach import timm, timm_pooled, timm_windows, torchvision, transformers
+from gmmvit.attach import timm, timm_inline, timm_pooled, timm_windows, torchvision, transformers
 from gmmvit.attach.place import Grid
 from gmmvit.attach.refuse import spoiled
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, Tower
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
-LIBRARIES = (timm, timm_windows, timm_pooled, torchvision, transformers)
+LIBRARIES = (timm, timm_windows, timm_pooled, timm_inline, torchvision, transformers)
 TOWERS = (timm.tower, torchvision.tower, transformers.tower)
 ATTENTIONS = {name: adapter for library in LIBRARIES for name, adapter in library.ATTENTIONS.items()}
 LEFT_ALONE = {name: reason for library in LIBRARIES for name, reason in library.LEFT_ALONE.items()}
+_PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
 _LOOKS_LIKE_ATTENTION = re.compile(r"Atte?n(tion)?(?!Mask)")
 
 
@@ -60,7 +63,21 @@ def _is_attention(module: nn.Module) -> bool:
     kind = qualified(module)
     if kind in ATTENTIONS or kind in LEFT_ALONE or _LOOKS_LIKE_ATTENTION.search(kind.rsplit(".", 1)[-1]):
         return True
-    return _base(module) is not None
+    return _base(module) is not None or (not isinstance(module, Swapped) and _attends(type(module)))
+
+
+def _attends(cls: type[nn.Module]) -> bool:
+    """Whether a class has attention in its code: torch's function, or a softmax beside a product of matrices."""
+    functions = [f for c in cls.__mro__ if not c.__module__.startswith("torch.") for f in vars(c).values()]
+    for code in (f.__code__ for f in functions if isinstance(f, FunctionType)):
+        names = set(code.co_names)
+        if "scaled_dot_product_attention" in names:
+            return True
+        if "softmax" in names and (
+            names & _PRODUCTS or any(step.argrepr == "@" for step in dis.get_instructions(code))
+        ):
+            return True
+    return False
 
 
 def _base(module: nn.Module) -> str | None:
@@ -86,7 +103,12 @@ def _found(name: str, paths: list[str], modules: dict[str, nn.Module], located: 
     adapter = ATTENTIONS.get(kind)
     if adapter is None:
         base = _base(module)
-        unknown = "not known to gmmvit" + (f": a class of its own, derived from {base}" if base else "")
+        if base:
+            unknown = f"not known to gmmvit: a class of its own, derived from {base}"
+        elif _LOOKS_LIKE_ATTENTION.search(kind.rsplit(".", 1)[-1]):
+            unknown = "not known to gmmvit"
+        else:
+            unknown = "computes attention in its own code, not known to gmmvit: call gmmvit.gmm_attention there"
         return Found(name, module, None, reason=LEFT_ALONE.get(kind, unknown))
     reason = adapter.gmm_refusal(module, ancestors)
     if not reason and not isinstance(module, Swapped):

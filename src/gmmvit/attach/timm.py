@@ -1,7 +1,7 @@
 """Attentions of timm (1.0.26 and later) with the mask: plain ViTs, NaFlex, rotary, relative position, BEiT, CaiT, PiT.
 
 Each class repeats what its donor does round the softmax; those of window models are in `timm_windows.py`, those that
-pool queries and keys in `timm_pooled.py`.
+pool queries and keys in `timm_pooled.py`, those without a module of their own in `timm_inline.py`.
 Letters: B batch, T tokens (prefix first), N patches, C channels, H heads, D head width.
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gmmvit.attach.place import Grid
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Tower
 from gmmvit.attention.reference import modulate
 
@@ -65,7 +66,8 @@ def split_qkv(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _no_causal(is_causal: bool) -> None:
+def no_causal(is_causal: bool) -> None:
+    """Raises ValueError where a caller wants it."""
     if is_causal:
         raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
 
@@ -74,7 +76,7 @@ class PlainAttention(TimmAttention):
     """vit, deit, deit3, dinov2, pit, naflexvit without rotary embedding."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        _no_causal(is_causal)
+        no_causal(is_causal)
         return self.gmm_forward(x, attn_mask)
 
 
@@ -84,7 +86,7 @@ class RotaryAttention(TimmAttention):
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        _no_causal(is_causal)
+        no_causal(is_causal)
         return self.gmm_forward(x, attn_mask, rope)
 
 
@@ -198,6 +200,18 @@ def _pit_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
         if any(stage is module for module in ancestors):
             break
     return Tower(source, (rows, cols), model.num_tokens)
+
+
+def stage_grid(ancestors: list[nn.Module]) -> Grid | None:
+    """The size of the feature maps in a stage for the images that its model is made for, by timm's notes of both."""
+    model: Any = next((a for a in ancestors if isinstance(getattr(a, "feature_info", None), list)), None)
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if size is None or not model.feature_info:
+        return None
+    inside = {name for name, module in model.named_modules() if any(module is a for a in ancestors)}
+    notes = (note["reduction"] for note in model.feature_info if note["module"] in inside)
+    step = next(notes, model.feature_info[-1]["reduction"])  # behind the last one noted comes the end
+    return -(-size[-2] // step), -(-size[-1] // step)
 
 
 def _naflex_tower(model: Any) -> Tower:
