@@ -152,6 +152,15 @@ def test_the_head_tells_the_main_figures_and_how_to_repeat_the_run(trained: Path
     assert "gmmvit train --recipe run/config.yaml --out run-again" in page.text
 
 
+def test_the_rate_of_muons_matrices_is_drawn(run: Path) -> None:
+    edit_recipe(run, optimizer="muon", muon_lr_scale=4.0)
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    text = Page(curves(read_run(run))).text
+    assert f"Muon's matrices (× 4), epoch 1: {4 * row['lr']:.4g}" in text
+    assert f"all others, epoch 1: {row['lr']:.4g}" in text
+    assert "masks (×" not in text
+
+
 def test_no_path_of_the_machine_is_told(run: Path, tmp_path: Path) -> None:
     edit_recipe(run, cache_dir=str(tmp_path / "kept"), dataset=f"folder:{tmp_path}/birds")
     again = Path(shutil.copytree(run, tmp_path / "other" / "run"))
