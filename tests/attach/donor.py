@@ -119,5 +119,14 @@ def mvit(size: Any, **options: Any) -> Callable[[], nn.Module]:
     return build
 
 
+def mobilevit(height: int, width: int) -> nn.Module:
+    """MobileViT as timm has it, for images of that size; normalised so that random weights leave its logits small."""
+    size = {"input_size": (3, height, width)}
+    model = importlib.import_module("timm").create_model("mobilevit_xxs", num_classes=5, pretrained_cfg_overlay=size)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.constant_(norm.running_var, 4.0)
+    return model
+
+
 class Named(str):
     """The name of something that lies in the donor's module."""

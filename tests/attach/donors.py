@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from donor import Donor, Named, from_class, from_config, from_timm, mvit
+from donor import Donor, Named, from_class, from_config, from_timm, mobilevit, mvit
 
 _WIDE = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 _GRID = [(4, 6)] * 2
@@ -350,6 +350,13 @@ DONORS = [
         ),
         [(6, 10), (3, 5)],
         image=(96, 150),
+    ),
+    Donor(
+        "mobilevit_xxs",
+        "timm",
+        lambda: mobilevit(96, 160),
+        [(6, 10)] * 2 + [(3, 5)] * 4 + [(2, 3)] * 3,
+        image=(96, 160),
     ),
     Donor("naflexvit", "timm", from_timm("naflexvit_base_patch16_gap", **_NAFLEX), _GRID, 1, (32, 48)),
     Donor(

@@ -68,7 +68,7 @@ def attach(
     init: str = "identity",
     num_kernels: int = 5,
     layers: Iterable[int] | None = None,
-    grid: Grid | None = None,
+    grid: Grid | Mapping[str, Grid] | None = None,
     prefix_tokens: int | None = None,
     dtype: torch.dtype | None = None,
     **options: Any,
@@ -86,7 +86,8 @@ def attach(
             "log") as in `GaussianMixtureMask`.
         num_kernels: Gaussians per head; read by "gmm" alone.
         layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
-        grid: (rows, cols) in patches where the model does not tell; it then holds for every image.
+        grid: (rows, cols) in patches where the model does not tell; it then holds for every image. Where they differ, a
+            mapping of the attentions' names in `describe` to (rows, cols).
         prefix_tokens: class and register tokens before the patches; the model's own by default, 0 in one of your own.
         dtype: of the masks' parameters, by default the model's, but float32 at least. FSDP2 wants one dtype in what it
             shards together: `torch.bfloat16` for a model of that. Masks are computed in float32 in any case.
@@ -106,7 +107,10 @@ def attach(
     one_of("mask", mask, ("gmm", "elm"))
     one_of("mode", mode, MODES)
     known_options(f"the {mask} mask", options, _OPTIONS[mask])
-    grid = None if grid is None else pair(grid, "grid", "(rows, cols)")
+    if isinstance(grid, Mapping):
+        grid = {name: pair(own, f"grid of {name!r}", "(rows, cols)") for name, own in grid.items()}
+    elif grid is not None:
+        grid = pair(grid, "grid", "(rows, cols)")
     if prefix_tokens is not None:
         integer("prefix_tokens", prefix_tokens, 0)
     _check_dtype(dtype)
@@ -116,6 +120,8 @@ def attach(
     if not places:
         what = f"found {listing(found)}" if found else "found no attention at all"
         raise ValueError(f"{type(model).__name__} has no attention that can carry a mask: {what}")
+    if isinstance(grid, Mapping):
+        _check_named(grid, places)
     if mask == "gmm":
         options["num_kernels"] = num_kernels
     free, places = places, _chosen(places, layers)
@@ -124,13 +130,13 @@ def attach(
     modules = []
     with torch.inference_mode(False):  # parameters made inside of it could never be trained
         for i, (item, site) in enumerate(zip(places, sites, strict=True)):
-            said = (item.window is not None, grid is not None, prefix_tokens is not None)
+            said = (item.window is not None, _said(grid, item) is not None, prefix_tokens is not None)
             mark = Mark(MODES.index(mode), free.index(item), len(free), site.prefix_tokens, *site.box.grid, *said)
             depth = i / max(1, len(places) - 1)
             modules.append(_mask_of(item, site, mask, mark, dtype, init=init, depth=depth, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
         swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
-        if item.tower is None or grid is not None:
+        if item.tower is None or _said(grid, item) is not None:
             continue
         source: Any = item.tower.source
         if not isinstance(source, GridRecorder):
@@ -174,27 +180,55 @@ def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
     return [item for i, item in enumerate(places) if i in wanted]
 
 
-def _sites(places: list[Found], mode: str, grid: Grid | None, prefix_tokens: int | None) -> list[Site]:
+Grids = Grid | Mapping[str, Grid] | None  # as `attach` takes them
+
+
+def _said(grid: Grids, item: Found) -> Grid | None:
+    """What the caller says of the grid of this attention."""
+    return grid.get(item.name) if isinstance(grid, Mapping) else grid
+
+
+def _check_named(grid: Mapping[str, Grid], places: list[Found]) -> None:
+    known = {item.name: item for item in places}
+    for name, own in grid.items():
+        if name not in known:
+            raise ValueError(f"grid names {name!r}, the attentions that can carry a mask are {', '.join(known)}")
+        window = known[name].adapter.gmm_window(known[name].module)  # type: ignore[union-attr]
+        if window not in (None, own):
+            raise ValueError(f"grid of {name!r} must be that of its window, {window}, got {own}")
+
+
+def _sites(places: list[Found], mode: str, grid: Grids, prefix_tokens: int | None) -> list[Site]:
     """A site for each place; attentions behind one patch embedding share its box."""
     boxes: dict[int, GridBox] = {}
     sites = []
+    unknown = [item for item in places if item.window is None and _start(grid, item) is None]
+    if unknown:
+        sources = {id(item.tower.source) if item.tower else 0 for item in unknown}
+        how = "grid=(rows, cols)" if grid is None and len(sources) == 1 else "grid={name: (rows, cols), ...}"
+        names = ", ".join(repr(item.name) for item in unknown)
+        raise ValueError(f"the patch grid of {names} is not known: say it with {how}")
     for item in places:
         prefix = _prefix(item)
+        own = grid.get(item.name) if isinstance(grid, Mapping) else None
         if item.window is not None:
-            sites.append(Site(GridBox(item.window), prefix or 0, mode))
+            sites.append(Site(GridBox(own or item.window), prefix or 0, mode))
             continue
         prefix = prefix if prefix_tokens is None else prefix_tokens
         if prefix is None:
             raise ValueError(
                 f"how many tokens stand before the patches in {item.name!r} is not known: say it with prefix_tokens="
             )
-        tower = item.tower
-        start = grid if tower is None or grid is not None else tower.grid
-        if start is None:
-            raise ValueError(f"the patch grid of {item.name!r} depends on the image: say it with grid=(rows, cols)")
-        box = boxes.setdefault(0 if tower is None else id(tower.source), GridBox(start))
+        box = GridBox(_start(grid, item))  # type: ignore[arg-type]
+        if own is None:
+            box = boxes.setdefault(0 if item.tower is None else id(item.tower.source), box)
         sites.append(Site(box, prefix, mode))
     return sites
+
+
+def _start(grid: Grids, item: Found) -> Grid | None:
+    """The grid before the first image."""
+    return _said(grid, item) or (item.tower.grid if item.tower else None)
 
 
 def _prefix(item: Found) -> int | None:
@@ -268,10 +302,10 @@ def load_masks(
     refuse_unfit(model)
     saved = read_masks(path)
     _check_free(model)
-    found = survey(model, located="grid" in saved.options)
+    found = survey(model, located=saved.located)
     free = [item.name for item in found if item.adapter is not None]
     by_place = saved.by_place(free, type(model).__name__)
-    attach(model, layers=by_place, dtype=dtype, **saved.options)
+    attach(model, layers=by_place, grid=saved.grid(free, by_place), dtype=dtype, **saved.options)
     try:
         for (name, module), place in zip(masked(model), sorted(by_place), strict=True):
             load_mask(name, module.gmm_mask, by_place[place])

@@ -173,7 +173,10 @@ class Mark(NamedTuple):
     def said(self) -> dict[str, Any]:
         """What the caller of `attach` said about grid and prefix tokens."""
         grid = {"grid": (self.rows, self.cols)} if self.grid_given else {}
-        return grid | ({"prefix_tokens": self.prefix_tokens} if self.prefix_given else {})
+        return grid | self.said_prefix()
+
+    def said_prefix(self) -> dict[str, Any]:
+        return {"prefix_tokens": self.prefix_tokens} if self.prefix_given else {}
 
     def misfit(self, saved: "Mark") -> str:
         """Why a mask that was saved with that mark computes something else at this place; empty if it does not."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gmmvit.attach.peft import trained_copy
-from gmmvit.attach.place import Mark
+from gmmvit.attach.place import Grid, Mark
 from gmmvit.attention import MODES
 from gmmvit.weight_files import read_tensors, unwrapped
 
@@ -25,22 +25,32 @@ class SavedMask(NamedTuple):
     tensors: dict[str, Tensor]
 
     def options(self) -> dict[str, Any]:
-        """The options of `attach` that make one like it."""
+        """The options of `attach` that make one like it, but for its grid."""
         mode, shapes = MODES[self.mark.mode], {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         if "weight" in shapes:
-            return {"mask": "elm", "mode": mode, "per_head": len(shapes["weight"]) == 3, **self.mark.said()}
+            return {"mask": "elm", "mode": mode, "per_head": len(shapes["weight"]) == 3, **self.mark.said_prefix()}
         if len(shapes.get("alpha", ())) != 2 or "sigma" not in shapes:
             raise ValueError(f"{self.layer}: its mask must have sigma and alpha [heads, Gaussians], it has {shapes}")
         covariance = "full" if "correlation" in shapes else "diag" if len(shapes["sigma"]) == 3 else "spherical"
         kinds = {"num_kernels": shapes["alpha"][1], "covariance": covariance, "learn_center": "center" in shapes}
-        return {"mask": "gmm", "mode": mode, **kinds, **self.mark.said()}
+        return {"mask": "gmm", "mode": mode, **kinds, **self.mark.said_prefix()}
 
 
 class SavedMasks(NamedTuple):
-    """The options of `attach` that made them, and the masks."""
+    """The options of `attach` that made them, but for the grid, and the masks."""
 
     options: dict[str, Any]
     masks: list[SavedMask]
+
+    @property
+    def located(self) -> bool:
+        """Whether the caller of `attach` said the grid of one."""
+        return any(mask.mark.grid_given for mask in self.masks)
+
+    def grid(self, free: list[str], by_place: dict[int, SavedMask]) -> dict[str, Grid] | None:
+        """What he said, for the attentions `free` of this model."""
+        said = {free[i]: (m.mark.rows, m.mark.cols) for i, m in by_place.items() if m.mark.grid_given}
+        return said or None
 
     def by_place(self, free: list[str], model: str) -> dict[int, SavedMask]:
         """The masks by their place among the attentions of a model that can carry one, whose names are `free`.

@@ -129,7 +129,7 @@ def _found(name: str, paths: list[str], modules: dict[str, nn.Module], located: 
 def _without_grid(tower: Tower | None, towers: list[Tower | None]) -> str:
     """Why the grid of an attention is not known, whose paths through the model lead to these towers; empty if it is."""
     if tower is None:
-        return "the patch grid was not found; say it with grid=(rows, cols)"
+        return "the patch grid was not found; say it with grid=(rows, cols), or {name: (rows, cols)} where they differ"
     if any(other is None or other.source is not tower.source for other in towers):
         return "it stands behind several patch embeddings, so its grid is not known"
     damage = "" if isinstance(tower.source, Swapped) else spoiled(tower.source)

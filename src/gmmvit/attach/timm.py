@@ -145,6 +145,19 @@ class NaFlexRecorder(GridRecorder):
         self.gmm_write((grid[0], grid[1]), patch_coord, made)
 
 
+class FoldRecorder(GridRecorder):
+    """mobilevit: a block that cuts its map into patches; each pixel looks at those at its place in the others."""
+
+    @staticmethod
+    def gmm_cut(block: Any, rows: int, cols: int) -> Grid:
+        """The grid of patches on a map of that size, which is stretched to whole patches."""
+        return -(-rows // block.patch_size[0]), -(-cols // block.patch_size[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gmm_write(self.gmm_cut(self, *x.shape[-2:]), None, x)  # before its attentions run
+        return super(GridRecorder, self).forward(x)
+
+
 _VIT = "timm.models.vision_transformer"
 ATTENTIONS: dict[str, type[MaskedDonor]] = {
     "timm.layers.attention.Attention": PlainAttention,
@@ -168,6 +181,7 @@ LEFT_ALONE = {
     "timm.models.davit.ChannelAttention": "attends across channels, not patches",
     "timm.models.davit.ChannelAttentionV2": "attends across channels, not patches",
     "timm.models.edgenext.CrossCovarianceAttn": "attends across channels, not patches",
+    "timm.models.mobilevit.LinearSelfAttention": "weighs each patch by one score: no pairs of queries and keys",
     "timm.models.crossvit.CrossAttention": "attends from one image scale to another",
 }
 
@@ -175,6 +189,8 @@ LEFT_ALONE = {
 def tower(ancestors: list[nn.Module]) -> Tower | None:
     """Where the patches of an attention come from; `ancestors` from the whole model down to its parent."""
     for model in reversed(ancestors):
+        if any(cls.__name__ == "MobileVitBlock" for cls in type(model).__mro__):
+            return _fold_tower(model, ancestors)
         if not type(model).__module__.startswith("timm."):
             continue
         if type(model).__name__ == "PoolingVisionTransformer":
@@ -200,6 +216,12 @@ def _pit_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
         if any(stage is module for module in ancestors):
             break
     return Tower(source, (rows, cols), model.num_tokens)
+
+
+def _fold_tower(block: Any, ancestors: list[nn.Module]) -> Tower:
+    """Each block cuts the feature map that it gets."""
+    size = stage_grid(ancestors)
+    return Tower(block, None if size is None else FoldRecorder.gmm_cut(block, *size), 0, FoldRecorder)
 
 
 def stage_grid(ancestors: list[nn.Module]) -> Grid | None:
