@@ -88,7 +88,9 @@ def test_the_advice_of_the_errors_works_when_it_is_followed():
     ):
         attach(Pyramid())
     model = attach(Pyramid(), grid=(4, 6), prefix_tokens=1)
-    with pytest.raises(ValueError, match=r"a 4 x 6 grid has 24 patches with 1 tokens before them.*say another grid"):
+    with pytest.raises(
+        ValueError, match=r"a 4 x 6 grid has 24 patches with 1 tokens before them.*another grid \(by name"
+    ):
         model(IMAGES)
     with pytest.raises(
         ValueError, match=r"grid of 'stages\.1\.attention' is not known: say it with grid=\{name: \(rows"

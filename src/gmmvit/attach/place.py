@@ -133,8 +133,8 @@ class Site:
             what = f"a {rows} x {cols} grid" if positions is None else "the patch embedding"
             raise ValueError(
                 f"the attention got {tokens} tokens, {what} has {patches} patches with {prefix} tokens before them: no "
-                "patches may be dropped; say another grid or number of tokens before it with attach(grid=, "
-                "prefix_tokens=), and attach anew after a change of the patch size"
+                "patches may be dropped; say another grid (by name where they differ) or number of tokens before it "
+                "with attach(grid=, prefix_tokens=), and attach anew after a change of the patch size"
             )
         return (rows, cols), positions
 
