@@ -1,9 +1,11 @@
 """Small files that grow, numbers that are none and text that a terminal would obey: told in a short line, at once."""
 
+import os
 import shutil
 import time
 
 import pytest
+import torch
 import yaml
 
 import gmmvit
@@ -134,6 +136,47 @@ def test_a_class_that_a_terminal_would_obey_is_refused(run, capsys, name):
     assert "data.classes must be a list of two names or more, without control" in one_short_line(
         capsys.readouterr().err
     )
+
+
+def test_a_path_that_is_no_text_serves_like_any_other(tmp_path, capsys):
+    from PIL import Image
+
+    folder, image = tmp_path / os.fsdecode(b"r\xff"), tmp_path / os.fsdecode(b"i\xfe.png")
+    Image.new("L", (8, 8)).save(image)
+    train(gmmvit.load_recipe("digits", **TINY), folder, quiet=True)
+    for command in (
+        ["resume", "--epochs", "2"],
+        ["eval"],
+        ["report"],
+        ["predict", str(image)],
+        ["export", "--format", "torch"],
+    ):
+        assert main([command[0], str(folder), *command[1:]]) == 0, (command, capsys.readouterr().err)
+    model = gmmvit.load_run(folder).model
+    model.save_pretrained(folder / "pretrained")
+    again = type(model).from_pretrained(folder / "pretrained")
+    assert torch.equal(*(m(torch.zeros(1, 1, 8, 8)) for m in (model, again)))
+    assert (
+        main(
+            [
+                "train",
+                "--recipe",
+                "digits",
+                "--epochs",
+                "1",
+                "--passes",
+                "1",
+                "--pretrained",
+                str(folder),
+                "--out",
+                str(tmp_path / "tuned"),
+            ]
+        )
+        == 0
+    )
+    printed = capsys.readouterr()
+    assert "\\xff" in printed.out + printed.err
+    assert "\\udc" not in printed.out + printed.err
 
 
 def test_a_path_that_a_terminal_would_obey_is_shown_in_words(sound, tmp_path, capsys):

@@ -6,7 +6,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from gmmvit.augment import normalize
@@ -14,6 +14,7 @@ from gmmvit.building import build_model, first_line
 from gmmvit.config import Recipe, as_dict
 from gmmvit.data import decode_image
 from gmmvit.run_folder import (
+    ANEW,
     CHECKPOINT,
     CONFIG,
     WEIGHTS,
@@ -26,7 +27,7 @@ from gmmvit.run_folder import (
     replace_file,
     write_whole,
 )
-from gmmvit.weight_files import not_finite
+from gmmvit.weight_files import load_safetensors, not_finite
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -47,7 +48,7 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     path = folder / CHECKPOINT
     if not is_there(path):
         if len(read_rows(folder)) > 1:  # the first row may precede the first checkpoint
-            raise RunError(f"{path} is missing, so {folder} cannot be resumed; train it anew with --overwrite")
+            raise RunError(f"{path} is missing, so {folder} cannot be resumed; {ANEW}")
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -67,7 +68,7 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
 def _check_tensors(path: Path, state: dict[str, Any]) -> None:
     """Raises RunError for weights that no training keeps: NaN and infinity, and best ones of another model."""
     told = f"{path} is damaged and cannot be resumed from"
-    cure = "put back a copy of it, or train anew with --overwrite"
+    cure = f"put back a copy of it, or {ANEW}"
     model, best = state["model"], state["best"].get("weights")
     fits = isinstance(best, dict) and _shapes(best) == _shapes(model) and {"epoch", "val_top1"} <= set(state["best"])
     if not fits:
@@ -175,7 +176,7 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
     if not path.is_file():
         raise RunError(f"{folder} has no {path.name} yet: its training has not finished an epoch")
     try:
-        state = load_file(path)
+        state = load_safetensors(path)
         model.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise RunError(f"{path} does not hold the weights of this run: {first_line(error)}") from None
@@ -183,7 +184,7 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         other = "last" if weights == "best" else "best"
         raise RunError(
             f"{path} is damaged: {name} holds numbers that are not finite; put back a copy of it, take --weights "
-            f"{other}, or train anew"
+            f"{other} (in Python weights=), or train anew"
         )
     return LoadedRun(
         folder=folder,

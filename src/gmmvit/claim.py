@@ -47,7 +47,9 @@ def locked(folder: Path, other: str = "another training") -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{other} is writing to {folder}; wait for it, or choose another --out") from None
+            raise RunError(
+                f"{other} is writing to {folder}; wait for it, or choose another --out (in Python out=)"
+            ) from None
         except OSError:  # a file system without locks
             pass
         with told(folder, "clear"):
@@ -62,7 +64,7 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
     it is to be overwritten, over an old run."""
     with told(folder, "create"):
         if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file; give the run a folder with --out")
+            raise RunError(f"{folder} is a file; give the run a folder with --out (in Python out=)")
         if not folder.is_dir() or holds_nothing(folder):
             return
     is_run = _holds_run(folder)
@@ -70,14 +72,15 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         return
     if overwrite:
         raise RunError(
-            f"{folder} holds files that are not a run's, so --overwrite leaves it alone; choose another --out"
+            f"{folder} holds files that are not a run's, so --overwrite leaves it alone; choose another --out (in "
+            "Python out=)"
         )
     if is_run:
         raise RunError(
             f"{folder} already holds a run; continue it with `gmmvit resume {folder}`, choose another folder with "
-            "--out, or replace it with --overwrite"
+            "--out (in Python out=), or replace it with --overwrite (overwrite=True)"
         )
-    raise RunError(f"{folder} is not empty; choose another folder with --out")
+    raise RunError(f"{folder} is not empty; choose another folder with --out (in Python out=)")
 
 
 def _holds_run(folder: Path) -> bool:

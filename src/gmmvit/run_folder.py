@@ -21,6 +21,8 @@ from gmmvit.text import short, shown
 from gmmvit.version import __version__
 from gmmvit.yaml_files import YamlError, read_yaml, yaml_bytes
 
+# What to do about a run that cannot go on.
+ANEW = "train it anew with --overwrite (in Python overwrite=True)"
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
 LOCK, OWN = ".lock", ".files"  # held by a training; the names of the files that the run wrote
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
@@ -145,7 +147,10 @@ def write_json(path: Path, value: Any) -> None:
 def check_new(path: Path, overwrite: bool) -> None:
     """Raises RunError where a file exists that was not to be overwritten."""
     if path.exists() and not overwrite:
-        raise RunError(f"{path} exists; replace it with --overwrite, or choose another file with --out")
+        raise RunError(
+            f"{path} exists; replace it with --overwrite (in Python overwrite=True), or choose another file with --out "
+            "(out=)"
+        )
 
 
 def holds_nothing(folder: Path) -> bool:
@@ -183,7 +188,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
             inside = sorted(file.parent for file in path.parent.glob(f"*/{CONFIG}"))
             hint = f"; it holds {len(inside)} run folders, as {inside[0]}" if inside else ""
             if not inside and path.parent.is_dir() and holds_nothing(path.parent):
-                hint = "; a training was ended before it began: train again with --out"
+                hint = "; a training was ended before it began: train again with --out (in Python out=)"
             what = f"it has no {CONFIG}" if path.parent.is_dir() else "there is no such folder"
             raise RunError(f"{folder} is not a run folder: {what}{hint}")
         try:

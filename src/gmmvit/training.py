@@ -290,8 +290,8 @@ def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         path = folder / run_folder.CHECKPOINT
         raise run_folder.RunError(
-            f"{path} does not fit the model of {run_folder.CONFIG}: {reason}; put back a copy of it, or train "
-            "anew with --overwrite"
+            f"{path} does not fit the model of {run_folder.CONFIG}: {reason}; put back a copy of it, or "
+            f"{run_folder.ANEW}"
         ) from None
 
 

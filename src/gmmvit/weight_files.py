@@ -73,13 +73,30 @@ def _files(place: Path) -> list[Path]:
     return whole[:1] or parts
 
 
+def load_safetensors(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The wanted tensors of a safetensors file, by their names in it; raises SafetensorError for another file."""
+    from safetensors import safe_open
+    from safetensors.torch import load
+
+    if not _is_utf8(file):  # which safetensors cannot open
+        return {name: tensor for name, tensor in load(file.read_bytes()).items() if wanted(name)}
+    with safe_open(file, framework="pt") as content:
+        return {name: content.get_tensor(name) for name in content.keys() if wanted(name)}  # noqa: SIM118 (no dict)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes of the file system that are no text stand as surrogates
+        return False
+    return True
+
+
 def _read_safetensors(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(file, framework="pt") as content:
-            names = [name for name in content.keys() if wanted(name)]  # noqa: SIM118 (no dict)
-            return {plain_name(name): content.get_tensor(name) for name in names}
+        return {plain_name(name): tensor for name, tensor in load_safetensors(file, wanted).items()}
     except SafetensorError as error:
         raise WeightsError(f"{file} is damaged or no file of weights (safetensors, or .pth of tensors)") from error
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gmmvit.attention.checks import is_integer, pair
+
 EPSILON = 1e-5  # added to sigma^2, as in the paper: a Gaussian never becomes narrower than the patch it sits on
 MODES = ("multiply", "log", "post")
 
@@ -24,7 +26,8 @@ class OffsetTable(NamedTuple):
     """A mask in its natural form: one value for each offset between two patches.
 
     `values` is [H, 2*rows-1, 2*cols-1]; `values[h, rows-1+dr, cols-1+dc]` is the mask between a query and the key that
-    lies `dr` rows below and `dc` columns right of it. `grid` is (rows, cols).
+    lies `dr` rows below and `dc` columns right of it. `grid` is (rows, cols). What takes it raises TypeError for values
+    that are no tensor, ValueError for another shape.
     """
 
     values: Tensor
@@ -91,9 +94,25 @@ def gaussian_mixture_table(
     return torch.einsum("hk,hkrc->hrc", alpha, exponent.exp())
 
 
+def check_table(table: OffsetTable) -> None:
+    """Raises TypeError where the values of a table are no tensor, ValueError where they do not fit its grid."""
+    values = table.values
+    if not isinstance(values, Tensor):
+        raise TypeError(f"the values of an OffsetTable must be a tensor, got {type(values).__name__}")
+    if is_integer(table.grid):
+        raise TypeError(f"the grid of an OffsetTable must be a pair (rows, cols), got {table.grid}")
+    rows, cols = pair(table.grid, "the grid of an OffsetTable", "(rows, cols)")
+    if values.dim() != 3 or tuple(values.shape[1:]) != (2 * rows - 1, 2 * cols - 1):
+        raise ValueError(
+            f"mask: the offset table of a {rows} x {cols} grid must be [heads, {2 * rows - 1}, {2 * cols - 1}], got "
+            f"{tuple(values.shape)}"
+        )
+
+
 def dense_mask(table: OffsetTable, steps: Steps = EVERY_PATCH) -> Tensor:
     """The offset table written out for every pair of patches: [H, R, C] -> [H, N, N]; for the queries and keys alone
     that `steps` leaves of the grid -> [H, Nq, Nk]."""
+    check_table(table)
     values, (rows, cols) = table
     (q_row, q_col), (k_row, k_col) = steps.query, steps.key
     # The window of query (r, c) starts at (rows-1-r, cols-1-c): windows in reverse order, then a plain reshape.
@@ -116,6 +135,7 @@ def mask_at(table: OffsetTable, positions: Tensor) -> Tensor:
 
     positions [B, N, 2], whole numbers: row and column of each patch, inside the table's grid.
     """
+    check_table(table)
     values, (rows, cols) = table
     offsets = positions.unsqueeze(1) - positions.unsqueeze(2)  # [B, query, key, 2]
     cells = (offsets[..., 0] + rows - 1) * (2 * cols - 1) + offsets[..., 1] + cols - 1

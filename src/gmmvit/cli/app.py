@@ -35,6 +35,10 @@ def exit_status(error: BaseException) -> int:
 
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks and whatever a terminal would take for a command."""
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):  # so `ulimit -v` ends up
+        return f"no memory is left to load torch, see `ulimit -v`: {line_of(str(error))}"
+    if isinstance(error, MemoryError) and not str(error):
+        return "memory ran out; `ulimit -v` tells whether this process may not have more"
     if isinstance(error, RuntimeError):  # torch is loaded
         from gmmvit.data.memory import refusal
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from gmmvit.cli.app import EXIT_FAILED, Json, app
+from gmmvit.text import shown
 
 
 @app.command
@@ -61,7 +62,7 @@ def sweep(
 
     def tell(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr, flush=True)
+            print(shown(line), file=sys.stderr, flush=True)
 
     tell(f"trials at once: {pool.size}; progress of each in {folder / 'logs'}")
     work = Sweep(plan, folder, tell, nice)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+_OWN_PAGES = Path("/proc/self/statm")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -46,8 +48,8 @@ def refusal(error: BaseException) -> str | None:
 
 
 def free_memory() -> int | None:
-    """Bytes that can be allocated without swapping: of the machine, or of the container where that is less."""
-    known = [free for free in (_machine(), _container()) if free is not None]
+    """Bytes that can be allocated without swapping: the least that machine, container and `ulimit -v` leave."""
+    known = [free for free in (_machine(), _container(), _addresses()) if free is not None]
     return min(known) if known else None
 
 
@@ -68,5 +70,16 @@ def _container() -> int | None:
         statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
         used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
         return max(0, int(limit) - used)
+    except (OSError, ValueError):
+        return None
+
+
+def _addresses() -> int | None:
+    """What `ulimit -v` leaves of the addresses of this process."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        return max(0, limit - int(_OWN_PAGES.read_text().split()[0]) * resource.getpagesize())
     except (OSError, ValueError):
         return None

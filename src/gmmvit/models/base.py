@@ -17,6 +17,7 @@ from gmmvit.attention.checks import above_zero, fraction, integer, is_integer, o
 from gmmvit.layers import Block, Grid, init_weights, resample_position
 from gmmvit.masks import is_mask_parameter
 from gmmvit.stem import ConvStem, init_stem
+from gmmvit.weight_files import load_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _COUNTS = ("channels", "dim", "token_dim", "class_depth", "window_size")
@@ -256,14 +257,14 @@ class VisionTransformer(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` (family and arguments of construction) and `model.safetensors` into `folder`."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         config = {"family": self.family, **self.config}
         (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
-        save_file(state, path / WEIGHTS_FILE, metadata={"format": "pt"})
+        (path / WEIGHTS_FILE).write_bytes(save(state, metadata={"format": "pt"}))
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, commit_message: str = "Upload model"
@@ -293,8 +294,6 @@ class VisionTransformer(nn.Module):
 
         Raises ValueError where the folder holds another family, FileNotFoundError where a file is missing.
         """
-        from safetensors.torch import load_file
-
         files = [_pretrained_file(source, name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
         config = json.loads(files[0].read_text())
         family = config.pop("family", None)
@@ -304,7 +303,7 @@ class VisionTransformer(nn.Module):
         model = cls(**{**config, "num_classes": 2} if headless else config)
         if headless:
             model.reset_classifier(0)
-        model.load_state_dict(load_file(files[1]))
+        model.load_state_dict(load_safetensors(files[1]))
         return model.eval()
 
 

@@ -159,7 +159,7 @@ def check_unchanged(out: Path, trials: list[Trial]) -> None:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise RunError(
             f"{folder} was begun with another recipe than the study has now ({fields}){more}; put the study back, "
-            "rename the arm, or choose another --out"
+            "rename the arm, or choose another --out (in Python out=)"
         )
 
 
