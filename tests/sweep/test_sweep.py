@@ -64,7 +64,7 @@ def test_a_failing_trial_is_told_and_the_others_end(write, sweep, tmp_path):
 
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(write, sweep, tmp_path):
     """kill -9 in the midst of a trial: its process ends too, and the same command resumes it."""
-    study = write("seeds: [0]\n", base=write("").read_text().replace("epochs: 2", "epochs: 40"))
+    study = write("seeds: [0]\n", base=write("").read_text().replace("epochs: 2", "epochs: 20"))
     command = [sys.executable, "-m", "gmmvit", "sweep", str(study), "--out", str(tmp_path / "killed"), "--nice=0"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     run = tmp_path / "killed" / "trials" / "digits-base-s0"
