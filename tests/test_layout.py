@@ -11,8 +11,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 ORDER = [
     "version", "text", "yaml_files", "attention", "masks", "layers", "stem", "weight_files", "models", "attach",
     "reference_sizes", "reference_weights", "data", "augment", "field_values", "config", "run_folder", "claim",
-    "distributed", "muon", "optim", "building", "progress", "checkpoint", "sampling", "convert", "step", "session",
-    "evaluate", "writer", "loop", "budget", "training", "rows", "sweep", "report", "export", "bench", "cli",
+    "distributed", "muon", "optim", "building", "progress", "predictions", "checkpoint", "sampling", "convert", "step",
+    "session", "evaluate", "writer", "loop", "budget", "training", "rows", "sweep", "report", "export", "bench", "cli",
     "timm_models", "__main__",
 ]  # fmt: skip
 LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "bench")}

@@ -13,6 +13,7 @@ from gmmvit.augment import normalize
 from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.data import Dataset, Split, numbered_classes
 from gmmvit.distributed import Team
+from gmmvit.predictions import Predictions, check_csv, write_csv
 from gmmvit.run_folder import RunError
 from gmmvit.session import choose_device, choose_dtype, fingerprint, load_data, with_data_at
 
@@ -168,6 +169,8 @@ def evaluate_run(
     dataset: str | None = None,
     device: str = "auto",
     more: bool = False,
+    csv: str | Path | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measures a trained model on a part of its data.
 
@@ -179,6 +182,8 @@ def evaluate_run(
         dataset: another data set of the same classes.
         device: "auto" or a torch device.
         more: also AUROC and calibration error, which needs torchmetrics.
+        csv: file for a row of each image: its name, true and predicted class, and the probability of each class.
+        overwrite: replace that file.
 
     Returns:
         run, dataset, part, weights, images, loss, top1, macro_f1, balanced, top5 (fractions; top5 of
@@ -186,8 +191,11 @@ def evaluate_run(
         where the part has no image of it), class_images their numbers.
 
     Raises:
-        RunError: the folder is no run, or its data has no such part, other classes or another split than in training.
+        RunError: the folder is no run, or its data has no such part, other classes or another split than in training;
+            or the CSV exists or cannot be written.
     """
+    if csv is not None:
+        check_csv(csv, overwrite)
     run = load_run(folder, weights=weights, device=choose_device(device))
     data = load_parts(run, data_dir=data_dir, dataset=dataset)
     split: Split | None = getattr(data, part)
@@ -209,6 +217,9 @@ def evaluate_run(
         result |= _more_metrics(logits, labels)
     per_class = [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
     result |= {"per_class": dict(zip(data.classes, per_class, strict=True))}
+    if csv is not None:
+        answers = Predictions(data.classes, logits.softmax(-1))
+        write_csv(csv, split.names, answers, [data.classes[label] for label in labels.tolist()])
     return result | {"class_images": dict(zip(data.classes, totals, strict=True))}
 
 

@@ -144,12 +144,12 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def check_new(path: Path, overwrite: bool) -> None:
-    """Raises RunError where a file exists that was not to be overwritten."""
+def check_new(path: Path, overwrite: bool, flag: str = "--out") -> None:
+    """Raises RunError where a file exists that was not to be overwritten; `flag` is what named it."""
     if path.exists() and not overwrite:
         raise RunError(
-            f"{path} exists; replace it with --overwrite (in Python overwrite=True), or choose another file with --out "
-            "(out=)"
+            f"{path} exists; replace it with --overwrite (in Python overwrite=True), or choose another file with "
+            f"{flag} ({flag.strip('-')}=)"
         )
 
 

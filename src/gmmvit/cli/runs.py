@@ -1,4 +1,4 @@
-"""Commands about runs: train, resume, eval, predict, report, export."""
+"""Commands about runs: train, resume, eval, report, export."""
 
 import json
 import typing
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gmmvit.cli.app import EXIT_FAILED, Json, app, one_line, say
+from gmmvit.cli.app import Json, app, say
 from gmmvit.cli.flags import RecipeFlags, suitable_recipe, variants_of
 from gmmvit.config import RecipeError, load_recipe, recipe_names
 from gmmvit.text import columns
@@ -153,6 +153,8 @@ def evaluate(
     dataset: str | None = None,
     device: str = "auto",
     metrics: bool = False,
+    csv: Path | None = None,
+    overwrite: bool = False,
     as_json: Json = False,
 ) -> None:
     """Measure a trained model on a part of its data.
@@ -173,13 +175,25 @@ def evaluate(
         auto, cpu, cuda ...
     metrics
         Also AUROC and calibration error, with torchmetrics.
+    csv
+        File for a row of each image: file, true and predicted class, probability of each class.
+    overwrite
+        Replace that file.
     as_json
         Print JSON.
     """
     from gmmvit.evaluate import evaluate_run
 
     result = evaluate_run(
-        run, part=part, weights=weights, data_dir=data_dir, dataset=dataset, device=device, more=metrics
+        run,
+        part=part,
+        weights=weights,
+        data_dir=data_dir,
+        dataset=dataset,
+        device=device,
+        more=metrics,
+        csv=csv,
+        overwrite=overwrite,
     )
     if as_json:
         print(json.dumps(result))
@@ -193,63 +207,6 @@ def evaluate(
     for name, value in result["per_class"].items():
         told = "no images" if value is None else f"{value:.4f}"
         say(f"{' ' * (width - columns(name))}{name}  {result['class_images'][name]:>6}  {told}")
-
-
-@app.command
-def predict(
-    run: Path,
-    /,
-    *images: Path,
-    top: int = 5,
-    weights: typing.Literal["best", "last"] = "best",
-    device: str = "auto",
-    as_json: Json = False,
-) -> int:
-    """Predict the class of images.
-
-    Parameters
-    ----------
-    run
-        Folder of the run.
-    images
-        Image files, and folders: of a folder all images in it and below it, sorted.
-    top
-        How many classes to name for each.
-    weights
-        Best on validation, or of the last epoch.
-    device
-        auto, cpu, cuda ...
-    as_json
-        Print a JSON list.
-    """
-    if not images:
-        raise RecipeError("predict needs at least one image: gmmvit predict RUN IMAGE...")
-    if top < 1:
-        raise RecipeError(f"--top must be at least 1, got {top}")
-    from gmmvit.checkpoint import load_run
-    from gmmvit.data import DataError
-    from gmmvit.data.walk import expanded_folders
-    from gmmvit.session import choose_device
-
-    model = load_run(run, weights=weights, device=choose_device(device))
-    rows, failed = [], 0
-    for image in expanded_folders(images, lambda line: say(line, error=True)):
-        try:
-            if Path(image).is_dir():
-                raise DataError(f"{image} holds no images")
-            classes = model.predict(image, top)
-        except (DataError, OSError) as error:
-            failed += 1
-            say(f"gmmvit: {one_line(error)}", error=True)
-            continue
-        rows.append({"image": image, "classes": [{"class": name, "probability": p} for name, p in classes]})
-        if not as_json:
-            say(f"{image}: " + ", ".join(f"{name} {p:.1%}" for name, p in classes))
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    if failed and rows:
-        say(f"gmmvit: {failed} of {failed + len(rows)} could not be predicted", error=True)
-    return EXIT_FAILED if failed else 0
 
 
 @app.command
