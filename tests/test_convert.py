@@ -120,7 +120,7 @@ def test_classes_without_known_names_take_those_of_the_data(tmp_path, cifar10_di
     for index, name in enumerate(load_run(folder).classes):
         config = config.replace(f"- {name}\n", f"- class {index}\n")
     (folder / "config.yaml").write_text(config)
-    assert load_run(folder).predict(colours(tmp_path), 1)[0][0].startswith("class ")
+    assert load_run(folder).predict(colours(tmp_path)).predicted[0].startswith("class ")
     assert "airplane" in evaluate_run(folder, data_dir=str(cifar10_dir))["per_class"]
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from gmmvit.checkpoint import load_run
 from gmmvit.cli import main
+from gmmvit.data import DataError
 from gmmvit.evaluate import evaluate_run
 from gmmvit.predictions import Predictions, write_csv
 from gmmvit.run_folder import RunError
@@ -127,3 +129,65 @@ def test_python_evaluates_into_a_csv_too(run, tmp_path):
     assert len(rows(tmp_path / "val.csv")) == result["images"]
     with pytest.raises(RunError, match=r"overwrite=True.*csv="):
         evaluate_run(run, part="val", csv=tmp_path / "val.csv")
+
+
+def test_python_takes_images_of_every_kind_one_or_many(run, files):
+    model = load_run(run)
+    pixels = [np.array(Image.open(file).convert("RGB")) for file in files]
+    one_by_one = torch.cat([model.predict(file).probabilities for file in files])
+    kinds = [
+        files,
+        (str(file) for file in files),
+        np.array([str(file) for file in files]),
+        [file.read_bytes() for file in files],
+        [Image.open(file) for file in files],
+        pixels,
+        [torch.from_numpy(image).permute(2, 0, 1) for image in pixels],
+        [(image / 255).astype(np.float32) for image in pixels],
+        [files[0], pixels[1], torch.from_numpy(pixels[2]).permute(2, 0, 1)],
+    ]
+    for kind in kinds:
+        answers = model.predict(kind, batch_size=2)
+        assert len(answers) == 3
+        assert torch.allclose(answers.probabilities, one_by_one, atol=1e-6)
+    batch = np.stack([pixels[1], pixels[1][::-1]])
+    expected = model.predict([pixels[1], pixels[1][::-1]]).probabilities
+    for given in (
+        batch,
+        torch.from_numpy(batch).permute(0, 3, 1, 2),
+        torch.from_numpy(batch / 255).permute(0, 3, 1, 2),
+    ):
+        assert torch.equal(model.predict(given).probabilities, expected)
+    assert len(model.predict([])) == len(model.predict(batch[:0])) == 0
+    assert model.predict([]).predicted == model.predict([]).top() == []
+
+
+def test_answers_agree_with_the_measured_logits(run):
+    from gmmvit.session import load_data
+
+    model = load_run(run)
+    test = load_data(model.recipe).test
+    answers = model.predict(test.images, batch_size=100)
+    assert torch.equal(answers.probabilities, model.logits(test.images).softmax(-1))
+    assert answers.predicted == [model.classes[i] for i in answers.probabilities.argmax(1)]
+    assert torch.equal(answers.confidence, answers.probabilities.max(1).values)
+    [first, *_] = answers.top(3)
+    assert [p for _, p in first] == sorted(answers.probabilities[0].tolist(), reverse=True)[:3]
+    assert first[0] == (answers.predicted[0], answers.confidence[0].item())
+    assert len(answers.top(99)[0]) == 10
+
+
+def test_an_image_that_is_none_is_named(run, files, tmp_path):
+    model = load_run(run)
+    with pytest.raises(DataError, match=r"image .*missing.png cannot be read: No such file"):
+        model.predict([files[0], tmp_path / "missing.png"])
+    with pytest.raises(DataError, match=r"images\[1\]: image cannot be read: not a JPEG"):
+        model.predict([files[0], b"no image"])
+    with pytest.raises(TypeError, match=r"images\[2\]: source must be a path, .* got NoneType"):
+        model.predict([*files[:2], None])
+    with pytest.raises(ValueError, match=r"images\[0\]: .*from 0 to 1, got -1 to 1"):
+        model.predict(torch.tensor([[[-1.0, 1.0]]]))
+    with pytest.raises(TypeError, match=r"images\[0\]: source must be a path.*got int"):
+        model.predict(7)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
+        model.predict(files, batch_size=0)

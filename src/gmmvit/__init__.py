@@ -25,6 +25,7 @@ _HOME = {
     "load_dataset": "gmmvit.data",
     "load_recipe": "gmmvit.config",
     "load_run": "gmmvit.checkpoint",
+    "Predictions": "gmmvit.predictions",
     "resume": "gmmvit.training",
     "train": "gmmvit.training",
     "train_several": "gmmvit.training",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from gmmvit.layers import MaskedAttention
     from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
     from gmmvit.models import create_model
+    from gmmvit.predictions import Predictions
     from gmmvit.reference_weights import load_reference
     from gmmvit.training import resume, train, train_several
 

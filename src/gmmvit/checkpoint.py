@@ -1,5 +1,6 @@
 """Weights and checkpoints of a run, and a trained model loaded from them."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from gmmvit.augment import normalize
 from gmmvit.building import build_model, first_line
 from gmmvit.config import Recipe, as_dict
-from gmmvit.data import decode_image
+from gmmvit.data import DataError, decode_image, each_image
+from gmmvit.predictions import Predictions
 from gmmvit.run_folder import (
     ANEW,
     CHECKPOINT,
@@ -141,14 +143,37 @@ class LoadedRun:
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
 
     def decode(self, source: Any) -> Tensor:
-        """An image file, its bytes or a PIL image -> uint8 [C, H, W] as in training; raises DataError by name."""
+        """One image, given as `decode_image` takes it -> uint8 [C, H, W] as in training; raises DataError by name."""
         return decode_image(source, size=self.image_size, channels=self.channels, fit=self.fit)
 
-    def predict(self, source: Any, k: int = 5) -> list[tuple[str, float]]:
-        """The k likeliest classes of one image with their probabilities, the likeliest first."""
-        probabilities = self.logits(self.decode(source)[None])[0].softmax(-1)
-        top = probabilities.topk(min(k, len(self.classes)))
-        return [(self.classes[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+    def predict(self, images: Any, *, batch_size: int = 256) -> Predictions:
+        """The answers to one image or many, prepared as in training and computed in batches.
+
+        Args:
+            images: a path, the bytes of a file, a PIL image, an array [H, W] or [H, W, C] or a tensor [H, W] or
+                [C, H, W], uint8 or floats from 0 to 1; or many: a list or other iterable of these, an array
+                [N, H, W, C] or a tensor [N, C, H, W]. Sizes may differ.
+            batch_size: images that are in memory at a time.
+
+        Raises:
+            DataError, TypeError, ValueError: an image cannot be read or is none; the sentence names it or its index.
+        """
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        parts, pixels = [torch.empty(0, len(self.classes))], []
+        for number, image in enumerate(each_image(images)):
+            try:
+                pixels.append(self.decode(image))
+            except (DataError, TypeError, ValueError) as error:
+                if isinstance(image, str | os.PathLike):  # named in the sentence
+                    raise
+                raise type(error)(f"images[{number}]: {error}") from error
+            if len(pixels) == batch_size:
+                parts.append(self.logits(torch.stack(pixels), batch_size))
+                pixels = []
+        if pixels:
+            parts.append(self.logits(torch.stack(pixels), batch_size))
+        return Predictions(self.classes, torch.cat(parts).softmax(-1))
 
 
 def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.device = "cpu") -> LoadedRun:

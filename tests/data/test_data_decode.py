@@ -226,6 +226,14 @@ def test_arrays_are_taken_as_images(gradient):
     assert torch.equal(decode_image(gradient, size=(8, 8)), expected)
     assert torch.equal(decode_image(gradient[..., None], size=(8, 8)), expected)
     assert torch.equal(decode_image(np.stack([gradient] * 3, -1), size=(8, 8)), expected)
+    assert torch.equal(decode_image(gradient / 255, size=(8, 8)), expected)
+    assert torch.equal(decode_image(torch.from_numpy(gradient), size=(8, 8)), expected)
+    assert torch.equal(decode_image(torch.from_numpy(gradient)[None].expand(3, -1, -1), size=(8, 8)), expected)
+    assert torch.equal(decode_image(torch.from_numpy(gradient / 255)[None].half(), size=(8, 8)), expected)
+    with pytest.raises(ValueError, match=r"must have them from 0 to 1, got -0.5 to 0.5: give it before"):
+        decode_image(gradient / gradient.max() - 0.5, size=(8, 8))
+    with pytest.raises(ValueError, match="from 0 to 1, got nan"):
+        decode_image(torch.full((3, 4, 4), torch.nan), size=(8, 8))
     transparent = np.zeros((4, 4, 4), dtype=np.uint8)
     assert decode_image(transparent, size=(4, 4)).unique().tolist() == [255]
 
@@ -233,14 +241,16 @@ def test_arrays_are_taken_as_images(gradient):
 @pytest.mark.parametrize(
     ("source", "got"),
     [
-        (np.zeros((4, 4)), r"got float64 array of shape \(4, 4\)"),
+        (np.zeros((4, 4), dtype=np.int64), r"got int64 array of shape \(4, 4\)"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), r"got uint8 array of shape \(0, 4, 3\)"),
         (np.zeros((3, 4, 5), dtype=np.uint8), r"got uint8 array of shape \(3, 4, 5\)"),
-        (torch.zeros(3, 4, 4), "got Tensor"),
+        (torch.zeros(5, 4, 3), r"got float32 tensor of shape \(5, 4, 3\)"),
+        (torch.zeros(2, 3, 4, 4), r"got float32 tensor of shape \(2, 3, 4, 4\)"),
         (None, "got NoneType"),
     ],
 )
 def test_sources_of_other_types_are_refused(source, got):
-    with pytest.raises(TypeError, match=r"source must be a path, the bytes .* a PIL image or a uint8 array .*" + got):
+    with pytest.raises(TypeError, match=r"source must be a path, the bytes .* a PIL image, an array .*" + got):
         decode_image(source, size=(8, 8))
 
 

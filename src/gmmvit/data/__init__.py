@@ -6,6 +6,7 @@ torch.Size([1293, 1, 8, 8])
 """
 
 from gmmvit.data.decode import decode_image
+from gmmvit.data.given import each_image
 from gmmvit.data.load import count_training, dataset_names, load_dataset
 from gmmvit.data.named import class_names, numbered_classes
 from gmmvit.data.records import DataError, Dataset, Split
@@ -18,6 +19,7 @@ __all__ = [
     "count_training",
     "dataset_names",
     "decode_image",
+    "each_image",
     "load_dataset",
     "numbered_classes",
 ]

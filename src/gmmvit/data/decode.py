@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from gmmvit.data.bare import bare
+from gmmvit.data.given import image_source
 from gmmvit.data.records import DataError, packages_for
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def quiet_pillow() -> Iterator[None]:
 
 @quiet_pillow()
 def decode_image(
-    source: str | os.PathLike[str] | bytes | Image | np.ndarray,
+    source: str | os.PathLike[str] | bytes | Image | np.ndarray | torch.Tensor,
     *,
     size: tuple[int, int],
     channels: int = 3,
@@ -77,7 +78,8 @@ def decode_image(
     bicubic and antialiased.
 
     Args:
-        source: a path, the bytes of an encoded image, a PIL image, or a uint8 array `[H, W]` or `[H, W, C]`.
+        source: a path, the bytes of an encoded image, a PIL image, an array `[H, W]` or `[H, W, C]`, or a tensor
+            `[H, W]` or `[C, H, W]`, of uint8 or of floats from 0 to 1, C being 1, 3 or 4 (with transparency).
         size: (height, width) in pixels.
         channels: 3 for RGB, 1 for grey.
         fit: `crop` resizes the short side and cuts the centre, `stretch` ignores the aspect ratio, `pad` resizes the
@@ -85,36 +87,18 @@ def decode_image(
 
     Raises:
         DataError: the image cannot be read, or Pillow is not installed.
-        TypeError: `source` is of another type.
-        ValueError: `size`, `channels` or `fit` is out of range.
+        TypeError: `source` is of another type or shape.
+        ValueError: its floats are not from 0 to 1, or `size`, `channels` or `fit` is out of range.
     """
     check_target(size, channels, fit)
     with packages_for("decode_image"):
-        image = _image_source(source)
+        image = image_source(source)
     try:
         # A copy, since Pillow hands out read-only views of a grey image.
         return torch.from_numpy(decode_pixels(image, size, channels, fit).copy())
     except DataError as error:
         where = f"image {image}" if isinstance(image, str) else "image"
         raise DataError(f"{where} cannot be read: {error}") from error
-
-
-def _image_source(source: object) -> ImageSource:
-    from PIL import Image
-
-    if isinstance(source, (str, bytes, Image.Image)):
-        return source
-    if isinstance(source, os.PathLike):
-        return str(source)
-    got = type(source).__name__
-    if isinstance(source, np.ndarray):
-        if source.dtype == np.uint8 and (source.ndim == 2 or source.shape[2:] in ((1,), (3,), (4,))):
-            return Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
-        got = f"{source.dtype} array of shape {source.shape}"
-    raise TypeError(
-        "source must be a path, the bytes of an image file, a PIL image or a uint8 array [H, W] or [H, W, C], "
-        f"got {got}"
-    )
 
 
 def check_target(size: tuple[int, int], channels: int, fit: str) -> None:
