@@ -119,6 +119,9 @@ class Recipe:
         "What makes an epoch the best, on validation: top1, macro_f1 or balanced (accuracy).",
         ("top1", "macro_f1", "balanced"),
     )
+    patience: int | None = opt(
+        None, "Stop after so many epochs without a better validation value, of what select names; never by default."
+    )
     clip_norm: float | None = opt(None, "Largest norm of the gradient.")
     ema: float | None = opt(None, "Decay of an average of the weights, which is then evaluated and kept, as 0.999.")
     # machine
@@ -147,7 +150,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("val_fraction", "test_fraction"), (0, 0.9)),
     **dict.fromkeys(("erase_prob", "mix_prob", "erase_area"), (0, 1)),
     **dict.fromkeys(("label_smoothing", "drop_path", "dropout"), (0, 0.99)),
-    **dict.fromkeys(("epochs", "passes", "batch_size", "accumulate", "train_per_class"), (1, 10**9)),
+    **dict.fromkeys(("epochs", "passes", "batch_size", "accumulate", "train_per_class", "patience"), (1, 10**9)),
     **dict.fromkeys(("image_size", "patch_size", "dim", "depth", "num_heads"), (1, 10**5)),
     **dict.fromkeys(("num_kernels", "threads"), (1, 1024)),
     **dict.fromkeys(("crop_padding",), (0, 1024)),

@@ -107,13 +107,29 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
     with Writer(setting.progress) as writer:
         # Of several processes, the one that writes may not end while the others wait for its gradients.
         look = writer.look if team.size == 1 else writer.look_for_success
-        for _ in range(state.epoch, recipe.epochs):
+        while not is_over(recipe, state.epoch, state.best):
             row, weights = _epoch(setting, state, look)
             _hand_over(setting, state, writer, row, weights, loggers)
         team.from_leader(writer.finish)
+    if state.epoch < recipe.epochs:
+        setting.progress.line(_stopped_line(recipe, state))
     summary = _summary(setting, state)
     team.from_leader(lambda: run_folder.write_json(setting.folder / run_folder.SUMMARY, summary))
     return summary
+
+
+def is_over(recipe: Recipe, epoch: int, best: dict[str, Any]) -> bool:
+    """Whether a training ends after so many epochs: all were made, or its patience with the best one is at its end."""
+    waited = epoch - best.get("risen", best["epoch"])
+    return epoch >= recipe.epochs or (recipe.patience is not None and waited >= recipe.patience)
+
+
+def _stopped_line(recipe: Recipe, state: State) -> str:
+    judged, waited = f"val_{recipe.select}", state.epoch - state.best["risen"]
+    return (
+        f"stopped early after epoch {state.epoch} of {recipe.epochs}: {judged} has not risen above "
+        f"{state.best[judged]:.2%} for {waited} {'epoch' if waited == 1 else 'epochs'}"
+    )
 
 
 def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -138,7 +154,10 @@ def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[di
     # Of equals the later, whose rate was lower; without a validation part the last.
     if row.get(judged, float("inf")) >= state.best.get(judged, -1.0):
         measured = {"val_top1": row.get("val_top1", -1.0)} | {name: row[name] for name in _VALIDATED if name in row}
-        state.best = {"epoch": state.epoch, "weights": weights} | measured
+        # Patience counts from where the value was first reached: a small part gives the same value again and again.
+        same = row.get(judged) == state.best.get(judged) and "risen" in state.best
+        risen = state.best["risen"] if same else state.epoch
+        state.best = {"epoch": state.epoch, "risen": risen, "weights": weights} | measured
     return row, weights
 
 
@@ -240,6 +259,7 @@ def _summary(setting: Setting, state: State) -> dict[str, Any]:
         "num_parameters": sum(parameters.values()),
         "mask_parameters": sum(count for name, count in parameters.items() if is_mask_parameter(name)),
         "epochs": recipe.epochs,
+        "stopped_after": state.epoch if state.epoch < recipe.epochs else None,  # by patience
         "passes": recipe.passes,
         "images_seen": state.images_seen,
         "train_images": len(data.train),

@@ -333,6 +333,11 @@ def prepare(
     if data is None:
         report = progress.notice if team.leads else None
         data = _on_device(team.leader_first(lambda: load_data(recipe, report)), device)
+    if recipe.patience is not None and data.val is None:
+        raise RecipeError(
+            f"patience needs a validation part, and {recipe.dataset} has none here: hold images out by --val-fraction "
+            "0.1, or leave --patience away"
+        )
     described = describe_data(data, recipe.fit)
     seed_everything(recipe.seed, 0)
     if resumed:

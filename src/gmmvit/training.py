@@ -1,6 +1,5 @@
 """`train`, `train_several` and `resume`: from a recipe or a run folder to a finished run."""
 
-import dataclasses
 import shlex
 import statistics
 import time
@@ -12,20 +11,18 @@ from typing import Any
 
 import torch
 
-from gmmvit import checkpoint, claim, run_folder
+from gmmvit import claim, run_folder
 from gmmvit.budget import within_minutes
 from gmmvit.building import first_line
 from gmmvit.config import Recipe, RecipeError
-from gmmvit.data import Dataset
 from gmmvit.data.memory import refusal
-from gmmvit.distributed import Team, full_weights, join, lost_contact
-from gmmvit.loop import fit, save_weights
+from gmmvit.distributed import join, lost_contact
+from gmmvit.loop import fit
 from gmmvit.optim import warmup_share
 from gmmvit.progress import Progress, clock
-from gmmvit.session import Setting, State, absolute_paths, prepare, step_images, with_data_at
+from gmmvit.resuming import Started, continued, shared_data
+from gmmvit.session import Setting, State, absolute_paths, prepare, step_images
 from gmmvit.step import TrainingError
-
-Started = tuple[Setting, State]
 
 
 def train(
@@ -91,8 +88,8 @@ def resume(
     the learning rate goes on as in a training of that length. Returns and raises as `train`.
     """
     with ExitStack() as locks:
-        continued = _continue(run_folder.as_folder(folder), data_dir, quiet, locks, epochs=epochs)
-        return continued if isinstance(continued, dict) else _finish(*continued)
+        found = continued(run_folder.as_folder(folder), data_dir, quiet, locks, epochs=epochs)
+        return found if isinstance(found, dict) else _finish(*found)
 
 
 def resume_several(
@@ -112,20 +109,18 @@ def resume_several(
         failed: list[tuple[Path, Exception]] = []
         for folder in paths:
             try:
-                continued = _continue(
-                    folder, data_dir, quiet, locks, started[0] if started else None, f"{folder.name}: "
-                )
+                found = continued(folder, data_dir, quiet, locks, started[0] if started else None, f"{folder.name}: ")
             except Exception as error:  # of one run, whatever it is: told now and at the end
                 if join().size > 1:  # the other processes wait for this one, or have ended
                     raise
                 Progress().notice(f"{folder} cannot be resumed and is left out: {first_line(error)}")
                 failed.append((folder, error))
                 continue
-            if isinstance(continued, dict):
-                summaries.append(continued)
+            if isinstance(found, dict):
+                summaries.append(found)
             else:
                 summaries.append(None)
-                started.append(continued)
+                started.append(found)
         rest = iter(_finish_all(started, failed, finished=len(summaries) - len(started)))
         return [next(rest) if summary is None else summary for summary in summaries]
 
@@ -187,7 +182,7 @@ def _start_all(
     for recipe, folder in zip(recipes, folders, strict=True):
         progress = Progress(quiet or not team.leads, f"{_name(recipe)}: " if len(recipes) > 1 else "")
         begun, recipe = time.perf_counter(), absolute_paths(recipe)
-        data = _shared_data(recipe, started[0] if started else None)
+        data = shared_data(recipe, started[0] if started else None)
         setting, state, told = prepare(recipe, folder, progress, team, data=data)
         if recipe.minutes is not None:
             setting = within_minutes(setting, state, begun)
@@ -205,105 +200,6 @@ def _start_all(
 
     team.from_leader(take)
     return started
-
-
-# Fields of a recipe that decide what data it loads, or that hold for the whole process.
-_SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_size", "channels", "fit",
-           "val_fraction", "test_fraction", "split_seed", "train_per_class", "cache_dir", "dedupe",
-           "skip_broken")  # fmt: skip
-
-
-def _shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
-    if known is None:
-        return None
-    setting, _ = known
-    for name in _SHARED:
-        mine, theirs = getattr(recipe, name), getattr(setting.recipe, name)
-        if mine != theirs:
-            raise RecipeError(f"several trainings in one process share their {name}, got {theirs!r} and {mine!r}")
-    return setting.data
-
-
-def _continue(
-    folder: Path,
-    data_dir: str | None,
-    quiet: bool,
-    locks: ExitStack,
-    known: Started | None = None,
-    label: str = "",
-    epochs: int | None = None,
-) -> Started | dict[str, Any]:
-    """An interrupted training as it was after its last epoch, or the summary of a finished one."""
-    team = join()
-    recipe = with_data_at(run_folder.recipe_of(folder), data_dir)
-    progress = Progress(quiet or not team.leads, label)
-    team.from_leader(lambda: locks.enter_context(claim.locked(folder)) and None)
-    saved = checkpoint.load_checkpoint(folder, recipe)
-    run_folder.read_rows(folder)  # a damaged file is told before any work
-    summary = run_folder.read_summary(folder)
-    if epochs is not None and epochs != recipe.epochs:
-        recipe = _extended(folder, recipe, epochs, saved, team)
-    if saved is not None and saved["recipe"]["epochs"] != recipe.epochs:
-        progress.line(
-            f"{folder} was to end after {saved['recipe']['epochs']} epochs and goes on to {recipe.epochs}: the "
-            f"learning rate goes on as in a training of {recipe.epochs}, from after epoch {saved['epoch']}"
-        )
-    if summary is not None and saved is not None and saved["epoch"] >= recipe.epochs:
-        progress.line(f"{folder} is finished after epoch {recipe.epochs}")
-        return summary
-    if summary is not None and saved is None:
-        source = summary.get("converted_from", "a training whose checkpoint is gone")
-        raise run_folder.RunError(f"{folder} cannot be resumed: its weights are from {source}; train anew")
-    setting, state, described = prepare(
-        recipe, folder, progress, team, data=_shared_data(recipe, known), resumed=saved is not None
-    )
-    _check_same_data(folder, described["data"])
-    if saved is not None:
-        _restore(state, saved, folder)
-        last = full_weights(state.evaluated())
-        team.from_leader(lambda: save_weights(setting, state.best["weights"], last))
-    team.from_leader(lambda: run_folder.rewind_rows(folder, state.epoch))
-    progress.line(f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}")
-    return setting, state
-
-
-def _extended(folder: Path, recipe: Recipe, epochs: int, saved: dict[str, Any] | None, team: Team) -> Recipe:
-    """The recipe with so many epochs, also in config.yaml; the summary of the shorter training goes."""
-    done = 0 if saved is None else saved["epoch"]
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= done:
-        raise RecipeError(f"epochs must be a whole number above the {done} that {folder} has done, got {epochs!r}")
-    longer = dataclasses.replace(recipe, epochs=epochs)
-    config = run_folder.load_config(folder)
-
-    def write() -> None:
-        run_folder.save_config(folder, longer, config["model"], config["data"])
-        (folder / run_folder.SUMMARY).unlink(missing_ok=True)
-
-    team.from_leader(write)
-    return longer
-
-
-def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
-    try:
-        state.restore(saved)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
-        path = folder / run_folder.CHECKPOINT
-        raise run_folder.RunError(
-            f"{path} does not fit the model of {run_folder.CONFIG}: {reason}; put back a copy of it, or "
-            f"{run_folder.ANEW}"
-        ) from None
-
-
-def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
-    """Raises RunError where the data is not what the run began with: other images would be learned as its classes."""
-    before = run_folder.load_config(folder)["data"]
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        raise run_folder.RunError(
-            f"the data of {folder} has changed since the training began ({', '.join(changed)} differ); put it back to "
-            "resume, or train anew"
-        )
 
 
 def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from gmmvit.config import as_dict
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, percent, row, table
-from gmmvit.report.runs import RunRecord, count, plain, time_taken
+from gmmvit.report.runs import RunRecord, count, epochs_of, plain, time_taken
 from gmmvit.sweep.files import difference_words, spread_words
 from gmmvit.sweep.table import difference
 
@@ -87,14 +87,8 @@ def _name(members: list[RunRecord], others: list[list[RunRecord]]) -> str:
     apart = [name for name in mine if any(recipe[name] != mine[name] for recipe in recipes)]
     words = [members[0].recipe.mask, *(f"{name} {plain(mine[name])}" for name in apart)]
     if not members[0].finished:
-        words.append(f"unfinished: {_epochs(members[0])} epochs")
+        words.append(f"unfinished: {epochs_of(members[0])} epochs")
     return ", ".join(words)
-
-
-def _epochs(record: RunRecord) -> str:
-    if record.finished:
-        return f"{record.recipe.epochs}"
-    return f"{record.rows[-1]['epoch'] if record.rows else 0} of {record.recipe.epochs}"
 
 
 def names(records: Sequence[RunRecord]) -> list[str]:
@@ -165,7 +159,7 @@ def _best_cells(arm: Arm, compared: Sequence[Arm]) -> list[int]:
 
 def _run_row(label: str, record: RunRecord) -> str:
     facts = record.facts
-    cells = [label, record.recipe.mask, _kind(record), str(record.recipe.seed), _epochs(record)]
+    cells = [label, record.recipe.mask, _kind(record), str(record.recipe.seed), epochs_of(record)]
     cells += [percent(facts.get(name)) for name in ACCURACIES]
     return row([*cells, count(facts.get("train_images_per_s")), time_taken(facts.get("wall_s"))], left=3)
 

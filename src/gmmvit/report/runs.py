@@ -119,7 +119,7 @@ def head(record: RunRecord) -> str:
     listing = "".join(f"<li><span>{escape(name)}</span><b>{escape(value)}</b></li>" for name, value in cards)
     repeat = ["gmmvit", "train", "--recipe", f"{folder}/{CONFIG}", "--out", f"{folder}-again"]
     about = (
-        f"run {folder} · seed {recipe.seed} · epochs {recipe.epochs} · passes in each {recipe.passes} · "
+        f"run {folder} · seed {recipe.seed} · epochs {epochs_of(record)} · passes in each {recipe.passes} · "
         f"mode {recipe.mode} · gmmvit {record.versions.get('gmmvit', '?')}, torch {record.versions.get('torch', '?')}"
     )
     return (
@@ -127,6 +127,15 @@ def head(record: RunRecord) -> str:
         f'<ul class="facts">{listing}</ul>{paragraph("The same again, where the folder of the run lies:", "note")}'
         f'<pre tabindex="0">{escape(shlex.join(repeat))}</pre>{_recipe_details(recipe)}'
     )
+
+
+def epochs_of(record: RunRecord) -> str:
+    """The epochs of a training, and how many were made where patience ended it or it is not finished."""
+    planned = record.recipe.epochs
+    if not record.finished:
+        return f"{record.rows[-1]['epoch'] if record.rows else 0} of {planned}"
+    stopped = record.facts.get("stopped_after")
+    return f"{planned}" if stopped is None else f"{stopped} of {planned}, stopped early"
 
 
 def _between(facts: dict[str, Any], name: str) -> str:

@@ -1,0 +1,131 @@
+"""How a training goes on from its checkpoint, and which trainings may share their data."""
+
+import dataclasses
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gmmvit import checkpoint, claim, run_folder
+from gmmvit.building import first_line
+from gmmvit.config import Recipe, RecipeError
+from gmmvit.data import Dataset
+from gmmvit.distributed import Team, full_weights, join
+from gmmvit.loop import is_over, save_weights
+from gmmvit.progress import Progress
+from gmmvit.session import Setting, State, prepare, with_data_at
+
+Started = tuple[Setting, State]
+
+
+# Fields of a recipe that decide what data it loads, or that hold for the whole process.
+_SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_size", "channels", "fit",
+           "val_fraction", "test_fraction", "split_seed", "train_per_class", "cache_dir", "dedupe",
+           "skip_broken")  # fmt: skip
+
+
+def shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
+    if known is None:
+        return None
+    setting, _ = known
+    for name in _SHARED:
+        mine, theirs = getattr(recipe, name), getattr(setting.recipe, name)
+        if mine != theirs:
+            raise RecipeError(f"several trainings in one process share their {name}, got {theirs!r} and {mine!r}")
+    return setting.data
+
+
+def continued(
+    folder: Path,
+    data_dir: str | None,
+    quiet: bool,
+    locks: ExitStack,
+    known: Started | None = None,
+    label: str = "",
+    epochs: int | None = None,
+) -> Started | dict[str, Any]:
+    """An interrupted training as it was after its last epoch, or the summary of a finished one."""
+    team = join()
+    recipe = with_data_at(run_folder.recipe_of(folder), data_dir)
+    progress = Progress(quiet or not team.leads, label)
+    team.from_leader(lambda: locks.enter_context(claim.locked(folder)) and None)
+    saved = checkpoint.load_checkpoint(folder, recipe)
+    run_folder.read_rows(folder)  # a damaged file is told before any work
+    summary = run_folder.read_summary(folder)
+    if epochs is not None and epochs != recipe.epochs:
+        recipe = _extended(folder, recipe, epochs, saved, team)
+    longer = saved is not None and saved["recipe"]["epochs"] != recipe.epochs
+    if saved is not None and longer:
+        progress.line(
+            f"{folder} was to end after {saved['recipe']['epochs']} epochs and goes on to {recipe.epochs}: the "
+            f"learning rate goes on as in a training of {recipe.epochs}, from after epoch {saved['epoch']}"
+        )
+    if summary is not None and saved is not None and _is_finished(recipe, saved, longer):
+        progress.line(f"{folder} is finished after epoch {min(saved['epoch'], recipe.epochs)}{_hint(recipe, saved)}")
+        return summary
+    if summary is not None and saved is None:
+        source = summary.get("converted_from", "a training whose checkpoint is gone")
+        raise run_folder.RunError(f"{folder} cannot be resumed: its weights are from {source}; train anew")
+    setting, state, described = prepare(
+        recipe, folder, progress, team, data=shared_data(recipe, known), resumed=saved is not None
+    )
+    _check_same_data(folder, described["data"])
+    if saved is not None:
+        _restore(state, saved, folder)
+        if longer:
+            state.best["risen"] = state.epoch  # patience counts anew
+        last = full_weights(state.evaluated())
+        team.from_leader(lambda: save_weights(setting, state.best["weights"], last))
+    team.from_leader(lambda: run_folder.rewind_rows(folder, state.epoch))
+    progress.line(f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}")
+    return setting, state
+
+
+def _is_finished(recipe: Recipe, saved: dict[str, Any], longer: bool) -> bool:
+    """Whether nothing is left to train; a training that is made longer gets its patience anew."""
+    return saved["epoch"] >= recipe.epochs or (not longer and is_over(recipe, saved["epoch"], saved["best"]))
+
+
+def _hint(recipe: Recipe, saved: dict[str, Any]) -> str:
+    """What else is to be said of a finished training that patience ended."""
+    if saved["epoch"] >= recipe.epochs:
+        return ""
+    return f" of {recipe.epochs}, by its patience; --epochs with another number than {recipe.epochs} trains it on"
+
+
+def _extended(folder: Path, recipe: Recipe, epochs: int, saved: dict[str, Any] | None, team: Team) -> Recipe:
+    """The recipe with so many epochs, also in config.yaml; the summary of the shorter training goes."""
+    done = 0 if saved is None else saved["epoch"]
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= done:
+        raise RecipeError(f"epochs must be a whole number above the {done} that {folder} has done, got {epochs!r}")
+    longer = dataclasses.replace(recipe, epochs=epochs)
+    config = run_folder.load_config(folder)
+
+    def write() -> None:
+        run_folder.save_config(folder, longer, config["model"], config["data"])
+        (folder / run_folder.SUMMARY).unlink(missing_ok=True)
+
+    team.from_leader(write)
+    return longer
+
+
+def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
+    try:
+        state.restore(saved)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        path = folder / run_folder.CHECKPOINT
+        raise run_folder.RunError(
+            f"{path} does not fit the model of {run_folder.CONFIG}: {reason}; put back a copy of it, or "
+            f"{run_folder.ANEW}"
+        ) from None
+
+
+def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
+    """Raises RunError where the data is not what the run began with: other images would be learned as its classes."""
+    before = run_folder.load_config(folder)["data"]
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise run_folder.RunError(
+            f"the data of {folder} has changed since the training began ({', '.join(changed)} differ); put it back to "
+            "resume, or train anew"
+        )
