@@ -72,7 +72,7 @@ def with_dropout(model: nn.Module) -> nn.Module:
 def logits(model: nn.Module, images: Any) -> torch.Tensor:
     """The main output of a model of any of the libraries."""
     out = model(images)
-    for name in ("logits", "image_embeds", "last_hidden_state"):
+    for name in ("logits", "image_embeds", "last_hidden_state", "heatmaps"):
         if hasattr(out, name):
             return getattr(out, name)
     return out[0] if isinstance(out, tuple) else out

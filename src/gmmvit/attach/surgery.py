@@ -89,10 +89,10 @@ class MaskedDonor(Swapped):
     """Base of the attentions with a mask. A subclass repeats the donor's forward and calls `gmm_attend` in its middle.
 
     `gmm_parts` are the children that its forward knows: a donor with another one, from a newer version of its library,
-    is refused instead of computed wrongly.
+    is refused instead of computed wrongly. None where the donor's own forward runs and was measured.
     """
 
-    gmm_parts: ClassVar[frozenset[str]] = frozenset()
+    gmm_parts: ClassVar[frozenset[str] | None] = frozenset()
     gmm_mask: Any
     gmm_site: Site
     gmm_seen: list[Tensor] | None = None  # where its weights go while somebody asks for them

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from gmmvit.attach import timm, timm_inline, timm_pooled, timm_windows, torchvision, transformers
+from gmmvit.attach.measured import Measures, by_rule
 from gmmvit.attach.place import Grid
 from gmmvit.attach.refuse import spoiled
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, Tower
@@ -56,7 +57,14 @@ def survey(model: nn.Module, *, located: bool = False) -> list[Found]:
     for name, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(name)
     everything = {name: module for module, own in paths.items() for name in own}
-    return [_found(name, paths[modules[name]], everything, located) for name in leaves]
+    measures = Measures()
+    return [_found(name, paths[modules[name]], everything, located, measures) for name in leaves]
+
+
+def _adapter(module: nn.Module) -> type[MaskedDonor] | None:
+    if isinstance(module, MaskedDonor):
+        return module.gmm_adapter  # type: ignore[return-value]
+    return ATTENTIONS.get(qualified(module)) or (None if qualified(module) in LEFT_ALONE else by_rule(module))
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -96,11 +104,11 @@ def _tower(ancestors: list[nn.Module]) -> Tower | None:
     return next((tower for find in TOWERS if (tower := find(ancestors)) is not None), None)
 
 
-def _found(name: str, paths: list[str], modules: dict[str, nn.Module], located: bool) -> Found:
+def _found(name: str, paths: list[str], modules: dict[str, nn.Module], located: bool, measures: Measures) -> Found:
     module = modules[name]
     kind = qualified(module)
     ancestors = _ancestors(name, modules)
-    adapter = ATTENTIONS.get(kind)
+    adapter = _adapter(module)
     if adapter is None:
         base = _base(module)
         if base:
@@ -113,11 +121,14 @@ def _found(name: str, paths: list[str], modules: dict[str, nn.Module], located: 
     reason = adapter.gmm_refusal(module, ancestors)
     if not reason and not isinstance(module, Swapped):
         reason = spoiled(module)
-    unknown_parts = sorted(key for key in set(module._modules) - adapter.gmm_parts if not key.startswith("gmm_"))
+    known = module._modules if adapter.gmm_parts is None else adapter.gmm_parts
+    unknown_parts = sorted(key for key in module._modules if key not in known and not key.startswith("gmm_"))
     if unknown_parts and not reason:
         reason = f"has parts that this version of gmmvit does not know: {', '.join(unknown_parts)}"
     window = adapter.gmm_window_at(module, ancestors)
     tower = _tower(ancestors) if window is None else None
+    if not reason and adapter.gmm_parts is None:
+        tower, reason = measures.tower(module, tower, ancestors)
     if not reason and window is None and not located:
         reason = _without_grid(tower, [_tower(_ancestors(path, modules)) for path in paths])
     if reason:

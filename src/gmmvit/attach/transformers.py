@@ -7,7 +7,7 @@ Letters: B batch, T tokens, H heads, D head width.
 
 import copy
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -31,17 +31,9 @@ def interface(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function of an attached module: [B, H, T, D] each -> [B, T, H, D], and the weights [B, H, T, T] if
     the donor was loaded with attn_implementation="eager"."""
-    if kwargs.get("is_causal"):
-        raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
-    if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4):
-        raise ValueError(
-            "an attached attention needs its attention_mask as a tensor [batch, 1, tokens, tokens]: load the model "
-            "with attn_implementation='sdpa' or 'eager'"
-        )
+    refuse_unmaskable(module, attention_mask, kwargs)
     module.gmm_site.ran.set(True)
-    bias = additive(attention_mask)
-    if position_bias is not None:
-        bias = position_bias if bias is None else position_bias + bias
+    bias = bias_of(attention_mask, position_bias)
     weights = None
     if module.gmm_config._attn_implementation == "eager":
         mask = module.gmm_full(*module.gmm_now(query.shape[2]))
@@ -51,10 +43,34 @@ def interface(
     return out.transpose(1, 2).contiguous(), weights
 
 
+def refuse_unmaskable(module: Any, attention_mask: Any, options: dict[str, Any]) -> None:
+    """Raises ValueError for what an attached attention would leave out: order in time, packed masks, a cap."""
+    causal = options.get("is_causal")
+    if causal is None and attention_mask is None:
+        causal = getattr(module, "is_causal", True)  # as the library takes it
+    if causal:
+        raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
+    if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4):
+        raise ValueError(
+            "an attached attention needs its attention_mask as a tensor [batch, 1, tokens, tokens]: load the model "
+            "with attn_implementation='sdpa' or 'eager'"
+        )
+    for name in ("softcap", "s_aux", "sliding_window"):
+        if options.get(name) is not None:
+            raise ValueError(f"an attached attention knows no {name}: detach(model)")
+
+
+def bias_of(attention_mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
+    bias = additive(attention_mask)
+    if position_bias is None:
+        return bias
+    return position_bias if bias is None else position_bias + bias
+
+
 class InterfaceAttention(MaskedDonor):
     """vit, deit, dinov2 (with and without registers), dinov3, beit, the vision towers of clip and siglip."""
 
-    gmm_parts = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj"})
+    gmm_parts: ClassVar[frozenset[str] | None] = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj"})
 
     @classmethod
     def gmm_heads(cls, module: Any) -> int:
@@ -96,7 +112,7 @@ class InterfaceAttention(MaskedDonor):
 class SwinAttention(InterfaceAttention):
     """swin: square windows; one that is larger than the feature map is cut to it by the donor."""
 
-    gmm_parts = InterfaceAttention.gmm_parts | {"relative_position_bias"}
+    gmm_parts = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "relative_position_bias"})
 
     @classmethod
     def gmm_window(cls, module: Any) -> Grid:
