@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from PIL import Image
 from gmmvit.checkpoint import load_run
 from gmmvit.cli import main
 from gmmvit.data import DataError
-from gmmvit.evaluate import evaluate_run
+from gmmvit.evaluate import evaluate_run, unknown_threshold
 from gmmvit.predictions import Predictions, write_csv
 from gmmvit.run_folder import RunError
+from gmmvit.session import load_data
 
 TINY = ["--dim", "16", "--depth", "2", "--num-heads", "2", "--passes", "1", "--threads", "1", "--quiet"]
 
@@ -163,8 +165,6 @@ def test_python_takes_images_of_every_kind_one_or_many(run, files):
 
 
 def test_answers_agree_with_the_measured_logits(run):
-    from gmmvit.session import load_data
-
     model = load_run(run)
     test = load_data(model.recipe).test
     answers = model.predict(test.images, batch_size=100)
@@ -191,3 +191,93 @@ def test_an_image_that_is_none_is_named(run, files, tmp_path):
         model.predict(7)
     with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         model.predict(files, batch_size=0)
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """A model of the digits 0 to 4 with its data, and the digits 5 to 9, which it never saw."""
+    from sklearn.datasets import load_digits
+
+    folder, digits = tmp_path_factory.mktemp("halves"), load_digits()
+    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        place = folder / ("known" if label < 5 else "new") / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15.9).astype(np.uint8)).save(place / f"{number}.png")
+    sizes = ["--image-size", "8", "--channels", "1", "--patch-size", "2", "--lr", "3e-3", "--epochs", "12"]
+    data = ["--dataset", f"folder:{folder / 'known'}", "--cache-dir", str(folder / "cache"), "--recipe", "digits"]
+    assert main(["train", "--out", str(folder / "run"), *data, *sizes, *TINY]) == 0
+    return folder
+
+
+def test_auto_keeps_95_percent_of_the_validation_images_and_finds_some_of_the_unseen_classes(halves, capsys):
+    model = load_run(halves / "run")
+    found = unknown_threshold(model)
+    val = load_data(model.recipe).val
+    known = model.predict(val.images, unknown_below=found.value).predicted
+    kept = sum(answer != "unknown" for answer in known)
+    assert (kept, len(known)) == (found.kept, found.images)
+    assert 0.95 <= kept / len(known) < 0.95 + 2 / len(known)
+    assert main(["predict", str(halves / "run"), str(halves / "new"), "--unknown-below", "auto", "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        f"unknown below {found.value:g}: {found.kept} of {found.images} validation images keep their class "
+        f"({found.kept / found.images:.1%})\n"
+    )
+    new = [row["predicted"] for row in json.loads(said.out)]
+    test = model.predict(load_data(model.recipe).test.images, unknown_below=found.value).predicted
+    assert new.count("unknown") / len(new) > 2 * test.count("unknown") / len(test)
+
+
+def test_a_number_decides_what_is_unknown(run, files, tmp_path, capsys):
+    model = load_run(run)
+    sure = model.predict(files).confidence
+    limit = f"{sure.sort().values[1].item():.6f}"  # between the first and the third of three
+    arguments = ["predict", str(run), *map(str, files), "--unknown-below", limit, "--csv", str(tmp_path / "x.csv")]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = model.predict(files, unknown_below=float(limit)).predicted
+    assert 1 <= expected.count("unknown") <= 2
+    assert [row["predicted"] for row in rows(tmp_path / "x.csv")] == expected
+    for line, file, answer in zip(lines, files, expected, strict=True):
+        assert line.startswith(f"{file}: {answer} (") if answer == "unknown" else line.startswith(f"{file}: {answer} ")
+    assert "unknown" not in model.predict(files, unknown_below=1e-9).predicted
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "-1", "nan", "often"])
+def test_an_impossible_threshold_is_refused(run, files, capsys, value):
+    assert main(["predict", str(run), str(files[0]), f"--unknown-below={value}"]) == 2
+    words = f"--unknown-below must be auto or a number above 0 and at most 1, got {value!r}"
+    assert capsys.readouterr().err == f"gmmvit: {words}\n"
+    assert main(["predict", str(run), str(files[0]), "--data-dir", "there"]) == 2
+    assert "where --unknown-below auto finds the validation images" in capsys.readouterr().err
+
+
+def test_python_refuses_thresholds_that_cannot_be(run, files):
+    model = load_run(run)
+    for value in (0, 1.01, float("nan"), True, "0.5"):
+        with pytest.raises(ValueError, match="unknown_below must be a number above 0 and at most 1, got"):
+            model.predict(files, unknown_below=value)
+    with pytest.raises(ValueError, match="has a class 'unknown' of its own"):
+        Predictions(("known", "unknown"), torch.eye(2), 0.5)
+    with pytest.raises(ValueError, match="keep must be above 0"):
+        unknown_threshold(model, keep=0)
+
+
+def test_auto_needs_the_validation_images_of_the_training(halves, tmp_path, capsys):
+    arguments = ["predict", str(halves / "run"), str(halves / "new" / "5"), "--unknown-below", "auto", "--json"]
+    moved = shutil.copytree(halves / "known", tmp_path / "moved")
+    assert main([*arguments, "--data-dir", str(moved)]) == 0
+    next((moved / "3").iterdir()).unlink()
+    assert main([*arguments, "--data-dir", str(moved)]) == 1
+    assert "for want of validation images: the val part of folder:" in capsys.readouterr().err
+    assert main([*arguments, "--data-dir", str(tmp_path / "gone")]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"for want of validation images: folder {tmp_path / 'gone'} does not exist" in said.err
+
+
+def test_auto_needs_a_validation_part(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", "--out", str(folder), "--epochs", "1", "--val-fraction", "0", *TINY]) == 0
+    assert main(["predict", str(folder), "x.png", "--unknown-below", "auto"]) == 1
+    assert "digits has no val part in this run; give a number, or train with --val-fraction" in capsys.readouterr().err

@@ -29,6 +29,7 @@ _HOME = {
     "resume": "gmmvit.training",
     "train": "gmmvit.training",
     "train_several": "gmmvit.training",
+    "unknown_threshold": "gmmvit.evaluate",
 }
 __all__ = ["__version__", *_HOME]
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from gmmvit.checkpoint import load_run
     from gmmvit.config import load_recipe
     from gmmvit.data import load_dataset
+    from gmmvit.evaluate import unknown_threshold
     from gmmvit.layers import MaskedAttention
     from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
     from gmmvit.models import create_model

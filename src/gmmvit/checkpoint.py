@@ -1,7 +1,7 @@
 """Weights and checkpoints of a run, and a trained model loaded from them."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +146,14 @@ class LoadedRun:
         """One image, given as `decode_image` takes it -> uint8 [C, H, W] as in training; raises DataError by name."""
         return decode_image(source, size=self.image_size, channels=self.channels, fit=self.fit)
 
-    def predict(self, images: Any, *, batch_size: int = 256) -> Predictions:
+    def predict(self, images: Any, *, unknown_below: float | None = None, batch_size: int = 256) -> Predictions:
         """The answers to one image or many, prepared as in training and computed in batches.
 
         Args:
             images: a path, the bytes of a file, a PIL image, an array [H, W] or [H, W, C] or a tensor [H, W] or
                 [C, H, W], uint8 or floats from 0 to 1; or many: a list or other iterable of these, an array
                 [N, H, W, C] or a tensor [N, C, H, W]. Sizes may differ.
+            unknown_below: answer "unknown" where the highest probability is below it (`unknown_threshold` finds one).
             batch_size: images that are in memory at a time.
 
         Raises:
@@ -160,7 +161,8 @@ class LoadedRun:
         """
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        parts, pixels = [torch.empty(0, len(self.classes))], []
+        nothing = Predictions(self.classes, torch.empty(0, len(self.classes)), unknown_below)
+        parts, pixels = [nothing.probabilities], []
         for number, image in enumerate(each_image(images)):
             try:
                 pixels.append(self.decode(image))
@@ -173,7 +175,7 @@ class LoadedRun:
                 pixels = []
         if pixels:
             parts.append(self.logits(torch.stack(pixels), batch_size))
-        return Predictions(self.classes, torch.cat(parts).softmax(-1))
+        return replace(nothing, probabilities=torch.cat(parts).softmax(-1))
 
 
 def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.device = "cpu") -> LoadedRun:

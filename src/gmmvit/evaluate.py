@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gmmvit.augment import normalize
 from gmmvit.checkpoint import LoadedRun, load_run
-from gmmvit.data import Dataset, Split, numbered_classes
+from gmmvit.data import DataError, Dataset, Split, numbered_classes
 from gmmvit.distributed import Team
 from gmmvit.predictions import Predictions, check_csv, write_csv
 from gmmvit.run_folder import RunError
@@ -158,6 +158,46 @@ def measured_logits(run: LoadedRun, split: Split) -> Tensor:
     dtype = choose_dtype(run.recipe.dtype, run.device)
     with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
         return run.logits(split.images)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A value for `unknown_below`, which keeps the class of `kept` of `images` validation images."""
+
+    value: float
+    kept: int
+    images: int
+
+
+def unknown_threshold(run: LoadedRun, *, keep: float = 0.95, data_dir: str | None = None) -> Threshold:
+    """The highest probability below which "unknown" can be answered so that the given part of the validation images
+    still gets a class, rounded down to six decimals.
+
+    Args:
+        run: a loaded run.
+        keep: part of the validation images, above 0 and at most 1.
+        data_dir: where the run's data lies now, if it moved; of a folder of images, the folder itself.
+
+    Raises:
+        RunError: the run's data cannot be read, has changed, or has no validation part.
+        ValueError: `keep` is out of range.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, got {keep!r}")
+    try:
+        data = load_parts(run, data_dir=data_dir, download=False)
+        check_unchanged(run, data, "val")
+    except (DataError, OSError, RunError) as error:
+        raise RunError(f"no threshold can be chosen, for want of validation images: {error}") from error
+    if data.val is None or not len(data.val):
+        raise RunError(
+            f"no threshold can be chosen: {data.name} has no val part in this run; give a number, or train with "
+            "--val-fraction"
+        )
+    sure = run.logits(data.val.images).softmax(-1).amax(1).sort().values.double()
+    lost = math.floor((1 - keep) * len(sure) + 1e-9)
+    value = max(1e-6, math.floor(sure[lost].item() * 1e6) / 1e6)
+    return Threshold(value, int((sure >= value).sum()), len(sure))
 
 
 def evaluate_run(

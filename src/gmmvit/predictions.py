@@ -12,6 +12,8 @@ from torch import Tensor
 from gmmvit.run_folder import RunError, check_new, replace_file, told
 from gmmvit.text import shown
 
+UNKNOWN = "unknown"  # the answer to an image that is taken for none of the classes
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -20,10 +22,27 @@ class Predictions:
     Attributes:
         classes: the names of the model's K classes.
         probabilities: float32 [N, K] on the CPU, in the order of `classes`; rows sum to 1.
+        unknown_below: the highest probability below which an image counts as none of the classes; None: never.
+
+    Raises:
+        ValueError: `unknown_below` is not above 0 and at most 1, or a class of the model is called "unknown" too.
     """
 
     classes: tuple[str, ...]
     probabilities: Tensor
+    unknown_below: float | None = None
+
+    def __post_init__(self) -> None:
+        limit = self.unknown_below
+        if limit is None:
+            return
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit <= 1:
+            raise ValueError(f"unknown_below must be a number above 0 and at most 1, got {limit!r}")
+        if UNKNOWN in self.classes:
+            raise ValueError(
+                f"the model has a class {UNKNOWN!r} of its own, so that answer would mean two things: leave out "
+                "--unknown-below (in Python unknown_below=)"
+            )
 
     def __len__(self) -> int:
         return len(self.probabilities)
@@ -35,8 +54,10 @@ class Predictions:
 
     @property
     def predicted(self) -> list[str]:
-        """The likeliest class of each image."""
-        return [self.classes[index] for index in self.probabilities.argmax(1).tolist()]
+        """The likeliest class of each image, or "unknown" where its probability is below `unknown_below`."""
+        limit = self.unknown_below or 0
+        likeliest = zip(self.confidence.tolist(), self.probabilities.argmax(1).tolist(), strict=True)
+        return [UNKNOWN if sure < limit else self.classes[index] for sure, index in likeliest]
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """Of each image the k likeliest classes with their probabilities, the likeliest first; all where K is less."""

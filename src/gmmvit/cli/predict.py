@@ -3,6 +3,8 @@
 import json
 import typing
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gmmvit.checkpoint import LoadedRun
+    from gmmvit.predictions import Predictions
 
 _BATCH = 128  # images that are decoded before the model sees them
 
@@ -25,6 +28,8 @@ def predict(
     top: int = 5,
     weights: typing.Literal["best", "last"] = "best",
     device: str = "auto",
+    unknown_below: str | None = None,
+    data_dir: str | None = None,
     csv: Path | None = None,
     overwrite: bool = False,
     as_json: Json = False,
@@ -43,6 +48,11 @@ def predict(
         Best on validation, or of the last epoch.
     device
         auto, cpu, cuda ...
+    unknown_below
+        Answer "unknown" where the highest probability is below this number; auto takes one that keeps the class of 95 %
+        of the validation images.
+    data_dir
+        For auto: where the data lies now, if it moved; of a folder of images, the folder itself.
     csv
         File for a row of each image: file, predicted class, probability of each class.
     overwrite
@@ -54,6 +64,7 @@ def predict(
         raise RecipeError("predict needs at least one image: gmmvit predict RUN IMAGE...")
     if top < 1:
         raise RecipeError(f"--top must be at least 1, got {top}")
+    limit = _limit(unknown_below, data_dir)
     import torch
 
     from gmmvit.checkpoint import load_run
@@ -64,18 +75,20 @@ def predict(
     if csv is not None:
         check_csv(csv, overwrite)
     model = load_run(run, weights=weights, device=choose_device(device))
+    answers = Predictions(model.classes, torch.empty(0, len(model.classes)), 1.0 if limit == "auto" else limit)
+    if limit == "auto":
+        answers = replace(answers, unknown_below=_chosen(model, data_dir))
     paths = list(expanded_folders(images, lambda line: say(line, error=True)))
     done: list[str] = []
-    parts: list[Tensor] = []
+    parts = [answers.probabilities]
     for files, logits in _batches(model, paths):
-        answers = Predictions(model.classes, logits.softmax(-1))
         done += files
-        parts.append(answers.probabilities)
-        for file, classes in zip(files, answers.top(top), strict=True) if not as_json else ():
-            say(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in classes))
-    answers = Predictions(model.classes, torch.cat(parts) if parts else torch.empty(0, len(model.classes)))
+        parts.append(logits.softmax(-1))
+        if not as_json:
+            _tell(files, replace(answers, probabilities=parts[-1]), top)
+    answers = replace(answers, probabilities=torch.cat(parts))
     if as_json:
-        print(json.dumps(_rows(done, answers.top(top)), indent=2))
+        print(json.dumps(_rows(done, answers, top), indent=2))
     if csv is not None:
         write_csv(csv, done, answers)
     failed = len(paths) - len(done)
@@ -84,10 +97,41 @@ def predict(
     return EXIT_FAILED if failed else 0
 
 
-def _rows(files: list[str], top: list[list[tuple[str, float]]]) -> list[dict[str, object]]:
+def _limit(text: str | None, data_dir: str | None) -> float | typing.Literal["auto"] | None:
+    """What --unknown-below asks for."""
+    if data_dir is not None and text != "auto":
+        raise RecipeError("--data-dir of predict says where --unknown-below auto finds the validation images")
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise RecipeError(f"--unknown-below must be auto or a number above 0 and at most 1, got {text!r}")
+
+
+def _chosen(model: "LoadedRun", data_dir: str | None) -> float:
+    """The threshold from the validation part, which is said."""
+    from gmmvit.evaluate import unknown_threshold
+
+    found = unknown_threshold(model, data_dir=data_dir)
+    say(
+        f"unknown below {found.value:g}: {found.kept} of {found.images} validation images keep their class "
+        f"({found.kept / found.images:.1%})",
+        error=True,
+    )
+    return found.value
+
+
+def _tell(files: list[str], answers: "Predictions", top: int) -> None:
+    for file, answer, classes in zip(files, answers.predicted, answers.top(top), strict=True):
+        shares = ", ".join(f"{name} {p:.1%}" for name, p in classes)
+        say(f"{file}: " + (shares if answer == classes[0][0] else f"{answer} ({shares})"))
+
+
+def _rows(files: list[str], answers: "Predictions", top: int) -> list[dict[str, object]]:
     return [
-        {"image": file, "classes": [{"class": name, "probability": p} for name, p in classes]}
-        for file, classes in zip(files, top, strict=True)
+        {"image": file, "predicted": answer, "classes": [{"class": name, "probability": p} for name, p in classes]}
+        for file, answer, classes in zip(files, answers.predicted, answers.top(top), strict=True)
     ]
 
 
@@ -98,7 +142,7 @@ def _batches(model: "LoadedRun", paths: Iterable[str]) -> Iterator[tuple[list[st
     from gmmvit.data import DataError
 
     files: list[str] = []
-    pixels: list[Tensor] = []
+    pixels: list[torch.Tensor] = []
     for path in paths:
         try:
             if Path(path).is_dir():
