@@ -11,9 +11,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 ORDER = [
     "version", "text", "yaml_files", "attention", "masks", "layers", "stem", "weight_files", "models", "attach",
     "reference_sizes", "reference_weights", "data", "augment", "field_values", "config", "run_folder", "claim",
-    "distributed", "muon", "optim", "building", "progress", "predictions", "checkpoint", "sampling", "convert", "step",
-    "session", "evaluate", "writer", "loop", "budget", "resuming", "training", "rows", "sweep", "report", "export",
-    "bench", "cli", "timm_models", "__main__",
+    "distributed", "muon", "optim", "building", "progress", "predictions", "ensemble", "checkpoint", "sampling",
+    "convert", "step", "session", "evaluate", "writer", "loop", "budget", "resuming", "training", "rows", "sweep",
+    "folds", "report", "export", "bench", "cli", "timm_models", "__main__",
 ]  # fmt: skip
 LEAVES = {name: {"cli"} for name in ("convert", "report", "export", "bench")}
 LEAVES |= {"cli": {"__main__"}, "timm_models": set()}

@@ -26,6 +26,8 @@ _HOME = {
     "load_recipe": "gmmvit.config",
     "load_run": "gmmvit.checkpoint",
     "Predictions": "gmmvit.predictions",
+    "cross_validate": "gmmvit.folds",
+    "resume_folds": "gmmvit.folds",
     "resume": "gmmvit.training",
     "train": "gmmvit.training",
     "train_several": "gmmvit.training",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from gmmvit.config import load_recipe
     from gmmvit.data import load_dataset
     from gmmvit.evaluate import unknown_threshold
+    from gmmvit.folds import cross_validate, resume_folds
     from gmmvit.layers import MaskedAttention
     from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
     from gmmvit.models import create_model

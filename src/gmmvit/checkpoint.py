@@ -1,5 +1,6 @@
 """Weights and checkpoints of a run, and a trained model loaded from them."""
 
+import dataclasses
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +15,23 @@ from gmmvit.augment import normalize
 from gmmvit.building import build_model, first_line
 from gmmvit.config import Recipe, as_dict
 from gmmvit.data import DataError, decode_image, each_image
+from gmmvit.ensemble import Ensemble
 from gmmvit.predictions import Predictions
 from gmmvit.run_folder import (
     ANEW,
     CHECKPOINT,
     CONFIG,
+    SUMMARY,
     WEIGHTS,
     RunError,
     as_folder,
+    fold_folders,
+    is_folds,
     is_there,
     load_config,
     read_rows,
     recipe_of,
+    recipe_of_folds,
     replace_file,
     write_whole,
 )
@@ -179,7 +185,7 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.device = "cpu") -> LoadedRun:
-    """A trained model from its run folder.
+    """A trained model from its run folder; of a cross-validation the mean of its models' probabilities.
 
     Args:
         folder: what `gmmvit train --out` wrote.
@@ -197,6 +203,8 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         torch.empty(1, device=torch.device(device)).cpu()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device must be one that is there, as cpu or cuda, got {device!r}") from error
+    if is_folds(folder):
+        return _load_ensemble(folder, weights, device)
     data = load_config(folder)["data"]
     model = empty_model(folder)
     path = folder / WEIGHTS[weights]
@@ -225,4 +233,34 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         fit=data["fit"],
         fingerprints=data["fingerprints"],
         device=torch.device(device),
+    )
+
+
+def _load_ensemble(folder: Path, weights: str, device: str | torch.device) -> LoadedRun:
+    """The models of all folds as one, which normalises by itself."""
+    places = fold_folders(folder)
+    left = [place.name for place in places if not (place / SUMMARY).is_file()]
+    if left:
+        raise RunError(
+            f"{folder} is not finished: {', '.join(left[:5])} of {len(places)} folds; `gmmvit resume {folder}` goes on"
+        )
+    runs = [load_run(place, weights=weights, device=device) for place in places]
+    first = runs[0]
+    for run in runs:
+        if (run.classes, run.image_size, run.channels, run.fit) != (
+            first.classes,
+            first.image_size,
+            first.channels,
+            first.fit,
+        ):
+            raise RunError(f"{run.folder} has other classes or images than {first.folder}: they are no folds of one")
+    model = Ensemble([run.model for run in runs], [(run.mean, run.std) for run in runs])
+    return dataclasses.replace(
+        first,
+        folder=folder,
+        model=model.to(device).eval(),
+        recipe=recipe_of_folds(folder),
+        mean=(0.0,) * first.channels,
+        std=(1.0,) * first.channels,
+        fingerprints={},
     )

@@ -43,6 +43,13 @@ class Recipe:
     cache_dir: str | None = opt(None, "Where decoded images are kept (environment: GMMVIT_CACHE).")
     skip_broken: bool = opt(False, "Go on without the images that cannot be read, and list them.")
     dedupe: bool = opt(False, "Keep copies of a picture, exact or near, in one part of a folder: or hf: data set.")
+    folds: int | None = opt(
+        None, "Cross-validation: so many trainings, each measured on another part of the images (docs/training.md)."
+    )
+    fold: int | None = opt(None, "Of those only this one, from 1 on.")
+    train_on_all: bool = opt(
+        False, "Learn the validation images too: nothing chooses a best epoch, the last one is kept."
+    )
     # model
     model: str = opt("vit", "Family of the model (see `gmmvit models`), timm:NAME or hf:NAME_OR_PATH.")
     model_args: Mapping[str, Any] | None = opt(None, "Arguments of a timm: or hf: model, as depth=4,embed_dim=64.")
@@ -159,6 +166,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("seed", "split_seed"), (0, 2**63 - 1)),
     **dict.fromkeys(("lr", "clip_norm", "mlp_ratio", "position_std", "erase_aspect"), (1e-12, 10**6)),
     "minutes": (0.01, 10**6),
+    "folds": (2, 1000),
+    "fold": (1, 1000),
     "ema": (0, 1 - 1e-9),
     "rand_ops": (1, 100),
     "rand_magnitude": (0, 30),
@@ -171,6 +180,10 @@ def _check_ranges(recipe: Recipe) -> None:
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
             if not low <= number <= high:
                 raise RecipeError(f"{name} must be {low:g} to {high:g}, got {short(number)}")
+    if recipe.fold is not None and (recipe.folds is None or recipe.fold > recipe.folds):
+        raise RecipeError(f"fold must be one of 1 to folds, got {recipe.fold} of {recipe.folds or 'no'} folds")
+    if recipe.train_on_all and recipe.patience is not None:
+        raise RecipeError("patience and train_on_all do not go together: no validation image is left to judge by")
     if recipe.channels not in (None, 1, 3):
         raise RecipeError(f"channels must be 1 or 3, got {recipe.channels}")
     for name in ("image_size", "patch_size"):

@@ -129,7 +129,9 @@ def load_parts(
     """
     recipe = run.recipe
     if dataset is not None:
-        recipe = dataclasses.replace(recipe, dataset=dataset, data_dir=data_dir or recipe.data_dir)
+        recipe = dataclasses.replace(
+            recipe, dataset=dataset, data_dir=data_dir or recipe.data_dir, folds=None, fold=None
+        )
     else:
         recipe = with_data_at(recipe, data_dir)
     recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels)
@@ -239,6 +241,11 @@ def evaluate_run(
     run = load_run(folder, weights=weights, device=choose_device(device))
     data = load_parts(run, data_dir=data_dir, dataset=dataset)
     split: Split | None = getattr(data, part)
+    if run.recipe.folds and not run.recipe.fold and dataset is None and (split is None or part != "test"):
+        raise RunError(
+            f"{folder} has learned every image of {data.name} in one of its folds, so it is measured on others: with "
+            "--dataset folder:PATH (in Python dataset=); what the folds measured stands in folds.csv"
+        )
     if split is None or not len(split):
         others = " and ".join(name for name in ("train", "val", "test") if getattr(data, name) is not None)
         raise RunError(

@@ -263,6 +263,7 @@ def _summary(setting: Setting, state: State) -> dict[str, Any]:
         "passes": recipe.passes,
         "images_seen": state.images_seen,
         "train_images": len(data.train),
+        "test_images": None if data.test is None else len(data.test),
         "train_images_per_s": round(state.images_seen / max(state.train_s, 1e-9), 1),
         "wall_s": round(state.wall_s, 1),
         "core_s": round(state.core_s, 1),

@@ -20,7 +20,7 @@ Started = tuple[Setting, State]
 # Fields of a recipe that decide what data it loads, or that hold for the whole process.
 _SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_size", "channels", "fit",
            "val_fraction", "test_fraction", "split_seed", "train_per_class", "cache_dir", "dedupe",
-           "skip_broken")  # fmt: skip
+           "skip_broken", "folds", "fold", "train_on_all")  # fmt: skip
 
 
 def shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
@@ -32,6 +32,11 @@ def shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
         if mine != theirs:
             raise RecipeError(f"several trainings in one process share their {name}, got {theirs!r} and {mine!r}")
     return setting.data
+
+
+def fold_label(recipe: Recipe) -> str:
+    """What goes before the lines of a training that is one of several folds."""
+    return f"fold {recipe.fold}/{recipe.folds}: " if recipe.fold else ""
 
 
 def continued(
@@ -46,7 +51,7 @@ def continued(
     """An interrupted training as it was after its last epoch, or the summary of a finished one."""
     team = join()
     recipe = with_data_at(run_folder.recipe_of(folder), data_dir)
-    progress = Progress(quiet or not team.leads, label)
+    progress = Progress(quiet or not team.leads, label or fold_label(recipe))
     team.from_leader(lambda: locks.enter_context(claim.locked(folder)) and None)
     saved = checkpoint.load_checkpoint(folder, recipe)
     run_folder.read_rows(folder)  # a damaged file is told before any work

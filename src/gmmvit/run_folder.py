@@ -27,9 +27,11 @@ CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.
 LOCK, OWN = ".lock", ".files"  # held by a training; the names of the files that the run wrote
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
 EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}
+# Of a cross-validation, beside the run folders fold-1, fold-2 ...
+FOLDS, FOLDS_TABLE, REPORT = "folds.yaml", "folds.csv", "report.html"
 _DIGITS = 18  # of a whole number that is exact in every program
 _LONGEST_NAME = 255  # bytes, on every common file system
-FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), "report.html", *EXPORTS.values())
+FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), REPORT, *EXPORTS.values())
 
 
 def _list_of(fits: Callable[[Any], bool], least: int, most: float = math.inf) -> Callable[[Any], bool]:
@@ -160,7 +162,7 @@ def holds_nothing(folder: Path) -> bool:
 
 def is_leftover(name: str) -> bool:
     """Whether a file of that name was being written when its training was killed."""
-    return name.endswith(".tmp") and any(name.startswith(f".{whole}.") for whole in FILES)
+    return name.endswith(".tmp") and any(name.startswith(f".{whole}.") for whole in (*FILES, FOLDS, FOLDS_TABLE))
 
 
 def versions() -> dict[str, str]:
@@ -238,6 +240,46 @@ def recipe_of(folder: str | Path) -> Recipe:
         return make_recipe(load_config(folder)["recipe"], f"{Path(folder) / CONFIG}")
     except RecipeError as error:
         raise RunError(f"{error} (was it written by another version of gmmvit?)") from None
+
+
+def is_folds(folder: str | Path) -> bool:
+    """Whether a folder is that of a cross-validation."""
+    return (as_folder(folder) / FOLDS).is_file()
+
+
+def fold_folder(folder: str | Path, fold: int) -> Path:
+    """The run folder of a fold of a cross-validation, which are counted from 1."""
+    return Path(folder) / f"fold-{fold}"
+
+
+def fold_folders(folder: str | Path) -> list[Path]:
+    """The run folders of all folds, those too that are not begun. Raises as `recipe_of_folds`."""
+    folds = recipe_of_folds(folder).folds or 0
+    return [fold_folder(folder, fold) for fold in range(1, folds + 1)]
+
+
+def save_folds(folder: Path, recipe: Recipe) -> None:
+    """Writes folds.yaml: the recipe that all folds share, and versions."""
+    write_whole(folder / FOLDS, yaml_bytes({"recipe": as_dict(recipe), "versions": versions()}))
+
+
+def recipe_of_folds(folder: str | Path) -> Recipe:
+    """The recipe that all folds of a cross-validation share. Raises RunError where the folder is none or is damaged."""
+    path = as_folder(folder) / FOLDS
+    if not is_there(path):
+        raise RunError(f"{folder} is not the folder of a cross-validation: it has no {FOLDS}")
+    try:
+        with told(path, "read"):
+            content = read_yaml(path)
+        values = content.get("recipe") if isinstance(content, dict) else None
+        if not isinstance(values, dict):
+            raise RunError(f"{path} is damaged: it has no mapping 'recipe'")
+        recipe = make_recipe(values, str(path))
+    except (YamlError, RecipeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    if recipe.folds is None or recipe.fold is not None:
+        raise RunError(f"{path} is damaged: its recipe must have folds and no fold")
+    return recipe
 
 
 def read_summary(folder: str | Path) -> dict[str, Any] | None:

@@ -181,6 +181,9 @@ def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, do
         cache_dir=recipe.cache_dir,
         skip_broken=recipe.skip_broken,
         dedupe=recipe.dedupe,
+        folds=recipe.folds,
+        fold=recipe.fold,
+        train_on_all=recipe.train_on_all,
         download=download,
         report=report,
     )
@@ -373,6 +376,8 @@ def prepare(
     )
     for line in told_of_classes(data, recipe):
         progress.line(line)
+    if recipe.train_on_all:
+        progress.line("the validation images are learned too: nothing chooses a best epoch, the last one is kept")
     if data.val is not None and len(data.val) < _FEW:
         progress.line(
             f"{len(data.val)} validation images are few to choose the best epoch by: look at the last epoch too, or "

@@ -20,7 +20,7 @@ from gmmvit.distributed import join, lost_contact
 from gmmvit.loop import fit
 from gmmvit.optim import warmup_share
 from gmmvit.progress import Progress, clock
-from gmmvit.resuming import Started, continued, shared_data
+from gmmvit.resuming import Started, continued, fold_label, shared_data
 from gmmvit.session import Setting, State, absolute_paths, prepare, step_images
 from gmmvit.step import TrainingError
 
@@ -142,6 +142,8 @@ def comparison(summaries: Sequence[dict[str, Any]]) -> str:
 def _check_recipe(recipe: Any) -> None:
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, as gmmvit.load_recipe('digits') makes it, got {recipe!r}")
+    if recipe.folds is not None and recipe.fold is None:
+        raise RecipeError("folds are trained by gmmvit.cross_validate; for one of them say which with fold")
 
 
 def _name(recipe: Recipe) -> str:
@@ -154,7 +156,12 @@ def _last_part(name: str) -> str:
 
 
 def _folder(recipe: Recipe, out: str | Path | None) -> Path:
-    return Path(out) if out is not None else Path("runs") / f"{_last_part(recipe.dataset)}-{_name(recipe)}"
+    return Path(out) if out is not None else Path("runs") / run_name(recipe)
+
+
+def run_name(recipe: Recipe) -> str:
+    """What the folder of a training is called by default."""
+    return f"{_last_part(recipe.dataset)}-{_name(recipe)}{f'-fold{recipe.fold}' if recipe.fold else ''}"
 
 
 def _check_different(folders: Sequence[Path]) -> None:
@@ -180,7 +187,7 @@ def _start_all(
     started: list[Started] = []
     described = []
     for recipe, folder in zip(recipes, folders, strict=True):
-        progress = Progress(quiet or not team.leads, f"{_name(recipe)}: " if len(recipes) > 1 else "")
+        progress = Progress(quiet or not team.leads, f"{_name(recipe)}: " if len(recipes) > 1 else fold_label(recipe))
         begun, recipe = time.perf_counter(), absolute_paths(recipe)
         data = shared_data(recipe, started[0] if started else None)
         setting, state, told = prepare(recipe, folder, progress, team, data=data)

@@ -67,7 +67,7 @@ def suitable_recipe(given: Mapping[str, Any]) -> tuple[str, str]:
     count = count_training(
         recipe.dataset,
         data_dir=recipe.data_dir,
-        test_fraction=recipe.test_fraction,
+        test_fraction=1 / recipe.folds if recipe.folds else recipe.test_fraction,
         train_per_class=recipe.train_per_class,
     )
     name = next(name for name, most in _BY_NUMBER if count <= most)

@@ -52,6 +52,8 @@ def train(
     given: dict[str, Any] = dict(fields or {})
     if "minutes" in given and "epochs" in given:
         raise RecipeError("--minutes sets the epochs from the measured speed: give one of --minutes and --epochs")
+    if "folds" in given and "fold" not in given and (seeds or masks):
+        raise RecipeError("--folds goes with one seed and one mask: run the command once for each")
     name, reason = (recipe, "") if recipe else suitable_recipe(given)
     if given.get("pretrained") not in (None, "true", "false"):
         given = with_model_of(given, quiet)
@@ -63,14 +65,21 @@ def train(
     if recipe is None and not quiet and leads():
         others = ", ".join(recipe_names())
         say(f"recipe {name}, {reason} (choose with --recipe: {others})", error=True)
-    if variants is None:
-        result: Any = training.train(loaded, out, overwrite=overwrite, quiet=quiet)
+    crossed = loaded.folds is not None and loaded.fold is None
+    if crossed:
+        from gmmvit import folds
+
+        result: Any = folds.cross_validate(loaded, out, overwrite=overwrite, quiet=quiet)
+    elif variants is None:
+        result = training.train(loaded, out, overwrite=overwrite, quiet=quiet)
     else:
         result = training.train_several(variants, out, overwrite=overwrite, quiet=quiet)
     if not leads():
         return
     if as_json:
         print(json.dumps(result))
+    elif crossed:
+        print("\n".join(folds.lines(result)))
     elif variants is not None:
         print(training.comparison(result))
 
@@ -118,7 +127,11 @@ def resume(
     """
     from gmmvit import training
     from gmmvit.distributed import leads
+    from gmmvit.run_folder import is_folds
 
+    if any(map(is_folds, (run, *others))):
+        _resume_folds(run, others, data_dir, epochs, quiet, as_json)
+        return
     if others and epochs is not None:
         raise RecipeError("--epochs extends one run: resume them one after another")
     if others:
@@ -129,6 +142,20 @@ def resume(
         print(json.dumps(result))
     elif others and leads():
         print(training.comparison(result))
+
+
+def _resume_folds(
+    run: Path, others: tuple[Path, ...], data_dir: str | None, epochs: int | None, quiet: bool, as_json: bool
+) -> None:
+    """`resume` of a cross-validation."""
+    if others or epochs is not None:
+        raise RecipeError("a cross-validation is resumed alone, and as long as it was; --epochs extends a run")
+    from gmmvit import folds
+    from gmmvit.distributed import leads
+
+    result = folds.resume_folds(run, data_dir=data_dir, quiet=quiet)
+    if leads():
+        print(json.dumps(result) if as_json else "\n".join(folds.lines(result)))
 
 
 def _folders(paths: list[Path]) -> list[Path]:

@@ -19,6 +19,7 @@ from gmmvit.data.decode import check_target
 from gmmvit.data.decoding import Catalog, Decoded, Sink, decode_contents, in_memory
 from gmmvit.data.digits import digits_source
 from gmmvit.data.folder import folder_source
+from gmmvit.data.folds import check_folds, measured_by
 from gmmvit.data.hub import hub_source
 from gmmvit.data.memory import fits_in_memory
 from gmmvit.data.named import NAMED, named_source
@@ -34,7 +35,7 @@ from gmmvit.data.records import (
     packages_for,
     silent,
 )
-from gmmvit.data.split import check_fraction, check_per_class, check_seed, choose_parts
+from gmmvit.data.split import check_fraction, check_per_class, check_seed, choose_parts, cut_validation, first_of_each
 from gmmvit.text import shown
 
 _BROKEN_SHOWN = 3
@@ -60,6 +61,9 @@ def load_dataset(
     cache_dir: str | os.PathLike[str] | None = None,
     skip_broken: bool = False,
     dedupe: bool = False,
+    folds: int | None = None,
+    fold: int | None = None,
+    train_on_all: bool = False,
     download: bool = True,
     report: Report | None = None,
 ) -> Dataset:
@@ -79,7 +83,12 @@ def load_dataset(
         cache_dir: where decoded images are kept; by default GMMVIT_CACHE, else `~/.cache/gmmvit`.
         skip_broken: go on without images that cannot be decoded, and name them through `report`.
         dedupe: keep exact and near copies of a picture in one part: of parts that are cut in the training part, of
-            given ones in the part that is held out.
+            given ones in the part that is held out. Folds never share a copy then.
+        folds: cross-validation: all images but those of a given test part are dealt to so many folds, alike in their
+            classes. `test_fraction` is without meaning then.
+        fold: 1..folds: the test part is this fold, the validation part is cut from the others by `val_fraction`.
+            Without it, the training part is all folds and the test part the given one, if there is one.
+        train_on_all: the validation part is learned too, and none is left.
         download: whether a named data set that is not there may be fetched from the network.
         report: receives lines of progress and notices; silent by default.
 
@@ -95,6 +104,7 @@ def load_dataset(
     check_fraction("test_fraction", test_fraction)
     check_seed(split_seed)
     check_per_class(train_per_class)
+    check_folds(folds, fold)
     size = _size(image_size)
     check_target(size or (1, 1), 3 if channels is None else channels, fit)
     with packages_for(name):
@@ -103,17 +113,20 @@ def load_dataset(
         decoded, path = _decode(name, source, shape, fit, cache_dir, report)
     _check_decoded(name, decoded.catalog, skip_broken, report, heard=heard)
     catalog = decoded.catalog
-    chosen = choose_parts(
-        {part: catalog.labels[first:last] for part, (first, last) in catalog.parts.items()},
-        catalog.classes,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        seed=split_seed,
-        per_class=train_per_class,
-    )
-    rows = {part: catalog.parts[origin][0] + indices for part, (origin, indices) in chosen.items()}
-    if source.name.startswith(("folder-", "hf-")):
-        rows = _without_leaks(decoded, rows, dedupe, report, given="all" not in catalog.parts)
+    of_user = source.name.startswith(("folder-", "hf-"))
+    # To look at all images would take as long as to train on them where they do not fit.
+    groups = find_copies(decoded.images) if of_user and fits_in_memory(decoded.images.nbytes) else None
+    if folds is None:
+        rows = _parts(catalog, val_fraction, test_fraction, split_seed, train_per_class)
+    else:
+        together = groups if dedupe else None
+        rows = _parts_of_fold(catalog, folds, fold, together, val_fraction, split_seed, train_per_class)
+    if train_on_all and "val" in rows:
+        rows["train"] = np.sort(np.concatenate([rows["train"], rows.pop("val")]))
+    if of_user:
+        if groups is not None:
+            given = folds is None and "all" not in catalog.parts
+            rows = _without_leaks(catalog, groups, rows, dedupe, report, given=given)
         if channels is None and shape[0] == 3 and (catalog.sums == catalog.sums[..., :1]).all():
             report(f"every image of {name} is grey: --channels 1 trains on one channel and not on three equal ones")
     splits = _splits(decoded, rows, path, report)
@@ -225,15 +238,49 @@ def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Repor
         raise DataError(f"{name} has no labelled training part: it needs a part called train")
 
 
+def _parts(
+    catalog: Catalog, val_fraction: float, test_fraction: float, seed: int, per_class: int | None
+) -> dict[str, np.ndarray]:
+    """The rows of each part."""
+    chosen = choose_parts(
+        {part: catalog.labels[first:last] for part, (first, last) in catalog.parts.items()},
+        catalog.classes,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        per_class=per_class,
+    )
+    return {part: catalog.parts[origin][0] + indices for part, (origin, indices) in chosen.items()}
+
+
+def _parts_of_fold(
+    catalog: Catalog,
+    folds: int,
+    fold: int | None,
+    groups: np.ndarray | None,
+    val_fraction: float,
+    seed: int,
+    per_class: int | None,
+) -> dict[str, np.ndarray]:
+    """The rows of each part in a fold, or of all folds and the given test part; `groups` are not split."""
+    given = {part: np.arange(*span) for part, span in catalog.parts.items()}
+    test = given.pop("test", np.empty(0, np.int64))
+    pool = first_of_each(catalog.labels, np.sort(np.concatenate(list(given.values()))), per_class)
+    if fold is None:
+        return {"train": pool} | ({"test": test} if len(test) else {})
+    mine = None if groups is None else groups[pool]
+    held = measured_by(fold, folds, catalog.labels[pool], mine, catalog.classes, seed)
+    test, left = pool[held], pool[~held]
+    val = cut_validation(catalog.labels[left], val_fraction, seed)
+    return {"train": left[~val], "test": test} | ({"val": left[val]} if val.any() else {})
+
+
 def _without_leaks(
-    decoded: Decoded, rows: dict[str, np.ndarray], dedupe: bool, report: Report, *, given: bool
+    catalog: Catalog, groups: np.ndarray, rows: dict[str, np.ndarray], dedupe: bool, report: Report, *, given: bool
 ) -> dict[str, np.ndarray]:
     """The rows of the parts; copies between them are told, or kept in one part."""
-    if not fits_in_memory(decoded.images.nbytes):  # to look at all of them would take as long as to train on them
-        return rows
-    groups = find_copies(decoded.images)
     if not dedupe:
-        for line in told_copies(groups, rows, decoded.catalog.labels, decoded.catalog.names):
+        for line in told_copies(groups, rows, catalog.labels, catalog.names):
             report(line)
         return rows
     kept = kept_together(groups, rows, given)

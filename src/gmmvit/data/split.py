@@ -90,21 +90,29 @@ def choose_parts(
     ]
     cuts = [cut for cut in cuts if cut[3] and cut[1] > 0]
     _check_counts(pool, classes, split=bool(cuts))
-    # numpy takes seeds in words of 32 bits.
-    words = (seed,) if seed < 2**32 else (seed % 2**32, seed // 2**32)
     left = np.arange(len(pool))
     chosen = {name: (name, np.arange(len(part))) for name, part in labels.items() if name != origin}
     for name, fraction, stream, _ in cuts:
         if name == "val":
-            left = _first_of_each(pool, left, per_class)
-        held = hold_out(pool[left], fraction, (*words, stream))
+            left = first_of_each(pool, left, per_class)
+        held = hold_out(pool[left], fraction, (*_words(seed), stream))
         chosen[name], left = (origin, left[held]), left[~held]
-    left = _first_of_each(pool, left, per_class)
+    left = first_of_each(pool, left, per_class)
     chosen["train"] = (origin, left)
     return {name: part for name, part in chosen.items() if len(part[1])}
 
 
-def _first_of_each(labels: np.ndarray, rows: np.ndarray, per_class: int | None) -> np.ndarray:
+def _words(seed: int) -> tuple[int, ...]:
+    """numpy takes seeds in words of 32 bits."""
+    return (seed,) if seed < 2**32 else (seed % 2**32, seed // 2**32)
+
+
+def cut_validation(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """The images that are held out for validation, bool `[N]`, chosen as by `choose_parts`."""
+    return hold_out(labels, fraction, (*_words(seed), _VAL_STREAM))
+
+
+def first_of_each(labels: np.ndarray, rows: np.ndarray, per_class: int | None) -> np.ndarray:
     """Of `rows` the first `per_class` of each class, still in order; all of them with None."""
     if per_class is None:
         return rows

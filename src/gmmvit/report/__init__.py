@@ -11,6 +11,7 @@ from gmmvit.checkpoint import LoadedRun, load_run
 from gmmvit.claim import own_if_run
 from gmmvit.data import DataError
 from gmmvit.report.comparison import comparison
+from gmmvit.report.folds import folds_section
 from gmmvit.report.masks import mask_picture, mask_section, starting_model
 from gmmvit.report.page import document, paragraph
 from gmmvit.report.results import (
@@ -22,7 +23,7 @@ from gmmvit.report.results import (
     mistakes_section,
 )
 from gmmvit.report.runs import RunRecord, count_parameters, curves, head, read_run, title
-from gmmvit.run_folder import RunError, check_new, write_whole
+from gmmvit.run_folder import CONFIG, RunError, check_new, fold_folders, is_folds, write_whole
 from gmmvit.session import choose_device
 
 __all__ = ["mask_picture", "write_report"]
@@ -45,7 +46,7 @@ def write_report(
 
     Args:
         runs: run folders; with several, a table compares their masks by means over seeds, and the details are those of
-            the first.
+            the first. The folder of a cross-validation stands for its folds, and its own figures come first.
         out: the HTML file, or a folder for it; report.html in the first run's folder by default.
         data_dir: where the named data sets lie now, if not where the training found them.
         device: where the model runs: cpu, cuda, auto.
@@ -62,13 +63,16 @@ def write_report(
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     if not folders:
         raise ValueError("runs must name at least one run folder, got none")
-    records = [read_run(folder) for folder in folders]
+    crossed = [Path(folder) for folder in folders if is_folds(folder)]
     path = Path(folders[0]) / FILE if out is None else Path(out)
     path = path / FILE if path.is_dir() else path
     own = [Path(folder).resolve() / FILE for folder in folders]
+    folders = [run for folder in folders for run in _runs_of(folder)]
+    records = [read_run(folder) for folder in folders]
     check_new(path, overwrite or path.resolve() in own)
     chosen = choose_device(device)
-    sections = [("runs", "Masks compared", comparison(records) if len(records) > 1 else "")]
+    sections = [("folds", "Cross-validation", "".join(map(folds_section, crossed)))]
+    sections.append(("runs", "Masks compared", comparison(records) if len(records) > 1 else ""))
     sections.append(("curves", "Curves", curves(records[0])))
     try:
         loaded = load_run(folders[0], device=chosen)
@@ -81,6 +85,16 @@ def write_report(
     own_if_run(path)
     write_whole(path, page.encode(errors="backslashreplace"))
     return path
+
+
+def _runs_of(folder: str | Path) -> list[str | Path]:
+    """The folder itself, or those of the folds of a cross-validation that are begun."""
+    if not is_folds(folder):
+        return [folder]
+    begun = [place for place in fold_folders(folder) if (place / CONFIG).is_file()]
+    if not begun:
+        raise RunError(f"{folder} has no fold yet: `gmmvit resume {folder}` goes on")
+    return [*begun]
 
 
 def _details(run: LoadedRun, data_dir: str | None, record: RunRecord) -> list[tuple[str, str, str]]:

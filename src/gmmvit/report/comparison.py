@@ -10,7 +10,7 @@ from typing import Any
 from gmmvit.config import as_dict
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, percent, row, table
-from gmmvit.report.runs import RunRecord, count, epochs_of, plain, time_taken
+from gmmvit.report.runs import RunRecord, count, epochs_of, plain, seed_of, time_taken
 from gmmvit.sweep.files import difference_words, spread_words
 from gmmvit.sweep.table import difference
 
@@ -29,7 +29,7 @@ _MASK |= {"learn_center", "elm_per_head"}
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one recipe but for the seed, in the order given; a run that is not finished is an arm of its own."""
+    """Runs of one recipe but for the seed, or the fold, in the order given; an unfinished run is an arm of its own."""
 
     name: str
     records: list[RunRecord]
@@ -58,7 +58,7 @@ class Arm:
 
 
 def _told(record: RunRecord) -> dict[str, Any]:
-    return {name: value for name, value in as_dict(record.recipe).items() if name not in _MACHINE | {"seed"}}
+    return {name: value for name, value in as_dict(record.recipe).items() if name not in _MACHINE | {"seed", "fold"}}
 
 
 def _kind(record: RunRecord) -> str:
@@ -120,7 +120,7 @@ def comparison(records: Sequence[RunRecord]) -> str:
 
 
 def _arm_row(arm: Arm, compared: Sequence[Arm]) -> str:
-    seeds = ", ".join(str(record.recipe.seed) for record in arm.records)
+    seeds = ", ".join(map(seed_of, arm.records))
     cells = [arm.name, _kind(arm.records[0]), seeds, *(arm.spread(name) for name in ACCURACIES)]
     counts = set(arm.values("num_parameters"))
     cells += [_gain(arm, compared), count(counts.pop() if len(counts) == 1 else None)]
@@ -137,7 +137,7 @@ def _gain(arm: Arm, compared: Sequence[Arm]) -> str:
         return {name: value for name, value in other.recipe.items() if name not in _MASK}
 
     def rows(other: Arm) -> list[dict[str, Any]]:
-        return [{"seed": r.recipe.seed, "test": r.facts.get("test_top1_last")} for r in other.records]
+        return [{"seed": (r.recipe.seed, r.recipe.fold), "test": r.facts.get("test_top1_last")} for r in other.records]
 
     controls = [other for other in compared if other.recipe["mask"] == "none" and other.records[0].finished]
     found = [difference(rows(arm), rows(other), "test") for other in controls if rest(other) == rest(arm)]
@@ -159,7 +159,7 @@ def _best_cells(arm: Arm, compared: Sequence[Arm]) -> list[int]:
 
 def _run_row(label: str, record: RunRecord) -> str:
     facts = record.facts
-    cells = [label, record.recipe.mask, _kind(record), str(record.recipe.seed), epochs_of(record)]
+    cells = [label, record.recipe.mask, _kind(record), seed_of(record), epochs_of(record)]
     cells += [percent(facts.get(name)) for name in ACCURACIES]
     return row([*cells, count(facts.get("train_images_per_s")), time_taken(facts.get("wall_s"))], left=3)
 

@@ -119,7 +119,7 @@ def head(record: RunRecord) -> str:
     listing = "".join(f"<li><span>{escape(name)}</span><b>{escape(value)}</b></li>" for name, value in cards)
     repeat = ["gmmvit", "train", "--recipe", f"{folder}/{CONFIG}", "--out", f"{folder}-again"]
     about = (
-        f"run {folder} · seed {recipe.seed} · epochs {epochs_of(record)} · passes in each {recipe.passes} · "
+        f"run {folder} · seed {seed_of(record)} · epochs {epochs_of(record)} · passes in each {recipe.passes} · "
         f"mode {recipe.mode} · gmmvit {record.versions.get('gmmvit', '?')}, torch {record.versions.get('torch', '?')}"
     )
     return (
@@ -127,6 +127,11 @@ def head(record: RunRecord) -> str:
         f'<ul class="facts">{listing}</ul>{paragraph("The same again, where the folder of the run lies:", "note")}'
         f'<pre tabindex="0">{escape(shlex.join(repeat))}</pre>{_recipe_details(recipe)}'
     )
+
+
+def seed_of(record: RunRecord) -> str:
+    """The seed of a run, and its fold."""
+    return f"{record.recipe.seed}" + (f" (fold {record.recipe.fold})" if record.recipe.fold else "")
 
 
 def epochs_of(record: RunRecord) -> str:

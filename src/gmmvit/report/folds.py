@@ -1,0 +1,40 @@
+"""What a cross-validation measured: means over its folds with their intervals, and the folds one by one."""
+
+from pathlib import Path
+from typing import Any
+
+from gmmvit.folds import MEASURED, measured
+from gmmvit.report.page import paragraph, percent, row, table
+from gmmvit.report.runs import count
+
+
+def folds_section(folder: Path) -> str:
+    """The figures of a cross-validation as HTML."""
+    result = measured(folder)
+    found, folds = result["measured"], result["folds"]
+    done = len(result["rows"])
+    state = "" if done == folds else f" {done} of {folds} folds are finished: gmmvit resume {folder.resolve().name}"
+    if not found:
+        return paragraph(f"{folder.resolve().name}: no fold is finished.{state}", "warn")
+    accuracy, f1 = (_words(found[name]) for name in ("test_top1_best", "test_macro_f1_best"))
+    intro = (
+        f"{folder.resolve().name}, {folds} folds: accuracy {accuracy}, macro F1 {f1} (best epochs; mean ± standard "
+        "deviation over the folds, n − 1, and the 95 % interval of the mean by Student's t). Each fold was measured by "
+        "the model that did not learn it. The models share most of their images, so the interval is rather too narrow. "
+        f"The sections below show the first fold.{state}"
+    )
+    rows = [_row(f"fold {fold['fold']}", fold, count(fold.get("test_images"))) for fold in result["rows"]]
+    for key in ("mean", "deviation", "low", "high"):
+        name = {"low": "95 % interval, low", "high": "95 % interval, high"}.get(key, key)
+        rows.append(_row(name, {metric: spread[key] for metric, spread in found.items()}, ""))
+    return paragraph(intro) + table(["", "images", *MEASURED.values()], rows)
+
+
+def _words(spread: dict[str, Any]) -> str:
+    if spread["deviation"] is None:
+        return percent(spread["mean"])
+    return f"{percent(spread['mean'])} ± {percent(spread['deviation'])} [{spread['low']:.1%} to {spread['high']:.1%}]"
+
+
+def _row(name: str, values: dict[str, Any], images: str) -> str:
+    return row([name, images, *(percent(values.get(metric)) for metric in MEASURED)])
