@@ -45,14 +45,18 @@ class _ScoreMode(TorchFunctionMode):
         factors = [x for x in args if isinstance(x, torch.Tensor) and x.dim() >= 3]
         if func in _PRODUCTS and self.masks and len(factors) == 2 and factors[0].shape[-1] != out.shape[-1]:
             size = self.masks[0].shape
-            if out.shape[-2:] == size[-2:] and (size[-3] in out.shape[1:-2] or (out.dim() == 3 and size[-3] == 1)):
-                return out * _beside_heads(self.masks.pop(0), out)
+            heads = size[-3] in out.shape[1:-2] or (out.dim() == 3 and out.shape[0] % size[-3] == 0)
+            if out.shape[-2:] == size[-2:] and heads:
+                return _times(out, self.masks.pop(0))
         return out
 
 
-def _beside_heads(mask, scores):
-    """[H, T, T] shaped to multiply [..., H, ..., T, T] (groups may stand behind the heads), or [B, H, T, T]."""
-    return mask if mask.dim() == 4 or scores.shape[-3] == mask.shape[0] else mask.unsqueeze(1)
+def _times(scores, mask):
+    """A mask [H, T, T] or [B, H, T, T] multiplied into [..., H, ..., T, T] (groups may stand behind the heads), or into
+    [B*H, T, T]."""
+    if scores.dim() == 3 and mask.dim() == 3:
+        return (scores.unflatten(0, (-1, len(mask))) * mask).flatten(0, 1)
+    return scores * (mask if mask.dim() == 4 or scores.shape[-3] == mask.shape[0] else mask.unsqueeze(1))
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def masks_in(masks: list[torch.Tensor]) -> Iterator[None]:
         # Written so that `_ScoreMode`, which is for donors without this call, does not see it.
         scores = (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
         if left and scores.shape[-2:] == left[0].shape[-2:]:
-            scores = scores * _beside_heads(left.pop(0), scores)
+            scores = _times(scores, left.pop(0))
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
                 attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -math.inf)

@@ -13,9 +13,12 @@ def places(model, layer, images):
     kind = type(layer).__name__.removeprefix("Masked")
     if isinstance(images, dict):  # patches of several grids
         return [(sample, sample) for sample in images["patch_coord"].tolist()]
+    if hasattr(layer, "q_pool"):  # of SAM 2
+        keys = _rows_and_columns(*layer.gmm_mask.grid)
+        return [(keys if layer.q_pool is None else _centres(layer.gmm_mask.grid, layer.q_pool), keys)]
     if kind == "MultiScaleAttention":
         return [tuple(_centres(layer.gmm_mask.grid, pool) for pool in (layer.pool_q, layer.pool_k))]
-    if kind == "GlobalSubSampleAttn":
+    if kind == "GlobalSubSampleAttn" or hasattr(layer, "sr"):
         queries = _rows_and_columns(*layer.gmm_mask.grid)
         return [(queries, queries if layer.sr is None else _centres(layer.gmm_mask.grid, layer.sr))]
     if kind == "MaskUnitAttention":
@@ -34,8 +37,10 @@ def _centres(grid, pool):
     """The centres of a convolution's windows, of those that it has on a map of that size."""
     if pool is None:
         return _rows_and_columns(*grid)
-    (rows, cols) = pool(torch.zeros(1, pool.in_channels, *grid, dtype=pool.weight.dtype)).shape[-2:]
-    (kernel, _), (stride, _), (padding, _) = pool.kernel_size, pool.stride, pool.padding
+    channels, dtype = getattr(pool, "in_channels", 1), getattr(getattr(pool, "weight", None), "dtype", None)
+    (rows, cols) = pool(torch.zeros(1, channels, *grid, dtype=dtype)).shape[-2:]
+    sizes = (pool.kernel_size, pool.stride, pool.padding)
+    kernel, stride, padding = (x[0] if isinstance(x, tuple) else x for x in sizes)
     centre = (kernel - 1) / 2 - padding
     return [(stride * r + centre, stride * c + centre) for r, c in _rows_and_columns(rows, cols)]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from gmmvit.attach import timm, timm_inline, timm_pooled, timm_windows, torchvision, transformers
+from gmmvit.attach import timm, timm_inline, timm_maps, timm_pooled, timm_windows, torchvision, transformers
 from gmmvit.attach.measured import Measures, by_rule
 from gmmvit.attach.place import Grid
 from gmmvit.attach.refuse import spoiled
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, Tower
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
-LIBRARIES = (timm, timm_windows, timm_pooled, timm_inline, torchvision, transformers)
-TOWERS = (timm.tower, torchvision.tower, transformers.tower)
+LIBRARIES = (timm, timm_windows, timm_pooled, timm_maps, timm_inline, torchvision, transformers)
+TOWERS = (timm_maps.tower, timm.tower, torchvision.tower, transformers.tower)
 ATTENTIONS = {name: adapter for library in LIBRARIES for name, adapter in library.ATTENTIONS.items()}
 LEFT_ALONE = {name: reason for library in LIBRARIES for name, reason in library.LEFT_ALONE.items()}
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}

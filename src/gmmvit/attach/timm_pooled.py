@@ -96,14 +96,18 @@ class SubSampledAttention(MaskedDonor):
         stage = next(i for i, blocks in enumerate(model.blocks) if any(blocks is a for a in ancestors))
         return model.patch_embeds[stage].H, model.patch_embeds[stage].W
 
+    @staticmethod
+    def gmm_ratio(module: Any) -> int:
+        return module.sr_ratio
+
     @classmethod
     def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
-        step = module.sr_ratio
+        step = cls.gmm_ratio(module)
         return Steps(key=(step, step), shift=((1 - step) / 2, (1 - step) / 2))
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """[B, rows*cols, C] -> the same."""
-        (rows, cols), step = size, self.sr_ratio
+        (rows, cols), step = size, self.gmm_ratio(self)
         heads = (self.num_heads, -1)
         q = self.q(x).unflatten(-1, heads).transpose(1, 2)
         if self.sr is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gmmvit.attach.place import Grid
 from gmmvit.attach.surgery import MaskedDonor
-from gmmvit.attach.timm import TimmAttention, split_qkv
+from gmmvit.attach.timm import TimmAttention, split_qkv, stage_grid
 from gmmvit.attention.reference import Steps
 
 _LOG_100 = math.log(100)  # cosine attention scales its logits by at most this, exponentiated
@@ -69,19 +69,24 @@ class CrWindowAttention(CosineWindowAttention):
 
 
 class PartitionAttention(TimmAttention):
-    """maxvit, channels last: windows, and the dilated grid, where a step of the mask is one step of the dilation."""
+    """maxvit, channels last: windows, and the dilated grid, where a step of the mask is one step of the dilation;
+    coatnet: the whole map of its stage."""
 
     gmm_parts = TimmAttention.gmm_parts | {"rel_pos"}
 
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
-        partitioned = bool(ancestors) and hasattr(ancestors[-1], "partition_size")
-        return "" if partitioned else "is known to gmmvit inside the partitions of MaxViT only"
+        block = ancestors[-1] if ancestors else None
+        known = hasattr(block, "partition_size") or type(block).__name__ == "TransformerBlock2d"
+        return "" if known else "is known to gmmvit inside the blocks of MaxViT and CoAtNet only"
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
-        rows, cols = getattr(ancestors[-1], "partition_size", (0, 0)) if ancestors else (0, 0)
-        return (rows, cols) if rows else None
+        block: Any = ancestors[-1] if ancestors else None
+        if hasattr(block, "partition_size"):
+            return block.partition_size[0], block.partition_size[1]
+        rel_pos: Any = module.rel_pos
+        return stage_grid(ancestors) if rel_pos is None else (rel_pos.window_size[0], rel_pos.window_size[1])
 
     def gmm_mixed(self, q: Tensor, k: Tensor, v: Tensor, shared_rel_pos: Tensor | None, grid: Grid) -> Tensor:
         bias = shared_rel_pos if self.rel_pos is None else self.rel_pos.get_bias()
