@@ -101,7 +101,17 @@ def test_more_epochs_give_a_stopped_training_its_patience_anew(tmp_path):
     assert len(read_rows(tmp_path / "run")) == first + 2
     assert more["stopped_after"] is None
     assert recipe_of(tmp_path / "run").epochs == first + 2
+    assert recipe_of(tmp_path / "run").restarts == (first,)
     assert resume(tmp_path / "run", quiet=True) == more
+
+
+def test_a_stopped_training_takes_the_epochs_that_it_was_to_have(tmp_path, capfd):
+    first = train(recipe(epochs=12), tmp_path / "run", quiet=True)["stopped_after"]
+    assert first is not None
+    resume(tmp_path / "run", epochs=12)
+    assert f"begins anew after epoch {first}, with warm-up and cosine over the {12 - first}" in capfd.readouterr().err
+    assert len(read_rows(tmp_path / "run")) > first
+    assert recipe_of(tmp_path / "run").restarts == (first,)
 
 
 @pytest.mark.parametrize("patience", [0, -1, 1.5])

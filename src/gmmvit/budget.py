@@ -84,7 +84,7 @@ def fitting(recipe: Recipe, train_images: int, gone_s: float, speed: Speed) -> R
             f"{clock(steps * speed.step_s + speed.epoch_s)}; give at least {needed:.1f}, or take a smaller model"
         )
     warmup = round(warmup_share(recipe) * epochs, 3)
-    return dataclasses.replace(recipe, epochs=epochs, passes=passes, warmup_epochs=warmup)
+    return dataclasses.replace(recipe, epochs=epochs, passes=passes, warmup_epochs=warmup, restarts=None)
 
 
 def measure(setting: Setting, state: State) -> Speed:

@@ -104,7 +104,7 @@ def changed_fields(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     # More epochs are asked for by `resume`, which tells what becomes of the schedule.
-    if words := changed_fields(saved | {"epochs": now["epochs"]}, now):
+    if words := changed_fields(saved | {name: now[name] for name in ("epochs", "restarts")}, now):
         raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
 
 

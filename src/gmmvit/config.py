@@ -111,6 +111,9 @@ class Recipe:
     lr: float = opt(1e-3, "Peak learning rate.")
     min_lr: float = opt(1e-6, "Learning rate at the end of the cosine.")
     warmup_epochs: float = opt(10.0, "Epochs of linear warm-up; a quarter of the training at most.")
+    restarts: tuple[int, ...] | None = opt(
+        None, "Epochs after which the learning rate begins anew, as 20,40; `resume --epochs` adds one."
+    )
     weight_decay: float = opt(0.05, "Weight decay of matrices; masks, norms, biases, positions have none.")
     mask_lr_scale: float = opt(1.0, "Learning rate of the mask parameters as a multiple of the others'.")
     muon_lr_scale: float = opt(1.0, "Learning rate of Muon's matrices as a multiple of the others'.")
@@ -182,6 +185,12 @@ def _check_ranges(recipe: Recipe) -> None:
                 raise RecipeError(f"{name} must be {low:g} to {high:g}, got {short(number)}")
     if recipe.fold is not None and (recipe.folds is None or recipe.fold > recipe.folds):
         raise RecipeError(f"fold must be one of 1 to folds, got {recipe.fold} of {recipe.folds or 'no'} folds")
+    restarts = recipe.restarts or ()
+    if list(restarts) != sorted({epoch for epoch in restarts if 0 < epoch < recipe.epochs}):
+        raise RecipeError(
+            f"restarts must be rising numbers of epochs below the {recipe.epochs} of the training, got "
+            f"{short(restarts)}"
+        )
     if recipe.train_on_all and recipe.patience is not None:
         raise RecipeError("patience and train_on_all do not go together: no validation image is left to judge by")
     if recipe.channels not in (None, 1, 3):

@@ -119,13 +119,19 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
 
 
 def is_over(recipe: Recipe, epoch: int, best: dict[str, Any]) -> bool:
-    """Whether a training ends after so many epochs: all were made, or its patience with the best one is at its end."""
-    waited = epoch - best.get("risen", best["epoch"])
-    return epoch >= recipe.epochs or (recipe.patience is not None and waited >= recipe.patience)
+    """Whether a training ends after so many epochs: all were made, or its patience is at its end, which begins anew
+    where the learning rate does."""
+    return epoch >= recipe.epochs or (recipe.patience is not None and _waited(recipe, epoch, best) >= recipe.patience)
+
+
+def _waited(recipe: Recipe, epoch: int, best: dict[str, Any]) -> int:
+    """Epochs without a better validation value, since the last restart at most."""
+    begun = max((restart for restart in recipe.restarts or () if restart <= epoch), default=0)
+    return epoch - max(begun, best.get("risen", best["epoch"]))
 
 
 def _stopped_line(recipe: Recipe, state: State) -> str:
-    judged, waited = f"val_{recipe.select}", state.epoch - state.best["risen"]
+    judged, waited = f"val_{recipe.select}", _waited(recipe, state.epoch, state.best)
     return (
         f"stopped early after epoch {state.epoch} of {recipe.epochs}: {judged} has not risen above "
         f"{state.best[judged]:.2%} for {waited} {'epoch' if waited == 1 else 'epochs'}"

@@ -1,6 +1,7 @@
 """The optimiser of a training: parameter groups, learning-rate schedule, average of the weights."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -82,9 +83,12 @@ def warmup_share(recipe: Recipe) -> float:
 
 
 def learning_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
-    """Linear from min_lr to lr over the warm-up, then a cosine down to min_lr at the last step."""
-    total = recipe.epochs * steps_per_epoch
-    warmup = round(warmup_share(recipe) * total)
+    """Linear from min_lr to lr over the warm-up, then a cosine down to min_lr at the last step; all of that between two
+    restarts as in a training of that length."""
+    ends = [*(recipe.restarts or ()), recipe.epochs]
+    first, last = next(((a, b) for a, b in pairwise([0, *ends]) if step < b * steps_per_epoch), (0, recipe.epochs))
+    step, total = step - first * steps_per_epoch, (last - first) * steps_per_epoch
+    warmup = round(min(LONGEST_WARMUP, recipe.warmup_epochs / (last - first)) * total)
     if step < warmup:
         return recipe.min_lr + (recipe.lr - recipe.min_lr) * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)

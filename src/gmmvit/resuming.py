@@ -56,15 +56,11 @@ def continued(
     saved = checkpoint.load_checkpoint(folder, recipe)
     run_folder.read_rows(folder)  # a damaged file is told before any work
     summary = run_folder.read_summary(folder)
-    if epochs is not None and epochs != recipe.epochs:
+    if epochs is not None and (epochs != recipe.epochs or _was_stopped(recipe, saved)):
         recipe = _extended(folder, recipe, epochs, saved, team)
-    longer = saved is not None and saved["recipe"]["epochs"] != recipe.epochs
-    if saved is not None and longer:
-        progress.line(
-            f"{folder} was to end after {saved['recipe']['epochs']} epochs and goes on to {recipe.epochs}: the "
-            f"learning rate goes on as in a training of {recipe.epochs}, from after epoch {saved['epoch']}"
-        )
-    if summary is not None and saved is not None and _is_finished(recipe, saved, longer):
+    if saved is not None:
+        _tell_of_more(progress, folder, recipe, saved["recipe"])
+    if summary is not None and saved is not None and is_over(recipe, saved["epoch"], saved["best"]):
         progress.line(f"{folder} is finished after epoch {min(saved['epoch'], recipe.epochs)}{_hint(recipe, saved)}")
         return summary
     if summary is not None and saved is None:
@@ -76,8 +72,6 @@ def continued(
     _check_same_data(folder, described["data"])
     if saved is not None:
         _restore(state, saved, folder)
-        if longer:
-            state.best["risen"] = state.epoch  # patience counts anew
         last = full_weights(state.evaluated())
         team.from_leader(lambda: save_weights(setting, state.best["weights"], last))
     team.from_leader(lambda: run_folder.rewind_rows(folder, state.epoch))
@@ -85,24 +79,40 @@ def continued(
     return setting, state
 
 
-def _is_finished(recipe: Recipe, saved: dict[str, Any], longer: bool) -> bool:
-    """Whether nothing is left to train; a training that is made longer gets its patience anew."""
-    return saved["epoch"] >= recipe.epochs or (not longer and is_over(recipe, saved["epoch"], saved["best"]))
+def _was_stopped(recipe: Recipe, saved: dict[str, Any] | None) -> bool:
+    """Whether patience ended a training."""
+    return saved is not None and saved["epoch"] < recipe.epochs and is_over(recipe, saved["epoch"], saved["best"])
+
+
+def _tell_of_more(progress: Progress, folder: Path, recipe: Recipe, before: dict[str, Any]) -> None:
+    """What becomes of the learning rate where a training was given another number of epochs."""
+    epochs = recipe.epochs
+    told = f"{folder} was to end after {before['epochs']} epochs and goes on to {epochs}: the learning rate"
+    if recipe.restarts and tuple(before.get("restarts") or ()) != recipe.restarts:
+        last = recipe.restarts[-1]
+        progress.line(f"{told} begins anew after epoch {last}, with warm-up and cosine over the {epochs - last} added")
+    elif before["epochs"] != epochs:
+        progress.line(f"{told} goes on as in a training of {epochs}")
 
 
 def _hint(recipe: Recipe, saved: dict[str, Any]) -> str:
     """What else is to be said of a finished training that patience ended."""
     if saved["epoch"] >= recipe.epochs:
         return ""
-    return f" of {recipe.epochs}, by its patience; --epochs with another number than {recipe.epochs} trains it on"
+    return f" of {recipe.epochs}, by its patience; --epochs trains it on"
 
 
 def _extended(folder: Path, recipe: Recipe, epochs: int, saved: dict[str, Any] | None, team: Team) -> Recipe:
-    """The recipe with so many epochs, also in config.yaml; the summary of the shorter training goes."""
+    """The recipe with so many epochs, also in config.yaml; the summary of the shorter training goes.
+
+    What is added begins where the training was to end, or where its patience ended it.
+    """
     done = 0 if saved is None else saved["epoch"]
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= done:
         raise RecipeError(f"epochs must be a whole number above the {done} that {folder} has done, got {epochs!r}")
-    longer = dataclasses.replace(recipe, epochs=epochs)
+    end = done if _was_stopped(recipe, saved) else recipe.epochs
+    restarts = {epoch for epoch in (*(recipe.restarts or ()), end if done else epochs) if epoch < min(end + 1, epochs)}
+    longer = dataclasses.replace(recipe, epochs=epochs, restarts=tuple(sorted(restarts)) or None)
     config = run_folder.load_config(folder)
 
     def write() -> None:

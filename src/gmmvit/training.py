@@ -85,7 +85,9 @@ def resume(
 
     On the CPU the result is bit for bit that of a training that was never interrupted. `data_dir` is where the data
     lies now, if it moved; of a folder of images, the folder itself. `epochs` extends the training to so many in all:
-    the learning rate goes on as in a training of that length. Returns and raises as `train`.
+    for what is added the learning rate begins anew, with a warm-up and a cosine of that length.
+
+    Returns and raises as `train`.
     """
     with ExitStack() as locks:
         found = continued(run_folder.as_folder(folder), data_dir, quiet, locks, epochs=epochs)
