@@ -92,11 +92,14 @@ def _watched(counter: _Counter, name: str, call: Callable) -> Callable:
     return watched
 
 
-def killed_everywhere(prepare: Callable[[int], Path], action: Callable[[Path], object]) -> Iterator[tuple[str, Path]]:
+def killed_everywhere(
+    prepare: Callable[[int], Path], action: Callable[[Path], object], every: int = 1
+) -> Iterator[tuple[str, Path]]:
     """Yields each moment, in words, and the folder as the kill left it.
 
     `prepare(n)` makes the folder of the n-th trial; `action(folder)` is killed at its n-th change below that folder.
-    Ends with the first trial that lives. A trial that fails in any other way raises.
+    With `every` only each so-manieth change is tried. Ends with the first trial that lives. A trial that fails in any
+    other way raises.
     """
     names: Counter[str] = Counter()
     trial = 0
@@ -122,4 +125,4 @@ def killed_everywhere(prepare: Callable[[int], Path], action: Callable[[Path], o
         moment = record.read_text()
         names[moment] += 1
         yield f"{moment} ({names[moment]})", root
-        trial += 1
+        trial += every

@@ -1,5 +1,6 @@
 """Killed at every moment of every command that writes, a run folder serves the next command, or it says what to do."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 import gmmvit
 from gmmvit import export, loop
 from gmmvit.data import load_dataset
+from gmmvit.folds import cross_validate, measured, resume_folds
 from gmmvit.report import write_report
-from gmmvit.run_folder import RunError, read_rows, read_summary
+from gmmvit.run_folder import RunError, is_folds, read_rows, read_summary, recipe_of
 from gmmvit.training import resume, train
 
 
@@ -133,6 +135,61 @@ def test_a_kill_at_any_moment_of_a_resumption_leaves_a_folder_that_serves(images
 
     for moment, folder in killed_everywhere(stopped, lambda folder: resume(folder, quiet=True)):
         served(recipe, folder, whole, moment)
+
+
+def test_a_kill_at_any_moment_of_added_epochs_leaves_a_folder_that_serves(recipe, whole, tmp_path):
+    resume(shutil.copytree(whole, longer := tmp_path / "longer"), epochs=2, quiet=True)
+
+    def old_run(trial):
+        return shutil.copytree(whole, tmp_path / f"run{trial}")
+
+    start = lambda folder: resume(folder, epochs=2, quiet=True)  # noqa: E731
+    for moment, folder in killed_everywhere(old_run, start, every=2):
+        resume(folder, epochs=2, quiet=True)
+        same_weights(folder, longer)
+        assert recipe_of(folder) == recipe_of(longer), moment
+
+
+@pytest.fixture(scope="module")
+def crossed(images, tmp_path_factory):
+    """A cross-validation that nothing interrupted, and its recipe."""
+    recipe = dataclasses.replace(made(images, epochs=1), folds=2, val_fraction=0.0)
+    folder = tmp_path_factory.mktemp("kills") / "crossed"
+    cross_validate(recipe, folder, quiet=True)
+    return recipe, folder
+
+
+def crossed_again(recipe, folder, whole, moment):
+    """The next command: `resume`, or the same command anew where nothing had begun; over a fold that was half removed
+    with --overwrite, which is what the sentence says."""
+    if not is_folds(folder):
+        cross_validate(recipe, folder, quiet=True)
+    elif (said := refused(resume_folds, folder, quiet=True)) is not None:
+        assert "train anew" in said or "--overwrite" in said, moment
+        cross_validate(recipe, folder, overwrite=True, quiet=True)
+    for fold in ("fold-1", "fold-2"):
+        same_weights(folder / fold, whole / fold)
+    assert measured(folder)["measured"] == measured(whole)["measured"], moment
+    assert (folder / "folds.csv").is_file(), moment
+    assert not list(folder.rglob(".*.tmp")), moment
+
+
+def test_a_kill_at_any_moment_of_a_cross_validation_leaves_a_folder_that_serves(crossed, tmp_path):
+    recipe, whole = crossed
+    start = lambda folder: cross_validate(recipe, folder, quiet=True)  # noqa: E731
+    for moment, folder in killed_everywhere(lambda n: tmp_path / f"run{n}", start, every=5):
+        crossed_again(recipe, folder, whole, moment)
+
+
+def test_a_kill_at_any_moment_of_its_overwrite_leaves_a_folder_that_serves(crossed, tmp_path):
+    recipe, whole = crossed
+
+    def old(trial):
+        return shutil.copytree(whole, tmp_path / f"run{trial}")
+
+    start = lambda folder: cross_validate(recipe, folder, overwrite=True, quiet=True)  # noqa: E731
+    for moment, folder in killed_everywhere(old, start, every=3):
+        crossed_again(recipe, folder, whole, moment)
 
 
 def test_a_kill_at_any_moment_of_a_report_leaves_the_old_page_or_the_new_one(whole, tmp_path):
