@@ -17,7 +17,7 @@ from gmmvit.augment import Augment
 from gmmvit.building import check_model, start_model
 from gmmvit.checkpoint import empty_model
 from gmmvit.config import Recipe, RecipeError, library_of
-from gmmvit.data import Dataset, Split, load_dataset
+from gmmvit.data import Dataset, Inspection, Split, inspect_dataset, load_dataset
 from gmmvit.distributed import (
     Team,
     full_weights,
@@ -167,26 +167,23 @@ def _on_device(data: Dataset, device: torch.device) -> Dataset:
 
 def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, download: bool = True) -> Dataset:
     """The data set that a recipe names, split and at its training size; fetched where it is missing and may be."""
+    options = _data_options(recipe)
+    return load_dataset(recipe.dataset, **options, skip_broken=recipe.skip_broken, download=download, report=report)
+
+
+def inspect_data(recipe: Recipe, report: Callable[[str], None] | None = None) -> Inspection:
+    """The same data set, looked at before a training; raises as `inspect_dataset`."""
+    return inspect_dataset(recipe.dataset, **_data_options(recipe), report=report)
+
+
+def _data_options(recipe: Recipe) -> dict[str, Any]:
     size = recipe.image_size
-    return load_dataset(
-        recipe.dataset,
-        data_dir=recipe.data_dir,
-        image_size=None if size is None else (size[0], size[-1]),
-        channels=recipe.channels,
-        fit=recipe.fit,
-        val_fraction=recipe.val_fraction,
-        test_fraction=recipe.test_fraction,
-        split_seed=recipe.split_seed,
-        train_per_class=recipe.train_per_class,
-        cache_dir=recipe.cache_dir,
-        skip_broken=recipe.skip_broken,
-        dedupe=recipe.dedupe,
-        folds=recipe.folds,
-        fold=recipe.fold,
-        train_on_all=recipe.train_on_all,
-        download=download,
-        report=report,
+    same = (
+        "data_dir channels fit val_fraction test_fraction split_seed train_per_class cache_dir dedupe folds fold "
+        "train_on_all"
     )
+    named = {name: getattr(recipe, name) for name in same.split()}
+    return {"image_size": None if size is None else (size[0], size[-1]), **named}
 
 
 def make_augment(recipe: Recipe, data: Dataset) -> Augment:

@@ -203,6 +203,12 @@ def test_skip_broken_goes_on_and_reports(load, two_classes, lines):
         assert lines[-1].endswith("1 broken image skipped")
 
 
+def test_a_run_of_broken_images_longer_than_what_is_decoded_at_once_is_skipped(load, two_classes):
+    for index in range(300):
+        (two_classes / "cat" / f"torn{index}.png").write_bytes(b"no image")
+    assert len(load(two_classes, skip_broken=True, val_fraction=0, test_fraction=0).train) == 50
+
+
 def test_class_of_broken_files_only(data_error, load, two_classes):
     (two_classes / "fish").mkdir()
     (two_classes / "fish" / "bad.png").write_bytes(b"broken")

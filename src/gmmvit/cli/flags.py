@@ -21,13 +21,17 @@ _SECTIONS = {
 }
 
 
-def _recipe_flags() -> Any:
-    """A TypedDict of all fields of a recipe, none required: the command line hands on only what was given."""
+def _recipe_flags(*sections: str, without: str = "") -> Any:
+    """A TypedDict of fields of a recipe, none required: the command line hands on only what was given. All fields, or
+    those of some sections without one."""
     flags: dict[str, Any] = {}
-    group = None
+    section, group = "", None
     for order, field in enumerate(dataclasses.fields(Recipe)):
         if field.name in _SECTIONS:
-            group = Group(_SECTIONS[field.name], sort_key=order)
+            section = _SECTIONS[field.name]
+            group = Group(section, sort_key=order)
+        if (sections and section not in sections) or field.name == without:
+            continue
         kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
         # Lists, mappings and what may be text are parsed by the recipe.
         kind = str if str in kinds or typing.get_origin(kinds[0]) in (tuple, Mapping) else kinds[0]
@@ -46,6 +50,7 @@ def _default(value: Any) -> str:
 
 
 RecipeFlags = _recipe_flags()
+DataFlags = _recipe_flags("Data", "Augmentation", without="dataset")  # of a command that takes the data set by itself
 
 
 # Recipes by the number of images for training and validation: up to so many.

@@ -7,6 +7,7 @@ torch.Size([1293, 1, 8, 8])
 
 from gmmvit.data.decode import decode_image
 from gmmvit.data.given import each_image
+from gmmvit.data.inspection import Inspection, inspect_dataset
 from gmmvit.data.load import count_training, dataset_names, load_dataset
 from gmmvit.data.named import class_names, numbered_classes
 from gmmvit.data.records import DataError, Dataset, Split
@@ -14,12 +15,14 @@ from gmmvit.data.records import DataError, Dataset, Split
 __all__ = [
     "DataError",
     "Dataset",
+    "Inspection",
     "Split",
     "class_names",
     "count_training",
     "dataset_names",
     "decode_image",
     "each_image",
+    "inspect_dataset",
     "load_dataset",
     "numbered_classes",
 ]

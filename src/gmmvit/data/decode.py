@@ -35,7 +35,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 _BAND_PIXELS = 2**20
 
 # Pillow's decoders raise any of these on damaged input (an unidentified image is an OSError).
-_DAMAGE = (
+DAMAGE = (
     OSError,
     EOFError,
     SyntaxError,
@@ -125,7 +125,7 @@ def decode_pixels(source: ImageSource, size: tuple[int, int], channels: int, fit
         raise
     except Image.DecompressionBombError as error:
         raise DataError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the limit of Pillow") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         pixels = _bare_pixels(source, size, channels, fit)
         if pixels is not None:
             return pixels
@@ -136,7 +136,7 @@ def decode_pixels(source: ImageSource, size: tuple[int, int], channels: int, fit
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow was built with; it fails when asked for another."""
     from PIL import Image
 
@@ -148,7 +148,7 @@ def _opened_pixels(source: str | bytes, size: tuple[int, int], channels: int, fi
     from PIL import Image
 
     stream = BytesIO(source) if isinstance(source, bytes) else source
-    with Image.open(stream, formats=_formats()) as image:
+    with Image.open(stream, formats=formats()) as image:
         # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target leaves room for
         # antialiasing. A rotated image has not swapped its sides yet, hence the larger side for both.
         image.draft(None, (2 * max(size), 2 * max(size)))
@@ -160,7 +160,7 @@ def _bare_pixels(source: str | bytes, size: tuple[int, int], channels: int, fit:
     try:
         content = bare(source if isinstance(source, bytes) else Path(source).read_bytes())
         return None if content is None else _opened_pixels(content, size, channels, fit)
-    except _DAMAGE:
+    except DAMAGE:
         return None
 
 
@@ -190,7 +190,7 @@ def _upright(image: Image) -> Image:
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
-    except _DAMAGE:
+    except DAMAGE:
         return image
 
 

@@ -195,7 +195,7 @@ def _decoded_blocks(sources: Iterator[ImageSource], shape: tuple[int, int, int],
 
 def image_sums(images: np.ndarray) -> np.ndarray:
     """Sum and sum of squares of uint8 images `[n, C, H, W]`: int64 `[n, 2, C]`."""
-    values = images.reshape(*images.shape[:2], -1)
+    values = images.reshape(*images.shape[:2], int(np.prod(images.shape[2:])))  # also of a block that is all broken
     squares = values.astype(np.uint16) ** 2  # 255 squared fits
     narrow = np.uint32 if values.shape[2] * 255**2 < 2**32 else np.uint64  # twice as fast in 32 bits
     return np.stack([values.sum(2, dtype=narrow), squares.sum(2, dtype=narrow)], axis=1).astype(np.int64)

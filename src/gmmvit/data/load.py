@@ -99,18 +99,18 @@ def load_dataset(
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be the name of a data set, {_known_names()}, got {name!r}")
-    heard, report = report is not None, _printable(report or silent)
+    heard, report = report is not None, printable(report or silent)
     check_fraction("val_fraction", val_fraction)
     check_fraction("test_fraction", test_fraction)
     check_seed(split_seed)
     check_per_class(train_per_class)
     check_folds(folds, fold)
-    size = _size(image_size)
+    size = target_size(image_size)
     check_target(size or (1, 1), 3 if channels is None else channels, fit)
     with packages_for(name):
-        source = _find(name, data_dir or "data", download, report)
+        source = find_source(name, data_dir or "data", download, report)
         shape = (source.channels if channels is None else channels, *(size or source.image_size))
-        decoded, path = _decode(name, source, shape, fit, cache_dir, report)
+        decoded, path = decode_source(name, source, shape, fit, cache_dir, report)
     _check_decoded(name, decoded.catalog, skip_broken, report, heard=heard)
     catalog = decoded.catalog
     of_user = source.name.startswith(("folder-", "hf-"))
@@ -155,14 +155,15 @@ def count_training(
     """How many images `load_dataset` would have for training and validation together, if all can be read; nothing is
     decoded. Arguments and errors as there."""
     with packages_for(name):
-        contents = _find(name, data_dir or "data", download, silent).read()
+        contents = find_source(name, data_dir or "data", download, silent).read()
     labels = {part: content.labels for part, content in contents.parts.items()}
     fractions = {"val_fraction": 0.0, "test_fraction": test_fraction}
     chosen = choose_parts(labels, contents.classes, **fractions, seed=0, per_class=train_per_class)
     return len(chosen["train"][1])
 
 
-def _size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+def target_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """(height, width) of an argument `image_size`; None where it leaves the size to the data set."""
     if image_size is None or isinstance(image_size, int):
         return None if image_size is None else (image_size, image_size)
     if not isinstance(image_size, Sequence) or len(image_size) != 2:
@@ -174,12 +175,13 @@ def _known_names() -> str:
     return f"{', '.join(dataset_names())}, folder:PATH or hf:NAME_OR_PATH"
 
 
-def _printable(report: Report) -> Report:
+def printable(report: Report) -> Report:
     """Names of files may hold what a terminal cannot show or a log cannot encode."""
     return lambda line: report(shown(line))
 
 
-def _find(name: str, data_dir: str | os.PathLike[str], download: bool, report: Report) -> Source:
+def find_source(name: str, data_dir: str | os.PathLike[str], download: bool, report: Report) -> Source:
+    """What `load_dataset` reads for a name; errors as there."""
     kind, colon, rest = name.partition(":")
     if colon and kind in ("folder", "hf"):
         if not rest:
@@ -193,7 +195,7 @@ def _find(name: str, data_dir: str | os.PathLike[str], download: bool, report: R
     raise ValueError(f"dataset must be {_known_names()}, got {name!r}{hint}")
 
 
-def _decode(
+def decode_source(
     name: str,
     source: Source,
     shape: tuple[int, int, int],

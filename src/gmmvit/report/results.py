@@ -217,7 +217,7 @@ def mistakes_section(outcome: Outcome) -> str:
         caption = (
             f"<b>{escape(classes[true])}</b> taken for <b>{escape(classes[predicted])}</b>"
             f"<small>{probabilities[predicted]:.1%}, true class {probabilities[true]:.1%}</small>"
-            f"<small>{escape(_short_name(name))}</small>"
+            f"<small>{escape(short_name(name))}</small>"
         )
         image = outcome.split.images[index]
         text = f"{name}: {outcome.told(index)}"
@@ -226,7 +226,7 @@ def mistakes_section(outcome: Outcome) -> str:
     return paragraph(intro) + f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _short_name(name: str, length: int = 40) -> str:
+def short_name(name: str, length: int = 40) -> str:
     """The end of a long path tells images apart."""
     return name if len(name) <= length else "…" + str(PurePath(name))[1 - length :]
 

@@ -85,10 +85,10 @@ def title(record: RunRecord) -> str:
     words = {"gmm": "Gaussian mixture masks", "elm": "element-wise masks", "none": "plain attention"}
     recipe = record.recipe
     state = "" if record.finished else "Unfinished: "
-    return f"{state}{_last(recipe.model)} with {words[recipe.mask]} on {_last(recipe.dataset)}"
+    return f"{state}{last_name(recipe.model)} with {words[recipe.mask]} on {last_name(recipe.dataset)}"
 
 
-def _last(name: str) -> str:
+def last_name(name: str) -> str:
     """Of a kind and a path, as folder:/a/b, the kind and what stands last: a page goes to others."""
     kind, colon, place = name.partition(":")
     return f"{kind}:{PurePath(place).name or place}" if colon and "/" in place else name

@@ -1,0 +1,170 @@
+"""What a data set holds, before anything is trained on it: classes, sizes, kinds, broken images, copies.
+
+Shape letters: N images that can be read, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gmmvit.data.copies import find_copies, told_copies
+from gmmvit.data.decode import check_target, quiet_pillow
+from gmmvit.data.decoding import Decoded
+from gmmvit.data.headers import read_header
+from gmmvit.data.load import decode_source, find_source, load_dataset, printable, target_size
+from gmmvit.data.memory import fits_in_memory
+from gmmvit.data.records import DataError, Dataset, Report, Source, counted, packages_for, silent
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        name: as it was asked for.
+        location: the folder or Hub name where it lies.
+        decoded: the readable images at the training size, their labels and names, and the broken ones.
+        parts: part -> int64 rows of `decoded`, as a training would split them; as they were given where none could.
+        refusal: why a training would refuse the data, broken images aside; None where it would not.
+        dataset: what a training would get; None where it is refused.
+        sizes: (height, width) as stored -> number of readable images.
+        kinds: format and colours, as "PNG, grey" -> number of readable images.
+        turned: how many of them EXIF turns or mirrors.
+        grey: how many have no colour in their pixels, whatever their kind; all where one channel is read.
+        copies: rows of each picture that occurs more than once, exact or near; None where the images are too large
+            together to be compared in memory.
+        leaks: sentences about copies in several parts or of several classes.
+    """
+
+    name: str
+    location: str
+    decoded: Decoded
+    parts: dict[str, np.ndarray]
+    refusal: str | None
+    dataset: Dataset | None
+    sizes: Counter[tuple[int, int]]
+    kinds: Counter[str]
+    turned: int
+    grey: int
+    copies: list[list[int]] | None
+    leaks: list[str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.decoded.catalog.classes
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """Name and reason of every image that cannot be read."""
+        return self.decoded.catalog.broken
+
+    def counts(self, part: str) -> list[int]:
+        """The images of each class in a part."""
+        labels = self.decoded.catalog.labels[self.parts[part]]
+        return np.bincount(labels, minlength=len(self.classes)).tolist()
+
+
+def inspect_dataset(
+    name: str = "digits",
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    fit: str = "crop",
+    cache_dir: str | os.PathLike[str] | None = None,
+    download: bool = True,
+    report: Report | None = None,
+    **split: Any,
+) -> Inspection:
+    """Look at a data set as `load_dataset` would load it, with the same arguments, `split` being those that make its
+    parts; broken images are no error here, and neither is a split that a training would refuse.
+
+    Raises:
+        DataError: nothing is there, its layout can be read in two ways or in none, or no image can be read.
+        ValueError, TypeError: an argument is out of range.
+    """
+    report = printable(report or silent)
+    size = target_size(image_size)
+    check_target(size or (1, 1), 3 if channels is None else channels, fit)
+    with packages_for(name):
+        source = find_source(name, data_dir or "data", download, report)
+        shape = (source.channels if channels is None else channels, *(size or source.image_size))
+        decoded, _ = decode_source(name, source, shape, fit, cache_dir, report)
+        catalog = decoded.catalog
+        if not len(catalog.labels):
+            raise DataError(f"none of {counted(len(catalog.broken), 'image')} of {name} can be read")
+        sizes, kinds, turned = _headers(source, {image for image, _ in catalog.broken})
+    groups = find_copies(decoded.images) if fits_in_memory(decoded.images.nbytes) else None
+    rows = {part: np.arange(first, last) for part, (first, last) in catalog.parts.items() if last > first}
+    refusal, dataset, leaks = None, None, []
+    try:
+        dataset = load_dataset(  # which finds what was decoded in the cache
+            name,
+            data_dir=data_dir,
+            image_size=image_size,
+            channels=channels,
+            fit=fit,
+            cache_dir=cache_dir,
+            download=download,
+            skip_broken=True,
+            **split,
+        )
+        rows = _rows(dataset, catalog.names)
+        leaks = [] if groups is None else told_copies(groups, rows, catalog.labels, catalog.names)
+    except DataError as error:
+        refusal = str(error)
+    return Inspection(
+        name=name,
+        location=source.location,
+        decoded=decoded,
+        parts=rows,
+        refusal=refusal,
+        dataset=dataset,
+        sizes=sizes,
+        kinds=kinds,
+        turned=turned,
+        grey=int((catalog.sums == catalog.sums[..., :1]).all(axis=(1, 2)).sum()),
+        copies=None if groups is None else _several(groups),
+        leaks=leaks,
+    )
+
+
+def _rows(dataset: Dataset, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Where the images of each part stand in the catalog."""
+    row_of = {name: row for row, name in enumerate(names)}
+    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    return {
+        part: np.array([row_of[name] for name in split.names], dtype=np.int64)
+        for part, split in parts.items()
+        if split is not None
+    }
+
+
+@quiet_pillow()
+def _headers(source: Source, broken: set[str]) -> tuple[Counter[tuple[int, int]], Counter[str], int]:
+    """Sizes, kinds and the number of turned ones of the images that can be read."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    kinds: Counter[str] = Counter()
+    turned = 0
+    for part in source.read().parts.values():
+        for name, image in zip(part.names, part.sources(), strict=True):
+            header = None if name in broken else read_header(image)
+            if header is not None:
+                sizes[header.size] += 1
+                kinds[header.kind] += 1
+                turned += header.turned
+    return sizes, kinds, turned
+
+
+def _several(groups: np.ndarray) -> list[list[int]]:
+    """The rows of each group of more than one, in order."""
+    members: dict[int, list[int]] = {}
+    for row, first in enumerate(groups.tolist()):
+        members.setdefault(first, []).append(row)
+    return [rows for rows in members.values() if len(rows) > 1]
