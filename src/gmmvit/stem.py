@@ -16,8 +16,9 @@ class ConvStem(nn.Module):
     """Small overlapping convolutions to the grid that patches of that size make: [B, C, height, width] -> [B, N, dim].
 
     Each step is a convolution with batch norm and GELU that halves the map (3 x 3, stride 2) and doubles the channels,
-    up to `dim`; a residual block follows each of the last two. What of the patch size is no power of 2 is one last step
-    of that stride. A patch of 4 at 32 pixels: a convolution at 32 x 32, then 16 x 16 and 8 x 8 with a block each.
+    up to `dim`. What of the patch size is no power of 2 is one last step of that stride. A residual block follows on
+    each of the last three maps; for small patches the first of them has the size of the image. A patch of 4 at 32
+    pixels: maps of 32 x 32, 16 x 16 and 8 x 8.
 
     Source: early convolutions, arXiv 2106.14881; the residual blocks and their place are this project's (docs/log.md).
     """
@@ -30,10 +31,12 @@ class ConvStem(nn.Module):
         strides = stem_strides(patch_size)
         widths = [max(1, dim >> steps) for steps in range(len(strides), -1, -1)]
         # A map at full size is worth its cost for small patches alone.
-        layers: list[nn.Module] = [_convolution(channels, widths[0], (1, 1))] if len(strides) <= 2 else []
+        layers: list[nn.Module] = []
+        if len(strides) <= 2:
+            layers = [_convolution(channels, widths[0], (1, 1)), ResidualBlock(widths[0])]
         for i, stride in enumerate(strides):
             layers.append(_convolution(widths[i] if layers else channels, widths[i + 1], stride))
-            if i >= len(strides) - 2:
+            if i >= len(strides) - 3:
                 layers.append(ResidualBlock(widths[i + 1]))
         self.layers = nn.Sequential(*layers)
 
