@@ -73,7 +73,7 @@ def logits(model: nn.Module, images: Any) -> torch.Tensor:
     """The main output of a model of any of the libraries."""
     out = model(images)
     for name in ("logits", "image_embeds", "last_hidden_state", "heatmaps"):
-        if hasattr(out, name):
+        if getattr(out, name, None) is not None:
             return getattr(out, name)
     return out[0] if isinstance(out, tuple) else out
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from donor import Donor, Named, from_class, from_config, from_timm, mobilevit, mvit
+from donors_explicit import EXPLICIT
 from donors_maps import MAPS
 
 _WIDE = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -414,4 +415,5 @@ DONORS = [
         (36, 52),
     ),
     *MAPS,
+    *EXPLICIT,
 ]

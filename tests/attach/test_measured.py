@@ -101,7 +101,8 @@ def test_a_measure_leaves_the_model_and_the_random_numbers_as_they_were():
         ("YolosModel", "YolosConfig", {"image_size": [32, 48]}, "has 100 tokens behind the patches"),
         ("PixtralVisionModel", "PixtralVisionConfig", {}, "does not keep one sequence of patches an image"),
         ("Phi4MultimodalVisionModel", "Phi4MultimodalVisionConfig", {}, "is_causal=True"),
-        ("VideoMAEModel", "VideoMAEConfig", {}, "its images are not cut by one convolution"),
+        ("VideoMAEModel", "VideoMAEConfig", {}, "its patches have time as a third axis"),
+        ("Siglip2VisionModel", "Siglip2VisionConfig", {"num_patches": 16}, "its images are not cut by one convolution"),
         ("RadioModel", "RadioConfig", {}, "takes the patches of several images as one sequence"),
     ],
 )
@@ -115,7 +116,7 @@ def test_what_the_rule_does_not_hold_for_is_left_alone_and_why(cls, config, size
 def test_words_are_left_alone():
     config = transformers.BertConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=64)
     [reason] = reasons(transformers.BertModel(config))
-    assert reason.startswith("attends to words")
+    assert reason.startswith("its configuration has no patch_size: words")
 
 
 def test_a_layer_whose_tokens_are_other_ones_is_left_alone():

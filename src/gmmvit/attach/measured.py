@@ -43,7 +43,7 @@ class MeasuredAttention(InterfaceAttention):
         if _PACKED & set(inspect.signature(donor.forward).parameters):
             return "takes the patches of several images as one sequence, so their grids are not known"
         if not hasattr(module.config, "patch_size"):
-            return "attends to words, or to what its configuration has no patch_size of"
+            return "its configuration has no patch_size: words, queries of a detector, or patches of other sizes"
         return ""
 
 
@@ -77,6 +77,8 @@ class Measures:
     def tower(self, module: Any, tower: Tower | None, ancestors: list[nn.Module]) -> tuple[Tower | None, str]:
         """The tower of an attention with what was measured, or why it cannot carry a mask."""
         if tower is None:
+            if any(isinstance(m, nn.Conv3d) for m in ancestors[0].modules()):
+                return None, "its patches have time as a third axis, the mask has two"
             return None, "its images are not cut by one convolution, so the order of its patches cannot be checked"
         model = next(a for a in reversed(ancestors) if any(m is tower.source for m in a.modules()))
         key = id(tower.source)

@@ -176,7 +176,6 @@ LEFT_ALONE = {
     "timm.layers.attention_pool2d.RotAttentionPool2d": _POOLING,
     "timm.models.cait.ClassAttn": "only the class token asks: its queries are no patches",
     "timm.models.volo.ClassAttention": "only the class token asks: its queries are no patches",
-    "timm.models.xcit.ClassAttn": "only the class token asks: its queries are no patches",
     "timm.models.xcit.XCA": "attends across channels, not patches",
     "timm.models.davit.ChannelAttention": "attends across channels, not patches",
     "timm.models.davit.ChannelAttentionV2": "attends across channels, not patches",

@@ -248,7 +248,7 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     "timm.layers.bottleneck_attn.BottleneckAttn": BottleneckAttention,
 }
 LEFT_ALONE = {
-    f"{_TIMM}.nextvit.E_MHSA": "its keys are means of runs of tokens, which have no place on the grid",
+    f"{_TIMM}.nextvit.EfficientAttention": "its keys are means of runs of tokens, which have no place on the grid",
     f"{_TIMM}.coat.FactorAttnConvRelPosEnc": "weighs channels by keys alone: no pairs of queries and keys",
     "timm.layers.lambda_layer.LambdaLayer": "has no pairs of queries and keys",
     "timm.layers.halo_attn.HaloAttn": "its keys reach over the edge of the queries' blocks",

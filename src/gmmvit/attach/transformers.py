@@ -195,8 +195,103 @@ class SwinSelfAttention(_ExplicitAttention):
         return self.gmm_output(hidden_states, bias)
 
 
-def _name(model: str, cls: str) -> str:
-    return f"transformers.models.{model}.modeling_{model}.{cls}"
+class CosineSwinSelfAttention(SwinSelfAttention):
+    """swinv2: cosine attention with a learned scale of each head; the donor adds the mask of shifted windows twice."""
+
+    gmm_parts = frozenset({"query", "key", "value", "dropout", "continuous_position_bias_mlp"})
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
+    ) -> tuple[Tensor, None]:
+        """[B*G, T, C], mask [G, T, T] -> [B*G, T, C] and no weights."""
+        tokens, heads = hidden_states.shape[1], (self.num_attention_heads, self.attention_head_size)
+        q, k, v = (
+            project(hidden_states).unflatten(-1, heads).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        scale = self.logit_scale.clamp(max=math.log(100)).exp()
+        table = self.continuous_position_bias_mlp(self.relative_coords_table).view(-1, self.num_attention_heads)
+        bias = (
+            16 * table[self.relative_position_index.view(-1)].view(1, tokens, tokens, -1).permute(0, 3, 1, 2).sigmoid()
+        )
+        if attention_mask is not None:
+            bias = bias + 2 * attention_mask.unsqueeze(1)
+        q, k = nn.functional.normalize(q, dim=-1) * scale, nn.functional.normalize(k, dim=-1)
+        return self.gmm_attend(q, k, v, bias, scale=1.0).transpose(1, 2).flatten(2), None
+
+
+class JointAttention(MaskedDonor):
+    """blip's vision tower: one projection for queries, keys and values."""
+
+    gmm_parts = frozenset({"qkv", "projection", "dropout"})
+
+    def gmm_dropout(self) -> float:
+        return self.dropout.p if self.training else 0.0
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+        """[B, T, C] -> the same and no weights."""
+        q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.projection(self.gmm_attend(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)), None
+
+
+class SegmentAttention(MaskedDonor):
+    """sam and vitdet: whole maps and windows, channels last; a bias of relative positions and queries."""
+
+    gmm_parts = frozenset({"qkv", "proj"})
+
+    @classmethod
+    def gmm_heads(cls, module: Any) -> int:
+        heads = getattr(module, "num_attention_heads", None)
+        return module.num_heads if heads is None else heads
+
+    @classmethod
+    def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
+        side = getattr(ancestors[-1], "window_size", 0) if ancestors else 0
+        if side:
+            return side, side
+        config: Any = next((a.config for a in reversed(ancestors) if hasattr(a, "config")), None)
+        if config is None:
+            return None
+        (rows, cols), patch = pair(config.image_size, "image_size"), pair(config.patch_size, "patch_size")
+        return rows // patch[0], cols // patch[1]
+
+    def gmm_bias(self, q: Tensor, size: Grid) -> Tensor | None:
+        if not self.use_rel_pos:
+            return None
+        return self.get_decomposed_rel_pos(q, self.rel_pos_h, self.rel_pos_w, size, size)
+
+    def gmm_dropout(self) -> float:
+        return self.dropout if self.training and "Sdpa" not in self.gmm_donor.__name__ else 0.0
+
+    def forward(self, hidden_states: Tensor, output_attentions: bool | None = None) -> tuple[Tensor, None]:
+        """[B*G, rows, cols, C] -> the same and no weights."""
+        size = (hidden_states.shape[1], hidden_states.shape[2])
+        qkv = self.qkv(hidden_states.flatten(1, 2)).unflatten(-1, (3, self.gmm_heads(self), -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.gmm_bias(q.flatten(0, 1), size)
+        if bias is not None:
+            bias = bias.reshape(*q.shape[:3], q.shape[2])
+        out = self.gmm_attend(q, k, v, bias, scale=self.scale, grid=size).transpose(1, 2).flatten(2)
+        return self.proj(out).unflatten(1, size), None
+
+
+class DetectionAttention(SegmentAttention):
+    """vitdet."""
+
+    def gmm_bias(self, q: Tensor, size: Grid) -> Tensor | None:
+        from transformers.models.vitdet.modeling_vitdet import add_decomposed_relative_positions
+
+        if not self.use_relative_position_embeddings:
+            return None
+        nothing = q.new_zeros(*q.shape[:2], q.shape[1])
+        return add_decomposed_relative_positions(nothing, q, self.rel_pos_h, self.rel_pos_w, size, size)
+
+    def gmm_dropout(self) -> float:
+        return 0.0
+
+
+def _name(model: str, cls: str, file: str = "") -> str:
+    return f"transformers.models.{model}.modeling_{file or model}.{cls}"
 
 
 ATTENTIONS: dict[str, type[MaskedDonor]] = {
@@ -217,8 +312,31 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     _name("beit", "BeitSelfAttention"): BeitSelfAttention,
     _name("beit", "BeitSdpaSelfAttention"): BeitSdpaSelfAttention,
     _name("swin", "SwinSelfAttention"): SwinSelfAttention,
+    # Copies of those that stayed as they were.
+    _name("data2vec", "Data2VecVisionSelfAttention", "data2vec_vision"): BeitSelfAttention,
+    _name("data2vec", "Data2VecVisionSdpaSelfAttention", "data2vec_vision"): BeitSdpaSelfAttention,
+    _name("donut", "DonutSwinSelfAttention", "donut_swin"): SwinSelfAttention,
+    _name("maskformer", "MaskFormerSwinSelfAttention", "maskformer_swin"): SwinSelfAttention,
+    _name("swinv2", "Swinv2SelfAttention"): CosineSwinSelfAttention,
+    _name("blip", "BlipAttention"): JointAttention,
+    _name("sam", "SamVisionAttention"): SegmentAttention,
+    _name("sam", "SamVisionSdpaAttention"): SegmentAttention,
+    _name("sam_hq", "SamHQVisionAttention"): SegmentAttention,
+    _name("sam_hq", "SamHQVisionSdpaAttention"): SegmentAttention,
+    _name("vitdet", "VitDetAttention"): DetectionAttention,
 }
-LEFT_ALONE: dict[str, str] = {}
+_POINTS = "samples points: no pairs of queries and keys"
+LEFT_ALONE: dict[str, str] = {
+    _name("mobilevitv2", "MobileViTV2LinearSelfAttention"): "weighs each patch by one score: no pairs",
+    _name("swiftformer", "SwiftFormerEfficientAdditiveAttention"): "weighs each patch by one score: no pairs",
+    _name("groupvit", "GroupViTAssignAttention"): "assigns patches to groups",
+    _name("timesformer", "TimesformerSelfAttention"): "its patches have time as a third axis, the mask has two",
+    _name("aimv2", "Aimv2AttentionPoolingHead"): "pools the tokens: its queries are no patches",
+    _name("deformable_detr", "MultiScaleDeformableAttention"): _POINTS,
+    _name("rt_detr", "MultiScaleDeformableAttention"): _POINTS,
+    _name("rf_detr", "MultiScaleDeformableAttention"): _POINTS,
+    _name("lw_detr", "MultiScaleDeformableAttention"): _POINTS,
+}
 # Class, distillation and register tokens before the patches, by the `model_type` of the configuration.
 _PREFIX = {
     "vit": 1,
@@ -227,6 +345,8 @@ _PREFIX = {
     "dinov2_with_registers": 1,
     "dinov3_vit": 1,
     "beit": 1,
+    "data2vec-vision": 1,
+    "blip_vision_model": 1,
     "clip_vision_model": 1,
     "siglip_vision_model": 0,
     "swin": 0,
