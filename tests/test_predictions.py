@@ -280,4 +280,4 @@ def test_auto_needs_a_validation_part(tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(["train", "--out", str(folder), "--epochs", "1", "--val-fraction", "0", *TINY]) == 0
     assert main(["predict", str(folder), "x.png", "--unknown-below", "auto"]) == 1
-    assert "digits has no val part in this run; give a number, or train with --val-fraction" in capsys.readouterr().err
+    assert "digits has no val part in this run; give a number, or take a run that" in capsys.readouterr().err

@@ -193,8 +193,8 @@ def unknown_threshold(run: LoadedRun, *, keep: float = 0.95, data_dir: str | Non
         raise RunError(f"no threshold can be chosen, for want of validation images: {error}") from error
     if data.val is None or not len(data.val):
         raise RunError(
-            f"no threshold can be chosen: {data.name} has no val part in this run; give a number, or train with "
-            "--val-fraction"
+            f"no threshold can be chosen: {data.name} has no val part in this run; give a number, or take a run that "
+            "held images out for validation"
         )
     sure = run.logits(data.val.images).softmax(-1).amax(1).sort().values.double()
     lost = math.floor((1 - keep) * len(sure) + 1e-9)
