@@ -50,7 +50,7 @@ def rows_of(library: str, family: str, architecture: str, model: nn.Module) -> I
     for layer in describe(model):
         reason = layer.reason if layer.action == "left alone" else ""
         # What a model says of its own inputs differs from one to the next.
-        yield Row(library, family, layer.kind.rsplit(".", 1)[-1], reason.split(" (")[0], architecture)
+        yield Row(library, family, layer.kind.rsplit(".", 1)[-1], reason.split(" (")[0] if "cannot be checked" in reason else reason, architecture)
 
 
 def timm_rows() -> Iterator[Row]:
