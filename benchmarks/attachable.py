@@ -49,8 +49,9 @@ class Row(NamedTuple):
 def rows_of(library: str, family: str, architecture: str, model: nn.Module) -> Iterator[Row]:
     for layer in describe(model):
         reason = layer.reason if layer.action == "left alone" else ""
-        # What a model says of its own inputs differs from one to the next.
-        yield Row(library, family, layer.kind.rsplit(".", 1)[-1], reason.split(" (")[0] if "cannot be checked" in reason else reason, architecture)
+        if "cannot be checked" in reason:  # what a model says of its own inputs differs from one to the next
+            reason = reason.split(" (")[0]
+        yield Row(library, family, layer.kind.rsplit(".", 1)[-1], reason, architecture)
 
 
 def timm_rows() -> Iterator[Row]:
