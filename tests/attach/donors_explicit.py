@@ -14,7 +14,9 @@ _SIZES: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
+_EAGER: dict[str, Any] = {"attn_implementation": "eager"}  # another class, chosen when the model is built
 _SAM: dict[str, Any] = {"window_size": 3, "global_attn_indexes": [1], "output_channels": 16, **_SIZES}
+_EAGER_SAM: dict[str, Any] = {**_SAM, **_EAGER, "num_attention_heads": 4}  # 12 wide: tests tell widths from tokens
 _SWIN: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 2,
@@ -38,12 +40,31 @@ EXPLICIT = [
         [(4, 4)] * 2,
         1,
     ),
+    Donor(
+        "data2vec-vision, eager",
+        "transformers",
+        from_config("Data2VecVisionModel", "Data2VecVisionConfig", **_EAGER, **_SIZES),
+        [(4, 4)] * 2,
+        1,
+    ),
     Donor("blip", "transformers", from_config("BlipVisionModel", "BlipVisionConfig", **_SIZES), [(4, 4)] * 2, 1),
     Donor("donut-swin", "transformers", from_config("DonutSwinModel", "DonutSwinConfig", **_SWIN), [(4, 4)] * 4),
     Donor("maskformer-swin", "transformers", _maskformer_swin, [(4, 4)] * 4),
     Donor("swinv2", "transformers", from_config("Swinv2Model", "Swinv2Config", **_SWIN), [(4, 4)] * 4),
     Donor("sam", "transformers", from_config("SamVisionModel", "SamVisionConfig", **_SAM), [(3, 3), (4, 4)]),
+    Donor(
+        "sam, eager",
+        "transformers",
+        from_config("SamVisionModel", "SamVisionConfig", **_EAGER_SAM),
+        [(3, 3), (4, 4)],
+    ),
     Donor("sam_hq", "transformers", from_config("SamHQVisionModel", "SamHQVisionConfig", **_SAM), [(3, 3), (4, 4)]),
+    Donor(
+        "sam_hq, eager",
+        "transformers",
+        from_config("SamHQVisionModel", "SamHQVisionConfig", **_EAGER_SAM),
+        [(3, 3), (4, 4)],
+    ),
     Donor(
         "vitdet",
         "transformers",

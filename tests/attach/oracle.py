@@ -41,7 +41,10 @@ class _ScoreMode(TorchFunctionMode):
         self.masks = masks
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        options = dict(kwargs or {})
+        if func.__name__ == "softmax" and options.get("dtype") == torch.float32:
+            del options["dtype"]  # sam's would round float64
+        out = func(*args, **options)
         factors = [x for x in args if isinstance(x, torch.Tensor) and x.dim() >= 3]
         if func in _PRODUCTS and self.masks and len(factors) == 2 and factors[0].shape[-1] != out.shape[-1]:
             size = self.masks[0].shape

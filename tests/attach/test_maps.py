@@ -99,19 +99,30 @@ def test_the_unfused_path_computes_what_the_fused_one_does(mode):
     torch.testing.assert_close(model(images), fused, atol=1e-9, rtol=1e-9)
 
 
+def own_attentions(donor):
+    """Those of the donor without masks; a skip where it has none to give."""
+    model = donor.make()
+    model.set_attn_implementation("eager")
+    try:
+        given = model(donor.images(), output_attentions=True).attentions
+    except TypeError as error:  # maskformer's Swin takes them from hidden states, which nobody asked for
+        pytest.skip(f"the donor itself fails where attentions are asked for: {error}")
+    if all(weights is None for weights in given):
+        pytest.skip("the donor gives no attentions: its class was chosen when it was built, for sdpa")
+    return given
+
+
 @pytest.mark.parametrize("donor", HF, ids=name_of)
 @torch.no_grad()
 def test_attentions_of_transformers_loaded_eager_are_those_of_the_donor(donor):
     """transformers#30978, #22469: output_attentions needs attn_implementation="eager"; attached, it gave None."""
-    images = donor.images()
-    given = []
-    for change in (lambda model: model, attach):
-        model = donor.make()
-        model.set_attn_implementation("eager")
-        given.append(change(model)(images, output_attentions=True).attentions)
-    assert len(given[0]) == len(given[1])
-    for expected, got in zip(*given, strict=True):
-        torch.testing.assert_close(got, expected, atol=2e-4, rtol=2e-3)
+    expected, images = own_attentions(donor), donor.images()
+    model = donor.make()
+    model.set_attn_implementation("eager")
+    attentions = attach(model)(images, output_attentions=True).attentions
+    assert len(attentions) == len(expected)
+    for got, own in zip(attentions, expected, strict=True):
+        torch.testing.assert_close(got, own, atol=2e-4, rtol=2e-3)
 
 
 @torch.no_grad()

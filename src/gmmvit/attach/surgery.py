@@ -195,6 +195,20 @@ class MaskedDonor(Swapped):
             dropout_p=dropout_p,
         )
 
+    def gmm_attend_and_show(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: float | None = None,
+        grid: Grid | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`gmm_attend`, and the weights [B, H, T, T] behind the dropout."""
+        mask = self.gmm_full(*(self.gmm_now(q.shape[2]) if grid is None else (grid, None)))
+        return self.gmm_weighed(mask, q, k, v, bias, scale=scale, dropout_p=self.gmm_dropout())
+
     def gmm_attend_by(
         self,
         mask: Tensor,
@@ -218,7 +232,7 @@ class MaskedDonor(Swapped):
         look at them."""
         if self.gmm_seen is not None or not getattr(self, "fused_attn", True):
             return True
-        return any(_hooked(self._modules.get(name)) for name in ("softmax", *_DROPOUTS))
+        return any(hooked(self._modules.get(name)) for name in ("softmax", *_DROPOUTS))
 
     def gmm_weighed(
         self,
@@ -280,7 +294,8 @@ class MaskedDonor(Swapped):
 _DROPOUTS = ("attn_drop", "dropout")  # what donors call the dropout behind their softmax
 
 
-def _hooked(module: nn.Module | None) -> bool:
+def hooked(module: nn.Module | None) -> bool:
+    """Whether somebody looks at what the module is given or gives."""
     if module is None:
         return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)

@@ -138,6 +138,13 @@ class SegmentAttention(_Map):
         out = self.gmm_attend(q, k, v, bias, scale=self.scale, grid=size).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out)).unflatten(1, size)
 
+    def gmm_drop(self, weights: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """The donor's dropout has windows and heads on one axis."""
+        weights = self.attn_drop(weights.flatten(0, 1)).reshape(weights.shape)
+        if self.gmm_seen is not None:
+            self.gmm_seen.append(weights)
+        return weights
+
 
 class MultiScaleMap(_Map):
     """sam2's Hiera: whole maps and windows, channels last; between stages the queries are the largest of 2 x 2."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from gmmvit.attach.place import Grid
-from gmmvit.attach.surgery import MaskedDonor, Tower, additive
+from gmmvit.attach.surgery import MaskedDonor, Tower, additive, hooked
 from gmmvit.attention.checks import pair
 
 IMPLEMENTATION = "gmmvit"
@@ -130,6 +130,13 @@ class QueryAttention(InterfaceAttention):
     gmm_parts = frozenset({"query", "key", "value"})
 
 
+def _look(module: MaskedDonor, show: bool | None, *qkv_bias: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """Masked attention, and its weights if they are to be shown."""
+    if show:
+        return module.gmm_attend_and_show(*qkv_bias, **options)
+    return module.gmm_attend(*qkv_bias, **options), None
+
+
 class _ExplicitAttention(MaskedDonor):
     """Attentions of the first releases of transformers 5 that do not ask the interface: they compute by themselves."""
 
@@ -142,15 +149,21 @@ class _ExplicitAttention(MaskedDonor):
     def gmm_dropout(self) -> float:
         return self.dropout.p if self.training else 0.0
 
-    def gmm_output(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, None]:
-        """[B, T, C] -> [B, T, C] and no weights."""
+    def gmm_split(self, x: Tensor) -> list[Tensor]:
+        """[B, T, C] -> queries, keys and values [B, H, T, D]."""
         heads = (self.num_attention_heads, self.attention_head_size)
-        q, k, v = (project(x).unflatten(-1, heads).transpose(1, 2) for project in (self.query, self.key, self.value))
-        return self.gmm_attend(q, k, v, bias).transpose(1, 2).flatten(2), None
+        return [project(x).unflatten(-1, heads).transpose(1, 2) for project in (self.query, self.key, self.value)]
+
+    def gmm_output(self, x: Tensor, bias: Tensor | None, show: bool | None) -> tuple[Tensor, Tensor | None]:
+        """[B, T, C] -> [B, T, C], and the weights [B, H, T, T] where they are asked for."""
+        out, weights = _look(self, show, *self.gmm_split(x), bias)
+        return out.transpose(1, 2).flatten(2), weights
 
 
 class BeitSelfAttention(_ExplicitAttention):
     """beit: the biases of the layer and of the model add up."""
+
+    gmm_shows: ClassVar[bool] = True  # its weights, if asked
 
     def forward(
         self,
@@ -159,18 +172,20 @@ class BeitSelfAttention(_ExplicitAttention):
         relative_position_bias: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         resolution: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Tensor | None]:
         bias = relative_position_bias
         if self.has_relative_position_bias:
             window = tuple(side // self.config.patch_size for side in resolution)  # type: ignore[union-attr]
             tokens = hidden_states.shape[1]
             own = self.relative_position_bias(window, interpolate_pos_encoding, dim_size=tokens)
             bias = own if bias is None else own + bias
-        return self.gmm_output(hidden_states, bias)
+        return self.gmm_output(hidden_states, bias, output_attentions and self.gmm_shows)
 
 
 class BeitSdpaSelfAttention(BeitSelfAttention):
     """The same where the donor calls `scaled_dot_product_attention`."""
+
+    gmm_shows = False
 
     def gmm_dropout(self) -> float:
         return self.config.attention_probs_dropout_prob if self.training else 0.0
@@ -185,14 +200,14 @@ class SwinSelfAttention(_ExplicitAttention):
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
-    ) -> tuple[Tensor, None]:
-        """[B*G, T, C], mask [G, T, T] -> [B*G, T, C] and no weights."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B*G, T, C], mask [G, T, T] -> [B*G, T, C], and the weights [B*G, H, T, T] where they are asked for."""
         tokens = hidden_states.shape[1]
         table = self.relative_position_bias_table[self.relative_position_index.view(-1)]
         bias = table.view(1, tokens, tokens, -1).permute(0, 3, 1, 2)
         if attention_mask is not None:
             bias = bias + attention_mask.unsqueeze(1)
-        return self.gmm_output(hidden_states, bias)
+        return self.gmm_output(hidden_states, bias, output_attentions)
 
 
 class CosineSwinSelfAttention(SwinSelfAttention):
@@ -202,13 +217,9 @@ class CosineSwinSelfAttention(SwinSelfAttention):
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
-    ) -> tuple[Tensor, None]:
-        """[B*G, T, C], mask [G, T, T] -> [B*G, T, C] and no weights."""
-        tokens, heads = hidden_states.shape[1], (self.num_attention_heads, self.attention_head_size)
-        q, k, v = (
-            project(hidden_states).unflatten(-1, heads).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B*G, T, C], mask [G, T, T] -> [B*G, T, C], and the weights [B*G, H, T, T] where they are asked for."""
+        tokens, (q, k, v) = hidden_states.shape[1], self.gmm_split(hidden_states)
         scale = self.logit_scale.clamp(max=math.log(100)).exp()
         table = self.continuous_position_bias_mlp(self.relative_coords_table).view(-1, self.num_attention_heads)
         bias = (
@@ -217,7 +228,8 @@ class CosineSwinSelfAttention(SwinSelfAttention):
         if attention_mask is not None:
             bias = bias + 2 * attention_mask.unsqueeze(1)
         q, k = nn.functional.normalize(q, dim=-1) * scale, nn.functional.normalize(k, dim=-1)
-        return self.gmm_attend(q, k, v, bias, scale=1.0).transpose(1, 2).flatten(2), None
+        out, weights = _look(self, output_attentions, q, k, v, bias, scale=1.0)
+        return out.transpose(1, 2).flatten(2), weights
 
 
 class JointAttention(MaskedDonor):
@@ -228,10 +240,11 @@ class JointAttention(MaskedDonor):
     def gmm_dropout(self) -> float:
         return self.dropout.p if self.training else 0.0
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        """[B, T, C] -> the same and no weights."""
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """[B, T, C] -> the same, and the weights where hooks look, which is how the library collects them."""
         q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.projection(self.gmm_attend(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)), None
+        out, weights = _look(self, hooked(self), q, k, v, scale=self.scale)
+        return self.projection(out.transpose(1, 2).flatten(2)), weights
 
 
 class SegmentAttention(MaskedDonor):
@@ -263,16 +276,22 @@ class SegmentAttention(MaskedDonor):
     def gmm_dropout(self) -> float:
         return self.dropout if self.training and "Sdpa" not in self.gmm_donor.__name__ else 0.0
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool | None = None) -> tuple[Tensor, None]:
-        """[B*G, rows, cols, C] -> the same and no weights."""
+    def forward(self, hidden_states: Tensor, output_attentions: bool | None = None) -> tuple[Tensor, Tensor | None]:
+        """[B*G, rows, cols, C] -> the same, and the weights [B*G*H, T, T] where hooks look, as the library does."""
+        show = hooked(self) and "Sdpa" not in self.gmm_donor.__name__
+        out, weights = self.gmm_output(hidden_states, show)
+        return out, None if weights is None else weights.flatten(0, 1)
+
+    def gmm_output(self, hidden_states: Tensor, show: bool | None) -> tuple[Tensor, Tensor | None]:
+        """[B*G, rows, cols, C] -> the same, and the weights [B*G, H, T, T] if they are to be shown."""
         size = (hidden_states.shape[1], hidden_states.shape[2])
         qkv = self.qkv(hidden_states.flatten(1, 2)).unflatten(-1, (3, self.gmm_heads(self), -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.gmm_bias(q.flatten(0, 1), size)
         if bias is not None:
             bias = bias.reshape(*q.shape[:3], q.shape[2])
-        out = self.gmm_attend(q, k, v, bias, scale=self.scale, grid=size).transpose(1, 2).flatten(2)
-        return self.proj(out).unflatten(1, size), None
+        out, weights = _look(self, show, q, k, v, bias, scale=self.scale, grid=size)
+        return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size), weights
 
 
 class DetectionAttention(SegmentAttention):
@@ -288,6 +307,9 @@ class DetectionAttention(SegmentAttention):
 
     def gmm_dropout(self) -> float:
         return 0.0
+
+    def forward(self, hidden_state: Tensor, output_attentions: bool | None = False) -> tuple[Tensor, Tensor | None]:
+        return self.gmm_output(hidden_state, output_attentions)
 
 
 def _name(model: str, cls: str, file: str = "") -> str:
