@@ -17,8 +17,8 @@ import torch
 
 from gmmvit.config import load_recipe
 from gmmvit.rows import commit, device_name
-from gmmvit.run_folder import CONFIG, read_summary
-from gmmvit.training import resume, train
+from gmmvit.runs.run_folder import CONFIG, read_summary
+from gmmvit.training.run import resume, train
 
 
 def summary_of(folder: Path, recipe_name: str, **fields: Any) -> dict[str, Any]:

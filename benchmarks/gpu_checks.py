@@ -23,9 +23,9 @@ from torch import Tensor
 
 from gmmvit.config import load_recipe
 from gmmvit.data import Dataset, Split
-from gmmvit.loop import train_epoch
-from gmmvit.progress import Progress
-from gmmvit.session import Setting, State, prepare
+from gmmvit.training.loop import train_epoch
+from gmmvit.training.progress import Progress
+from gmmvit.training.session import Setting, State, prepare
 
 STEPS = 20
 Training = tuple[Setting, State]

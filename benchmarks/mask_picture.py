@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from gmmvit.checkpoint import load_run
 from gmmvit.report import mask_picture
-from gmmvit.run_folder import RunError, write_whole
+from gmmvit.runs.checkpoint import load_run
+from gmmvit.runs.files import RunError, write_whole
 
 
 def main() -> int:

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.checkpoint import load_run
 from gmmvit.cli import main as gmmvit
-from gmmvit.reference_weights import convert_tensors
+from gmmvit.original.weights import convert_tensors
+from gmmvit.runs.checkpoint import load_run
 
 # The original's names of its models, and ours of their families.
 MODELS = {

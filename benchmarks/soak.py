@@ -26,8 +26,8 @@ import gmmvit
 from gmmvit.cli import main
 from gmmvit.config import Recipe
 from gmmvit.data import DataError, decode_image
-from gmmvit.run_folder import RunError
-from gmmvit.training import resume, train
+from gmmvit.runs.files import RunError
+from gmmvit.training.run import resume, train
 
 TINY = {"dim": 16, "depth": 1, "num_heads": 2, "passes": 1, "warmup_epochs": 0, "threads": 1}
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

@@ -22,7 +22,7 @@ import timm
 # Ours register, and the tests' list of models holds them alone.
 PRELUDE = """
 import fnmatch as _fnmatch
-import gmmvit.timm_models
+import gmmvit.models.timm
 def list_models(*args, **kwargs):
     return [name for name in timm.list_models(*args, **kwargs) if _fnmatch.fnmatch(name, {names!r})]
 """

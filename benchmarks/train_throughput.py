@@ -28,10 +28,10 @@ from PIL import Image
 
 from gmmvit.config import load_recipe
 from gmmvit.data import Dataset, Split, load_dataset
-from gmmvit.loop import train_epoch
-from gmmvit.progress import Progress
 from gmmvit.rows import row, write_rows
-from gmmvit.session import prepare
+from gmmvit.training.loop import train_epoch
+from gmmvit.training.progress import Progress
+from gmmvit.training.session import prepare
 
 WARM_UP = 3  # steps at the start of a turn that are not counted
 

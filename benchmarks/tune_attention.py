@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from gmmvit.attention import OffsetTable, gmm_attention, launch
+from gmmvit.attention import OffsetTable, gmm_attention
+from gmmvit.attention.triton import launch
 from gmmvit.bench import Shape, graph_timer, grid_of, parse_shapes
 from gmmvit.rows import line, row
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import gmmvit
-from gmmvit.evaluate import load_parts
+from gmmvit.runs.evaluate import load_parts
 
 
 def write_digits(folder: Path) -> None:

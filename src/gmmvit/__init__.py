@@ -13,7 +13,7 @@ _HOME = {
     "OffsetTable": "gmmvit.attention",
     "GaussianMixtureMask": "gmmvit.masks",
     "ElementwiseMask": "gmmvit.masks",
-    "MaskedAttention": "gmmvit.layers",
+    "MaskedAttention": "gmmvit.models.layers",
     "create_model": "gmmvit.models",
     "attach": "gmmvit.attach",
     "attention_maps": "gmmvit.attach",
@@ -21,34 +21,34 @@ _HOME = {
     "describe": "gmmvit.attach",
     "load_masks": "gmmvit.attach",
     "mask_parameters": "gmmvit.attach",
-    "load_reference": "gmmvit.reference_weights",
+    "load_reference": "gmmvit.original.weights",
     "load_dataset": "gmmvit.data",
     "load_recipe": "gmmvit.config",
-    "load_run": "gmmvit.checkpoint",
-    "Predictions": "gmmvit.predictions",
-    "cross_validate": "gmmvit.folds",
-    "resume_folds": "gmmvit.folds",
-    "resume": "gmmvit.training",
-    "train": "gmmvit.training",
-    "train_several": "gmmvit.training",
-    "unknown_threshold": "gmmvit.evaluate",
+    "load_run": "gmmvit.runs.checkpoint",
+    "Predictions": "gmmvit.runs.predictions",
+    "cross_validate": "gmmvit.training.folds",
+    "resume_folds": "gmmvit.training.folds",
+    "resume": "gmmvit.training.run",
+    "train": "gmmvit.training.run",
+    "train_several": "gmmvit.training.run",
+    "unknown_threshold": "gmmvit.runs.evaluate",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from gmmvit.attach import attach, attention_maps, describe, detach, load_masks, mask_parameters
     from gmmvit.attention import OffsetTable, gmm_attention
-    from gmmvit.checkpoint import load_run
     from gmmvit.config import load_recipe
     from gmmvit.data import load_dataset
-    from gmmvit.evaluate import unknown_threshold
-    from gmmvit.folds import cross_validate, resume_folds
-    from gmmvit.layers import MaskedAttention
     from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
     from gmmvit.models import create_model
-    from gmmvit.predictions import Predictions
-    from gmmvit.reference_weights import load_reference
-    from gmmvit.training import resume, train, train_several
+    from gmmvit.models.layers import MaskedAttention
+    from gmmvit.original.weights import load_reference
+    from gmmvit.runs.checkpoint import load_run
+    from gmmvit.runs.evaluate import unknown_threshold
+    from gmmvit.runs.predictions import Predictions
+    from gmmvit.training.folds import cross_validate, resume_folds
+    from gmmvit.training.run import resume, train, train_several
 
 
 def __getattr__(name: str) -> Any:

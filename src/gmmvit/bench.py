@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gmmvit.attention import OffsetTable, explain, gmm_attention
-from gmmvit.attention.checks import integer
+from gmmvit.checks import integer
 from gmmvit.config import RecipeError
 from gmmvit.rows import row, write_rows
-from gmmvit.run_folder import check_new
+from gmmvit.runs.files import check_new
 
 Shape = tuple[int, int, int, int]  # B, H, T, D
 
@@ -196,7 +196,7 @@ def _contenders(
         step = _step(attend, leaves, grad)
         try:
             contenders[name] = _on_gpu(step) if device.type == "cuda" else Contender(partial(_timed, step), None)
-        except Exception as error:  # a rival's compiler raises what it likes; it is told, not hidden
+        except Exception as error:  # a rival's compiler raises what it likes; it is reported, not hidden
             if name in (OWN, PLAIN):
                 raise
             report(f"{list(shape)}: {name} cannot: {(str(error).splitlines() or [type(error).__name__])[0]}")

@@ -294,7 +294,7 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
         raise RecipeError(f"{path} must hold fields as `name: value`, got a {type(values).__name__}")
     if isinstance(values.get("recipe"), dict):  # the config.yaml of a run repeats that run
         values = values["recipe"]
-    written = make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is told as the file's
+    written = make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is reported as the file's
     left_out: set[str] = set()
     if overrides.get("model", written.model) != written.model:
         left_out |= {*SIZES, "model_args", "pretrained"}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
-from gmmvit.attention.checks import boolean, integer, known_options, one_of, pair, real
 from gmmvit.attention.reference import EVERY_PATCH, Steps
+from gmmvit.checks import boolean, integer, known_options, one_of, pair, real
 
 INITS = ("paper", "identity", "local", "conv")
 COVARIANCES = ("spherical", "diag", "full")

@@ -5,7 +5,7 @@ import reprlib
 import unicodedata
 from typing import Any
 
-LONGEST = 1000  # characters of a line that tells something
+LONGEST = 1000  # characters of a line that says something
 # Control characters, line separators, marks that turn the direction of what follows, and the surrogates that stand for
 # bytes which are not UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

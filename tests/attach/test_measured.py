@@ -10,7 +10,7 @@ from donors_measured import MEASURED
 from oracle import masked_logits
 
 from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
-from gmmvit.attach.measured import MeasuredAttention
+from gmmvit.attach.donors.measured import MeasuredAttention
 from gmmvit.attach.surgery import MaskedDonor, Swapped
 
 transformers = pytest.importorskip("transformers")

@@ -66,7 +66,7 @@ def test_a_patch_embedding_that_is_replaced_is_an_error_not_a_wrong_grid():
     copied = copy.deepcopy(flexible())
     for changed in (model, copied):  # that has seen images, and that has not
         changed.patch_embed.proj = nn.Conv2d(3, 48, 8, 8)
-        with pytest.raises(ValueError, match="the patch embedding that told the grid was replaced after attach"):
+        with pytest.raises(ValueError, match="the patch embedding that gave the grid was replaced after attach"):
             changed(HIGH)
     state = model.state_dict()
     again = load_masks(detach(model), state)
@@ -83,7 +83,7 @@ def test_a_forward_of_the_instance_that_would_pass_by_the_mask_is_refused():
     model = small_vit()
     proj = model.patch_embed.proj
     proj.forward = lambda x: nn.functional.conv2d(x, proj.weight, proj.bias, 8)
-    with pytest.raises(ValueError, match=r"the patch embedding does not tell its grid: its forward was replaced"):
+    with pytest.raises(ValueError, match=r"the patch embedding does not give its grid: its forward was replaced"):
         attach(model)
     model = small_vit()
     model.blocks[1].attn.forward = torch.compile(model.blocks[1].attn.forward, backend="eager")

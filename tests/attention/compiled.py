@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gmmvit.attention import kernels, long_kernels, op
+from gmmvit.attention.triton import kernels, long_kernels, op
 
 NAMES = {
     kernels: ("short_forward", "short_backward"),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gmmvit.attention import OffsetTable, dense_mask, explain, gmm_attention, launch, with_prefix
+from gmmvit.attention import OffsetTable, dense_mask, explain, gmm_attention, with_prefix
+from gmmvit.attention.triton import launch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 ON_GPU = torch.cuda.is_available()

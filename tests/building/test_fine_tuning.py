@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 import gmmvit
 from gmmvit.building import start_model
-from gmmvit.checkpoint import load_run
 from gmmvit.cli import main
 from gmmvit.config import RecipeError, load_recipe
-from gmmvit.training import train
+from gmmvit.runs.checkpoint import load_run
+from gmmvit.training.run import train
 
 OURS = {"dim": 16, "depth": 1, "num_heads": 2, "patch_size": 2}
 
@@ -46,7 +46,7 @@ def test_other_classes_of_the_same_number_start_anew(given):
     old = load_run(given).model
     assert torch.equal(model.blocks[0].mlp[0].weight, old.blocks[0].mlp[0].weight)
     assert not torch.equal(model.head.weight, old.head.weight)
-    assert told == ["the given run tells other classes apart (bar, line, pie): the classifier starts anew"]
+    assert told == ["the given run has other classes (bar, line, pie): the classifier starts anew"]
 
 
 @pytest.mark.parametrize("place", ["run", "file"])
@@ -79,7 +79,7 @@ def test_a_run_is_trained_on_at_another_image_size(tmp_path, family, mask):
     options = {"family": family, "mask": mask, "image_size": [32, 32], "num_classes": 3, "channels": 1}
     torch.manual_seed(1)
     model = gmmvit.create_model(**options)
-    from gmmvit import checkpoint, run_folder
+    from gmmvit.runs import checkpoint, run_folder
 
     told = {"classes": ["a", "b", "c"], "image_size": [32, 32], "channels": 1, "mean": [0.5], "std": [0.5]}
     recipe = load_recipe("paper", model=family, mask=mask)
@@ -101,7 +101,7 @@ def test_the_command_takes_the_model_of_the_run(given, tmp_path, capsys):
     assert main(["train", "--pretrained", str(given), "--out", str(tmp_path / "on"), *fields]) == 0
     error = capsys.readouterr().err
     assert f"vit with mask gmm and its sizes are those of {given}" in error
-    assert "the given run tells other classes apart (bar, line, pie): the classifier starts anew" in error
+    assert "the given run has other classes (bar, line, pie): the classifier starts anew" in error
     assert "interpolated from 4 x 4 to 6 x 6" in error
     assert load_run(tmp_path / "on").recipe.dim == (16,)
 

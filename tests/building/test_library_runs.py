@@ -12,15 +12,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from gmmvit import checkpoint, run_folder
 from gmmvit.attach import describe
-from gmmvit.checkpoint import load_run
 from gmmvit.cli import main
 from gmmvit.config import load_recipe
-from gmmvit.export import export_run
-from gmmvit.optim import parameter_groups
 from gmmvit.report.attention import attention_maps
-from gmmvit.training import resume, train
+from gmmvit.runs import checkpoint, run_folder
+from gmmvit.runs.checkpoint import load_run
+from gmmvit.runs.export import export_run
+from gmmvit.training.optim import parameter_groups
+from gmmvit.training.run import resume, train
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")

@@ -10,7 +10,7 @@ from gmmvit.building import build_model
 from gmmvit.building.timm import known_arguments
 from gmmvit.cli import main
 from gmmvit.config import load_recipe
-from gmmvit.training import train
+from gmmvit.training.run import train
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")

@@ -307,7 +307,7 @@ LAYOUTS = [
         "`train-0.parquet`, `random-0.parquet`",
         {"train-0.parquet": FOUR * 2, "random-0.parquet": FOUR},
         CUT,
-        "ignored PATH/random-0.parquet: no part is told by its name, while others are train",
+        "ignored PATH/random-0.parquet: its name gives no part, while others are train",
         "datasets#3221",
         "hf",
     ),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from gmmvit.data import cache, decoding, memory
+from gmmvit.data import cache, decode_all, memory
 from gmmvit.data.cache import cache_folder
 
 CHILD = """
@@ -288,7 +288,7 @@ def test_paths_in_an_unknown_home_are_data_errors(data_error, load):
 
 
 def test_images_that_memory_cannot_hold_are_refused_before_they_are_decoded(data_error, load, two_classes, monkeypatch):
-    monkeypatch.setattr(decoding, "free_memory", lambda: 2 * 50 * 3 * 64 - 1)
+    monkeypatch.setattr(decode_all, "free_memory", lambda: 2 * 50 * 3 * 64 - 1)
     assert (
         "50 images of 8 x 8 in colour, and their split, take 18.8 KiB, and 18.7 KiB of memory are free: choose a"
         in (data_error(load, two_classes, cache_dir=two_classes / "cat" / "000.png"))
@@ -298,7 +298,7 @@ def test_images_that_memory_cannot_hold_are_refused_before_they_are_decoded(data
 
 def test_sums_of_large_images_are_exact():
     images = np.full((2, 1, 300, 300), 255, dtype=np.uint8)
-    assert decoding.image_sums(images).tolist() == [[[255 * 90000], [255**2 * 90000]]] * 2
+    assert decode_all.image_sums(images).tolist() == [[[255 * 90000], [255**2 * 90000]]] * 2
 
 
 def test_processes_share_free_memory(monkeypatch):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gmmvit.layers import DropPath
 from gmmvit.models import create_model
+from gmmvit.models.layers import DropPath
 
 SIZES = [32, (16, 32), (48, 32)]
 

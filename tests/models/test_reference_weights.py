@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gmmvit.reference_weights import convert_tensors, load_reference
+from gmmvit.original.weights import convert_tensors, load_reference
 from gmmvit.weight_files import read_tensors
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "reference"

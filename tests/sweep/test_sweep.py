@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gmmvit import claim, run_folder
+from gmmvit.runs import claim, files, run_folder
 from gmmvit.sweep.pool import make_slots
 from gmmvit.sweep.study import StudyError
 
@@ -77,7 +77,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(write, sweep, tmp_pa
         try:
             with claim.locked(run):  # until the trial's process is gone
                 break
-        except run_folder.RunError:
+        except files.RunError:
             time.sleep(0.1)
     assert not (run / "summary.json").exists(), "it was killed too late to show anything"
     done = subprocess.run(command, capture_output=True, text=True, check=False)

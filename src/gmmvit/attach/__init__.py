@@ -24,7 +24,7 @@ from gmmvit.attach.saved import FLOATS, load_mask, read_masks
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, is_elementwise, restore, swap, unrestorable
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
-from gmmvit.attention.checks import integer, known_options, one_of, pair
+from gmmvit.checks import integer, known_options, one_of, pair
 from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
 
 __all__ = ["Layer", "Layers", "attach", "attention_maps", "describe", "detach", "load_masks", "mask_parameters"]

@@ -123,7 +123,7 @@ class Site:
                     return before.grid, before.positions
             elif self.box.stale():
                 raise ValueError(
-                    "the patch embedding that told the grid was replaced after attach, so the grid is not known: keep "
+                    "the patch embedding that gave the grid was replaced after attach, so the grid is not known: keep "
                     "state = model.state_dict(), call detach(model), then load_masks(model, state)"
                 )
         rows, cols = self.box.grid

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from gmmvit.attach import timm, timm_inline, timm_maps, timm_pooled, timm_windows, torchvision, transformers
-from gmmvit.attach.measured import Measures, by_rule
+from gmmvit.attach.donors import timm, timm_inline, timm_maps, timm_pooled, timm_windows, torchvision, transformers
+from gmmvit.attach.donors.measured import Measures, by_rule
 from gmmvit.attach.place import Grid
 from gmmvit.attach.refuse import spoiled
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, Tower
@@ -144,7 +144,7 @@ def _without_grid(tower: Tower | None, towers: list[Tower | None]) -> str:
     if any(other is None or other.source is not tower.source for other in towers):
         return "it stands behind several patch embeddings, so its grid is not known"
     damage = "" if isinstance(tower.source, Swapped) else spoiled(tower.source)
-    return f"the patch embedding does not tell its grid: {damage}" if damage else ""
+    return f"the patch embedding does not give its grid: {damage}" if damage else ""
 
 
 def masked(model: nn.Module) -> list[tuple[str, MaskedDonor]]:

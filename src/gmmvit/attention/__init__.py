@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gmmvit.attention.checks import fraction, integer, one_of, real
 from gmmvit.attention.chunked import chunked_attention
 from gmmvit.attention.eager import eager_attention
-from gmmvit.attention.op import triton_attention, triton_refusal
 from gmmvit.attention.reference import (
     MODES,
     OffsetTable,
@@ -23,6 +21,8 @@ from gmmvit.attention.reference import (
     reference_attention,
     with_prefix,
 )
+from gmmvit.attention.triton.op import triton_attention, triton_refusal
+from gmmvit.checks import fraction, integer, one_of, real
 
 __all__ = [
     "BACKENDS",

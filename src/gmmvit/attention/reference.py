@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gmmvit.attention.checks import is_integer, pair
+from gmmvit.checks import is_integer, pair
 
 EPSILON = 1e-5  # added to sigma^2, as in the paper: a Gaussian never becomes narrower than the patch it sits on
 MODES = ("multiply", "log", "post")

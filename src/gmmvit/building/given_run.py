@@ -1,4 +1,4 @@
-"""A run whose weights are given to another training: what it tells of its model and of the classes it learned."""
+"""A run whose weights are given to another training: what it says of its model and of the classes it learned."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from gmmvit.config import SIZES, Recipe, RecipeError
-from gmmvit.layers import Grid
 from gmmvit.masks import ElementwiseMask
 from gmmvit.models import create_model
-from gmmvit.run_folder import CONFIG, RunError, load_config, recipe_of
+from gmmvit.models.layers import Grid
+from gmmvit.runs.files import RunError
+from gmmvit.runs.run_folder import CONFIG, load_config, recipe_of
 
 _OF_MODEL = ("model", "model_args", *SIZES)
 _OF_MASK = ("mask", "mode", "num_kernels", "covariance", "learn_center", "elm_per_head")

@@ -1,4 +1,4 @@
-"""What is asked of another library's model, and how its faults are told."""
+"""What is asked of another library's model, and how its faults are reported."""
 
 import difflib
 import importlib

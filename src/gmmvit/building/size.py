@@ -1,4 +1,4 @@
-"""Whether a model of ours fits into memory, told before anything is allocated."""
+"""Whether a model of ours fits into memory, said before anything is allocated."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ from gmmvit.building.request import Request, first_line, nearest
 from gmmvit.building.safe import check_arguments, names_place
 from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
-from gmmvit.layers import Grid
+from gmmvit.models.layers import Grid
 
 _OF_OTHER_WEIGHTS = {"id2label", "label2id", "transformers_version", "dtype"}
 _DECIDED = ("num_labels", "num_channels", "model_type", "id2label", "label2id")

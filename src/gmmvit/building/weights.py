@@ -11,9 +11,8 @@ from gmmvit.attach.place import Mark
 from gmmvit.attach.saved import SITE
 from gmmvit.config import RecipeError
 from gmmvit.data.records import listing
-from gmmvit.layers import Grid, resample_position
-from gmmvit.masks import ElementwiseMask
-from gmmvit.optim import is_mask_parameter
+from gmmvit.masks import ElementwiseMask, is_mask_parameter
+from gmmvit.models.layers import Grid, resample_position
 from gmmvit.weight_files import read_tensors, without_prefix
 
 State = dict[str, Tensor]
@@ -133,7 +132,7 @@ def _told_of_classifier(
         known = [name for name, row in zip(classes, rows, strict=True) if row is not None]
         new = [name for name, row in zip(classes, rows, strict=True) if row is None]
         if not known:
-            return f"the given run tells other classes apart ({listing(old_classes)}): the classifier starts anew"
+            return f"the given run has other classes ({listing(old_classes)}): the classifier starts anew"
         more = f"; {listing(new)} start anew" if new else ""
         return f"the classifier is taken for {listing(known)}{more}"
     if anew:

@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, ImportError) and "failed to map segment" in str(error):  # so `ulimit -v` ends up
         return f"no memory is left to load torch, see `ulimit -v`: {line_of(str(error))}"
     if isinstance(error, MemoryError) and not str(error):
-        return "memory ran out; `ulimit -v` tells whether this process may not have more"
+        return "memory ran out; `ulimit -v` shows whether this process has a limit"
     if isinstance(error, RuntimeError):  # torch is loaded
         from gmmvit.data.memory import refusal
 

@@ -44,7 +44,7 @@ def inspect(
     from gmmvit.data import DataError, dataset_names
     from gmmvit.report.found import as_values, lines_of
     from gmmvit.report.inspection import check_page, write_inspection
-    from gmmvit.session import inspect_data
+    from gmmvit.runs.run_data import inspect_data
 
     check_page(out, overwrite)
     if ":" not in dataset and dataset not in dataset_names() and Path(dataset).expanduser().exists():

@@ -14,8 +14,8 @@ from gmmvit.config import RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gmmvit.checkpoint import LoadedRun
-    from gmmvit.predictions import Predictions
+    from gmmvit.runs.checkpoint import LoadedRun
+    from gmmvit.runs.predictions import Predictions
 
 _BATCH = 128  # images that are decoded before the model sees them
 
@@ -67,10 +67,10 @@ def predict(
     limit = _limit(unknown_below, data_dir)
     import torch
 
-    from gmmvit.checkpoint import load_run
     from gmmvit.data.walk import expanded_folders
-    from gmmvit.predictions import Predictions, check_csv, write_csv
-    from gmmvit.session import choose_device
+    from gmmvit.device import choose_device
+    from gmmvit.runs.checkpoint import load_run
+    from gmmvit.runs.predictions import Predictions, check_csv, write_csv
 
     if csv is not None:
         check_csv(csv, overwrite)
@@ -111,7 +111,7 @@ def _limit(text: str | None, data_dir: str | None) -> float | typing.Literal["au
 
 def _chosen(model: "LoadedRun", data_dir: str | None) -> float:
     """The threshold from the validation part, which is said."""
-    from gmmvit.evaluate import unknown_threshold
+    from gmmvit.runs.evaluate import unknown_threshold
 
     found = unknown_threshold(model, data_dir=data_dir)
     say(

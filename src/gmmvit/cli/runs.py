@@ -67,7 +67,7 @@ def train(
         say(f"recipe {name}, {reason} (choose with --recipe: {others})", error=True)
     crossed = loaded.folds is not None and loaded.fold is None
     if crossed:
-        from gmmvit import folds
+        from gmmvit.training import folds
 
         result: Any = folds.cross_validate(loaded, out, overwrite=overwrite, quiet=quiet)
     elif variants is None:
@@ -127,7 +127,7 @@ def resume(
     """
     from gmmvit import training
     from gmmvit.distributed import leads
-    from gmmvit.run_folder import is_folds
+    from gmmvit.runs.run_folder import is_folds
 
     if any(map(is_folds, (run, *others))):
         _resume_folds(run, others, data_dir, epochs, quiet, as_json)
@@ -150,8 +150,8 @@ def _resume_folds(
     """`resume` of a cross-validation."""
     if others or epochs is not None:
         raise RecipeError("a cross-validation is resumed alone, and as long as it was; --epochs extends a run")
-    from gmmvit import folds
     from gmmvit.distributed import leads
+    from gmmvit.training import folds
 
     result = folds.resume_folds(run, data_dir=data_dir, quiet=quiet)
     if leads():
@@ -209,7 +209,7 @@ def evaluate(
     as_json
         Print JSON.
     """
-    from gmmvit.evaluate import evaluate_run
+    from gmmvit.runs.evaluate import evaluate_run
 
     result = evaluate_run(
         run,
@@ -261,8 +261,8 @@ def report(
     """
     if not runs:
         raise RecipeError("report needs at least one run folder: gmmvit report RUN...")
+    from gmmvit.device import choose_device
     from gmmvit.report import write_report
-    from gmmvit.session import choose_device
 
     chosen = str(choose_device(device))
     say(str(write_report(runs, out, data_dir=data_dir, device=chosen, overwrite=overwrite)))
@@ -293,7 +293,7 @@ def export(
     overwrite
         Replace that file.
     """
-    from gmmvit.export import export_run
+    from gmmvit.runs.export import export_run
 
     path, difference = export_run(run, out, format=format, weights=weights, overwrite=overwrite)
     found = "not checked: onnxruntime is not installed"

@@ -78,7 +78,7 @@ def convert(
         Replace an old run in that folder.
     """
     heads = None if num_heads is None else load_recipe(num_heads=num_heads).num_heads
-    from gmmvit.convert import convert as write_run
+    from gmmvit.original.convert import convert as write_run
 
     folder = write_run(
         file,

@@ -5,8 +5,8 @@
 torch.Size([1293, 1, 8, 8])
 """
 
-from gmmvit.data.decode import decode_image
 from gmmvit.data.given import each_image
+from gmmvit.data.image import decode_image
 from gmmvit.data.inspection import Inspection, inspect_dataset
 from gmmvit.data.load import count_training, dataset_names, load_dataset
 from gmmvit.data.named import class_names, numbered_classes

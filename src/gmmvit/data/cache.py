@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gmmvit.data.decoding import Catalog, Decoded, Producer, image_sums, in_memory
+from gmmvit.data.decode_all import Catalog, Decoded, Producer, image_sums, in_memory
 from gmmvit.data.records import DataError, Report, expanded, relative, silent
 
 _FORMAT = 1

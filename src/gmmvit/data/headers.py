@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gmmvit.data.bare import bare
-from gmmvit.data.decode import DAMAGE, formats
+from gmmvit.data.image import DAMAGE, formats
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from gmmvit.data.copies import find_copies, told_copies
-from gmmvit.data.decode import check_target, quiet_pillow
-from gmmvit.data.decoding import Decoded
+from gmmvit.data.decode_all import Decoded
 from gmmvit.data.headers import read_header
+from gmmvit.data.image import check_target, quiet_pillow
 from gmmvit.data.load import decode_source, find_source, load_dataset, printable, target_size
 from gmmvit.data.memory import fits_in_memory
 from gmmvit.data.records import DataError, Dataset, Report, Source, counted, packages_for, silent

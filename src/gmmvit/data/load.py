@@ -15,12 +15,12 @@ import torch
 
 from gmmvit.data.cache import cache_folder, cache_path, fetch, fingerprint
 from gmmvit.data.copies import find_copies, kept_together, told_copies
-from gmmvit.data.decode import check_target
-from gmmvit.data.decoding import Catalog, Decoded, Sink, decode_contents, in_memory
+from gmmvit.data.decode_all import Catalog, Decoded, Sink, decode_contents, in_memory
 from gmmvit.data.digits import digits_source
 from gmmvit.data.folder import folder_source
 from gmmvit.data.folds import check_folds, measured_by
 from gmmvit.data.hub import hub_source
+from gmmvit.data.image import check_target
 from gmmvit.data.memory import fits_in_memory
 from gmmvit.data.named import NAMED, named_source
 from gmmvit.data.records import (

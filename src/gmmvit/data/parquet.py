@@ -77,7 +77,7 @@ def known_parts(shards: Shards, report: Report) -> dict[str, list[Path]]:
     if not parts:
         return {"all": shards[None]}
     if rest:
-        report(f"ignored {listing(rest)}: no part is told by its name, while others are {listing(list(parts))}")
+        report(f"ignored {listing(rest)}: its name gives no part, while others are {listing(list(parts))}")
     for part, files in parts.items():
         kinds = sorted(
             {re.sub(r"\d+", "", match["name"] if (match := _SERIES.match(f.stem)) else f.stem) for f in files}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmmvit.attention.checks import integer, known_options, one_of, pair
+from gmmvit.checks import integer, known_options, one_of, pair
 from gmmvit.masks import MASKS, is_mask_parameter
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.cait import CaiT

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gmmvit.attention.checks import above_zero, fraction, integer, is_integer, one_of
-from gmmvit.layers import Block, Grid, init_weights, resample_position
+from gmmvit.checks import above_zero, fraction, integer, is_integer, one_of
 from gmmvit.masks import is_mask_parameter
-from gmmvit.stem import ConvStem, init_stem
+from gmmvit.models.layers import Block, Grid, init_weights, resample_position
+from gmmvit.models.stem import ConvStem, init_stem
 from gmmvit.weight_files import load_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

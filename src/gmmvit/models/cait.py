@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention.checks import pair
 from gmmvit.attention.reference import modulate
-from gmmvit.layers import (
+from gmmvit.checks import pair
+from gmmvit.models.base import VisionTransformer
+from gmmvit.models.layers import (
     Block,
     Grid,
     MaskedAttention,
@@ -21,8 +22,7 @@ from gmmvit.layers import (
     choose_patch,
     patch_grid,
 )
-from gmmvit.models.base import VisionTransformer
-from gmmvit.stem import make_stem
+from gmmvit.models.stem import make_stem
 
 
 class TalkingHeads(nn.Module):

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention.checks import one_of, pair, per_stage
-from gmmvit.layers import (
+from gmmvit.checks import one_of, pair, per_stage
+from gmmvit.models.base import Stage, VisionTransformer
+from gmmvit.models.layers import (
     Block,
     Grid,
     Masking,
     choose_patch,
     patch_grid,
 )
-from gmmvit.models.base import Stage, VisionTransformer
+from gmmvit.models.stem import make_stem
 from gmmvit.models.vit import POOLS
-from gmmvit.stem import make_stem
 
 
 class TokenPooling(nn.Module):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention.checks import fraction, integer, pair
-from gmmvit.layers import DropPath, Grid, check_images
+from gmmvit.checks import fraction, integer, pair
 from gmmvit.models.base import VisionTransformer
+from gmmvit.models.layers import DropPath, Grid, check_images
 
 
 class ResNet(VisionTransformer):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask
-from gmmvit.attention.checks import pair, per_stage
-from gmmvit.layers import (
+from gmmvit.checks import pair, per_stage
+from gmmvit.models.base import Stage, VisionTransformer
+from gmmvit.models.layers import (
     Block,
     Grid,
     MaskedAttention,
@@ -21,8 +22,7 @@ from gmmvit.layers import (
     choose_patch,
     patch_grid,
 )
-from gmmvit.models.base import Stage, VisionTransformer
-from gmmvit.stem import make_stem
+from gmmvit.models.stem import make_stem
 
 
 class WindowAttention(MaskedAttention):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention.checks import integer, pair, per_stage
-from gmmvit.layers import MLP, Block, Grid, MaskedAttention, Masking, check_images
+from gmmvit.checks import integer, pair, per_stage
 from gmmvit.models.base import VisionTransformer
+from gmmvit.models.layers import MLP, Block, Grid, MaskedAttention, Masking, check_images
 
 
 class ResidualAttention(MaskedAttention):

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from gmmvit.attention.checks import one_of, pair
-from gmmvit.layers import Block, Masking, choose_patch, patch_grid
+from gmmvit.checks import one_of, pair
 from gmmvit.models.base import VisionTransformer
-from gmmvit.stem import make_stem
+from gmmvit.models.layers import Block, Masking, choose_patch, patch_grid
+from gmmvit.models.stem import make_stem
 
 POOLS = ("mean", "cls")
 

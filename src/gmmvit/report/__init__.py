@@ -7,9 +7,8 @@ parts.
 from collections.abc import Sequence
 from pathlib import Path
 
-from gmmvit.checkpoint import LoadedRun, load_run
-from gmmvit.claim import own_if_run
 from gmmvit.data import DataError
+from gmmvit.device import choose_device
 from gmmvit.report.comparison import comparison
 from gmmvit.report.folds import folds_section
 from gmmvit.report.masks import mask_picture, mask_section, starting_model
@@ -23,8 +22,10 @@ from gmmvit.report.results import (
     mistakes_section,
 )
 from gmmvit.report.runs import RunRecord, count_parameters, curves, head, read_run, title
-from gmmvit.run_folder import CONFIG, RunError, check_new, fold_folders, is_folds, write_whole
-from gmmvit.session import choose_device
+from gmmvit.runs.checkpoint import LoadedRun, load_run
+from gmmvit.runs.claim import own_if_run
+from gmmvit.runs.files import RunError, check_new, write_whole
+from gmmvit.runs.run_folder import CONFIG, fold_folders, is_folds
 
 __all__ = ["mask_picture", "write_report"]
 
@@ -42,7 +43,7 @@ def write_report(
     """Writes the report of a run: figures, curves, confusion matrix, classes, calibration, worst mistakes,
     masks, attention.
 
-    What cannot be shown (no weights yet, data set moved) is told in a sentence in its place.
+    What cannot be shown (no weights yet, data set moved) is said in a sentence in its place.
 
     Args:
         runs: run folders; with several, a table compares their masks by means over seeds, and the details are those of

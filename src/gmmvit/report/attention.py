@@ -17,11 +17,11 @@ from gmmvit.attach import attach
 from gmmvit.attach.surgery import MaskedDonor, additive
 from gmmvit.attention.reference import modulate, with_prefix
 from gmmvit.augment import normalize
-from gmmvit.checkpoint import LoadedRun
 from gmmvit.config import library_of
-from gmmvit.layers import Grid, MaskedAttention
+from gmmvit.models.layers import Grid, MaskedAttention
 from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import heat_over, image_address
+from gmmvit.runs.checkpoint import LoadedRun
 
 LAYERS = 3  # the last so many are drawn
 

@@ -92,7 +92,7 @@ def _name(members: list[RunRecord], others: list[list[RunRecord]]) -> str:
 
 
 def names(records: Sequence[RunRecord]) -> list[str]:
-    """The runs' folders by as many of their last parts as tell them apart."""
+    """The runs' folders by as many of their last parts as distinguish them."""
     parts = [record.folder.resolve().parts for record in records]
     for last in range(1, max(map(len, parts)) + 1):
         short = ["/".join(path[-last:]) for path in parts]

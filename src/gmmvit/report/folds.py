@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from gmmvit.folds import MEASURED, measured
 from gmmvit.report.page import paragraph, percent, row, table
 from gmmvit.report.runs import count
+from gmmvit.training.folds import MEASURED, measured
 
 
 def folds_section(folder: Path) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from gmmvit.config import Recipe
 from gmmvit.data import Inspection
-from gmmvit.session import told_of_classes
+from gmmvit.training.session import told_of_classes
 
 PARTS = ("train", "val", "test", "all")
 

@@ -15,9 +15,9 @@ from gmmvit.report.pictures import LOSSLESS_SIDE, image_address
 from gmmvit.report.preview import augmentation_section
 from gmmvit.report.results import OPEN_CLASSES, short_name
 from gmmvit.report.runs import last_name
-from gmmvit.run_folder import RunError, check_new, told, write_whole
-from gmmvit.session import told_of_classes
+from gmmvit.runs.files import RunError, check_new, naming_faults, write_whole
 from gmmvit.text import shown
+from gmmvit.training.session import told_of_classes
 
 SHEET = 240  # pictures of the contact sheet at most
 EACH = 7  # of a class: a row of a wide screen
@@ -60,7 +60,7 @@ def write_inspection(
         ("augmentation", "Augmentation", augmented),
     ]
     page = document(shown(last_name(found.name)), sections, _head(found, recipe, notices))
-    with told(path, "write"):
+    with naming_faults(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page.encode(errors="backslashreplace"))
     return path

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.building import build_model
-from gmmvit.checkpoint import LoadedRun
 from gmmvit.config import library_of
 from gmmvit.masks import ElementwiseMask, GaussianMixtureMask
 from gmmvit.report.page import colour_scale, paragraph, picture, row, table
 from gmmvit.report.pictures import DIVERGING, hex_colour, levels, map_address
-from gmmvit.run_folder import load_config, read_rows
-from gmmvit.session import seed_everything
+from gmmvit.runs.checkpoint import LoadedRun
+from gmmvit.runs.run_folder import load_config, read_rows
+from gmmvit.training.session import seed_everything
 
 NEUTRAL = 1.0  # a mask of ones is plain attention
 MATRIX_SIDE = 64  # larger element-wise masks are averaged down to this many cells a side
@@ -59,7 +59,7 @@ def starting_model(run: LoadedRun) -> nn.Module | str:
     if isinstance(recipe.pretrained, str):
         return f"{unknown}the training began from given weights, which are not part of the run."
     if recipe.mask == "gmm" and recipe.mask_init == "paper" and library_of(recipe.model) is not None:
-        return f"{unknown}they were drawn after the weights of {recipe.model}, and the seed alone does not tell them."
+        return f"{unknown}they were drawn after the weights of {recipe.model}, which the seed alone does not give."
     with torch.random.fork_rng(devices=[]):
         seed_everything(recipe.seed, 0)
         try:

@@ -13,7 +13,7 @@ from gmmvit.config import Recipe
 from gmmvit.data import Dataset
 from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import LOSSLESS_SIDE, image_address
-from gmmvit.session import make_augment
+from gmmvit.training.session import make_augment
 
 PREVIEWED, DRAWS = 4, 6  # images whose augmentation is drawn, and how often
 

@@ -9,9 +9,13 @@ from pathlib import PurePath
 
 from torch import Tensor
 
-from gmmvit.checkpoint import LoadedRun
 from gmmvit.data import DataError, Split
-from gmmvit.evaluate import (
+from gmmvit.report.attention import attention_section
+from gmmvit.report.charts import reliability_chart
+from gmmvit.report.page import colour_scale, name_html, paragraph, percent, picture, row, scrolling, table
+from gmmvit.report.pictures import ERRORS, LEVELS, SEQUENTIAL, hex_colour, image_address, levels, map_address
+from gmmvit.runs.checkpoint import LoadedRun
+from gmmvit.runs.evaluate import (
     CALIBRATION_BINS,
     calibration,
     check_unchanged,
@@ -24,11 +28,7 @@ from gmmvit.evaluate import (
     scores,
     worst_mistakes,
 )
-from gmmvit.report.attention import attention_section
-from gmmvit.report.charts import reliability_chart
-from gmmvit.report.page import colour_scale, name_html, paragraph, percent, picture, row, scrolling, table
-from gmmvit.report.pictures import ERRORS, LEVELS, SEQUENTIAL, hex_colour, image_address, levels, map_address
-from gmmvit.run_folder import RunError
+from gmmvit.runs.files import RunError
 
 WORST = 24
 PAIRS = 15
@@ -227,7 +227,7 @@ def mistakes_section(outcome: Outcome) -> str:
 
 
 def short_name(name: str, length: int = 40) -> str:
-    """The end of a long path tells images apart."""
+    """The end of a long path distinguishes images."""
     return name if len(name) <= length else "…" + str(PurePath(name))[1 - length :]
 
 

@@ -1,4 +1,4 @@
-"""What is told of a run without its model: the head of the page and the curves."""
+"""What is said of a run without its model: the head of the page and the curves."""
 
 import shlex
 import statistics
@@ -10,17 +10,17 @@ from typing import Any
 from torch import nn
 
 from gmmvit.config import Recipe, as_dict
-from gmmvit.evaluate import interval
 from gmmvit.masks import is_mask_parameter
-from gmmvit.progress import clock
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, percent, row, table
-from gmmvit.run_folder import CONFIG, load_config, read_rows, read_summary, recipe_of
+from gmmvit.runs.evaluate import interval
+from gmmvit.runs.run_folder import CONFIG, load_config, read_rows, read_summary, recipe_of
+from gmmvit.training.progress import clock
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder as it was read. `facts` are those of summary.json; of an unfinished run, what the rows tell."""
+    """A run folder as it was read. `facts` are those of summary.json; of an unfinished run, what the rows say."""
 
     folder: Path
     recipe: Recipe
@@ -51,7 +51,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def _facts_so_far(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the rows of an unfinished run tell."""
+    """What the rows of an unfinished run say."""
     facts: dict[str, Any] = {}
     measured = [r for r in rows if isinstance(r.get("val_top1"), int | float)]
     if measured:
@@ -64,7 +64,7 @@ def _facts_so_far(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def count_parameters(record: RunRecord, model: nn.Module) -> None:
-    """Adds the numbers of parameters where the run has no summary that tells them."""
+    """Adds the numbers of parameters where the run has no summary with them."""
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     record.facts.setdefault("num_parameters", sum(sizes.values()))
     record.facts.setdefault("mask_parameters", sum(size for name, size in sizes.items() if is_mask_parameter(name)))

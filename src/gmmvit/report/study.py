@@ -5,11 +5,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from gmmvit.progress import clock
 from gmmvit.report.page import document, paragraph, percent, row, table
-from gmmvit.run_folder import write_whole
+from gmmvit.runs.files import write_whole
 from gmmvit.sweep.files import PAGE, table_cells
 from gmmvit.sweep.plan import Plan
+from gmmvit.training.progress import clock
 
 _TRIALS = ["trial", "validation, best", "test, last", "test, best", "epochs", "core-seconds", "wall time"]
 

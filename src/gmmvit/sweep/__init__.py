@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gmmvit import claim, run_folder
-from gmmvit.checkpoint import changed_fields
 from gmmvit.config import as_dict
-from gmmvit.run_folder import RunError
-from gmmvit.session import absolute_paths
+from gmmvit.runs import claim, run_folder
+from gmmvit.runs.checkpoint import changed_fields
+from gmmvit.runs.files import RunError
+from gmmvit.runs.run_data import absolute_paths
 from gmmvit.sweep.cluster import Cluster, make_cluster
 from gmmvit.sweep.files import make_row, markdown, read_row, remove_leftovers, write_row, write_tables
 from gmmvit.sweep.plan import Plan, Trial, folder_of, make_plan

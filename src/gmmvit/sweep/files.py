@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gmmvit.run_folder import RunError, write_json, write_whole
+from gmmvit.runs.files import RunError, write_json, write_whole
 from gmmvit.sweep.plan import Plan, Trial
 from gmmvit.sweep.table import CHOSEN_BY, METRICS, REPORTED, Row, make_table
 

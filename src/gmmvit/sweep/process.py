@@ -1,4 +1,4 @@
-"""One trial in a process of its own: what is told to it, what it does, and what it tells.
+"""One trial in a process of its own: what it is given, what it does, and what it answers.
 
 It reads a job from standard input, trains, resumes or only reads the run folder of the job, and prints one line of
 JSON: the summary and the machine, or the sentence of a failure.
@@ -20,7 +20,7 @@ _WATCH_S = 0.2
 
 
 def make_job(name: str, folder: Path, recipe: dict[str, Any], *, threads: int, nice: int) -> dict[str, Any]:
-    """What a process is told: a trial's name, run folder and recipe, threads of the CPU, niceness added to its own."""
+    """What a process is given: a trial's name, run folder and recipe, threads of the CPU, niceness added to its own."""
     return {"name": name, "folder": str(folder), "recipe": recipe, "threads": threads, "nice": nice}
 
 
@@ -44,7 +44,7 @@ def start(job: dict[str, Any], gpu: str | None = None) -> "subprocess.Popen[str]
             env=environment,
         )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its end tells why it did not read
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its end says why it did not read
         pipe.write(json.dumps(job | {"parent": os.getpid()}))
     process.stdin = None
     return process
@@ -64,7 +64,7 @@ def told(process: "subprocess.Popen[str]") -> dict[str, Any]:
         name = signal.Signals(-status).name
         hint = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
         return {"sentence": f"its process was ended by {name}{hint}"}
-    return {"sentence": f"its process ended with status {status}; its log tells more"}
+    return {"sentence": f"its process ended with status {status}; its log says more"}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def _outcome(job: dict[str, Any]) -> dict[str, Any]:
 
 def _summary(folder: Path, recipe: Any) -> dict[str, Any]:
     """The summary of a training that is run, continued or only read."""
-    from gmmvit.run_folder import CONFIG
-    from gmmvit.training import resume, train
+    from gmmvit.runs.run_folder import CONFIG
+    from gmmvit.training.run import resume, train
 
     if not (folder / CONFIG).exists():
         return train(recipe, folder)

@@ -1,0 +1,218 @@
+"""The fused kernels as one `torch.library` op: what it refuses, its fake versions, its autograd.
+
+The op takes q, k, v as they lie in memory (views of a packed projection included) and the mask as it is, an offset
+table or dense; nothing of size B x H x N x N is stored.
+
+Letters: B batch, T tokens, N patches, H heads, D head width, G groups of a bias that repeats along the batch.
+"""
+
+import functools
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmmvit.attention.reference import OffsetTable, log_mask
+from gmmvit.attention.triton.launch import (
+    SHORT,
+    WIDEST,
+    Inputs,
+    Sums,
+    forward,
+    like_tokens,
+    long_backward,
+    short_backward,
+)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in its interpreter, on any device."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _device_refusal(kind: str, index: int | None) -> str | None:
+    if not _installed():
+        return "Triton is not installed"
+    if kind != "cuda":
+        return f"it computes on CUDA devices, or by name in Triton's interpreter (TRITON_INTERPRET=1), not on {kind}"
+    if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or newer"
+    return None
+
+
+# torch.compile asks it once. What torch.compiler.assume_constant_result does, which would load the whole compiler.
+_device_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def triton_refusal(
+    q: Tensor, mask: Tensor | OffsetTable | None, bias: Tensor | None, mode: str, named: bool
+) -> str | None:
+    """Why the kernels cannot take this call, or None; the interpreter serves only who asks for the backend by name."""
+    emulated = interpreted() and named
+    if not emulated and (reason := _device_refusal(q.device.type, q.device.index)):
+        return reason
+    # Inside of torch.compile torch 2.11 answers to `is_exporting` that it does.
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        return "torch.export takes plain operations"
+    if mode == "post" and mask is not None:
+        return "it has no mode 'post': weights that are multiplied behind the softmax need another backward pass"
+    if q.dtype not in SHORT:
+        return f"it has no {str(q.dtype)[6:]}"
+    if emulated and q.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bfloat16 wrongly"
+    if q.shape[3] > WIDEST:
+        return f"its heads are at most {WIDEST} wide, got {q.shape[3]}"
+    if not torch.is_grad_enabled():
+        return None
+    if bias is not None and bias.requires_grad and not _own_gradient(bias, q):
+        return "the gradient of a bias that repeats over tokens, or over heads as well as the batch, is another's work"
+    values = mask.values if isinstance(mask, OffsetTable) else None
+    learned = values is not None and values.requires_grad
+    if learned and q.shape[2] > SHORT[q.dtype] and torch.are_deterministic_algorithms_enabled():
+        return "its gradient of an offset table adds in no fixed order, and deterministic algorithms were asked for"
+    return None
+
+
+def _own_gradient(bias: Tensor, q: Tensor) -> bool:
+    """Whether the gradient that the kernels write for a bias, [G, H, T, T], is about as large as the bias itself."""
+    shape = (1,) * (4 - bias.dim()) + tuple(bias.shape)
+    return shape[2] == shape[3] == q.shape[2] and (shape[0] == 1 or shape[1] == q.shape[1])
+
+
+def triton_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | OffsetTable | None,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    prefix_tokens: int = 0,
+    mode: str = "multiply",
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Masked attention in fused kernels; arguments as in `gmm_attention`, the mask an offset table or dense over the
+    patches alone. Modes "multiply" and "log"."""
+    values, cols = (mask.values, mask.grid[1]) if isinstance(mask, OffsetTable) else (mask, 0)
+    if values is not None and mode == "log":
+        values = log_mask(values.to(torch.float32))
+    if bias is not None:
+        bias = bias[(None,) * (4 - bias.dim())]
+    # Drawn on the device: no wait for it, and a captured graph draws anew in every replay.
+    seed = torch.randint(2**31 - 1, (1,), device=q.device) if dropout_p > 0 else None
+    call = torch.ops.gmmvit.masked_attention
+    return call(q, k, v, values, bias, seed, cols, prefix_tokens, float(scale), mode == "log", float(dropout_p))[0]
+
+
+@torch.library.custom_op("gmmvit::masked_attention", mutates_args=())
+def masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    cols: int,
+    prefix: int,
+    scale: float,
+    log: bool,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale * q k^T * mask + bias) v -> out [B, H, T, D] and log2 of the softmax's sums [B, H, T].
+
+    mask is an offset table [H, 2*rows-1, 2*cols-1], or dense [H, N, N] or [N, N] with cols = 0; with `log` it is added
+    to the scores. bias has four dimensions, sizes 1 where it repeats, G along the batch. seed: int64 [1] for dropout.
+    """
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        return forward(_inputs(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p))
+
+
+def _inputs(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Inputs:
+    cols = rest[2]
+    return Inputs(q, k, v, mask.contiguous() if mask is not None and cols else mask, *rest)
+
+
+@masked_attention.register_fake
+def _(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p):  # type: ignore[no-untyped-def]
+    return like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("gmmvit::masked_attention_backward", mutates_args=())
+def masked_attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    cols: int,
+    prefix: int,
+    scale: float,
+    log: bool,
+    dropout_p: float,
+    mask_wanted: bool,
+    bias_wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, mask and bias; the last two empty where they are not wanted."""
+    grads = like_tokens(q), like_tokens(q), like_tokens(q)
+    x = _inputs(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p)
+    sums: Sums = (None, None)
+    with torch.cuda.device_of(q):
+        if x.short and q.numel():
+            sums = short_backward(x, lse, grad_out, grads, mask_wanted, bias_wanted)
+        elif q.numel():
+            sums = long_backward(x, out, lse, grad_out, grads, mask_wanted, bias_wanted)
+    grad_mask = _sum_to(sums[0], mask, mask_wanted, q)
+    return (*grads, grad_mask, _sum_to(sums[1], bias, bias_wanted, q))
+
+
+def _sum_to(summands: Tensor | None, like: Tensor | None, wanted: bool, q: Tensor) -> Tensor:
+    """The gradient of `like` from float32 summands [slices, H, ...]; slices are groups of a bias, repeated."""
+    if like is None or not wanted:
+        return q.new_empty(0)
+    if summands is None:
+        return torch.zeros_like(like)
+    parts = summands.unflatten(0, (-1, like.shape[0] if like.dim() == 4 else 1))
+    total = parts[0] if parts.shape[0] == 1 else parts.sum(0)
+    return total.sum_to_size(like.shape).to(like.dtype)
+
+
+@masked_attention_backward.register_fake
+def _(grad_out, q, k, v, out, lse, mask, bias, seed, cols, prefix, scale, log, dropout_p, mask_wanted, bias_wanted):  # type: ignore[no-untyped-def]
+    def like(x, wanted):  # type: ignore[no-untyped-def]
+        return x.new_empty(x.shape) if wanted and x is not None else q.new_empty(0)
+
+    return like_tokens(q), like_tokens(q), like_tokens(q), like(mask, mask_wanted), like(bias, bias_wanted)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    q, k, v, mask, bias, seed, *rest = inputs
+    ctx.save_for_backward(q, k, v, *output, mask, bias, seed)
+    ctx.rest = rest
+
+
+def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
+    q, k, v, out, lse, mask, bias, seed = ctx.saved_tensors
+    mask_wanted, bias_wanted = ctx.needs_input_grad[3:5]
+    *grads, grad_mask, grad_bias = torch.ops.gmmvit.masked_attention_backward(
+        grad_out, q, k, v, out, lse, mask, bias, seed, *ctx.rest, mask_wanted, bias_wanted
+    )
+    return *grads, grad_mask if mask_wanted else None, grad_bias if bias_wanted else None, *[None] * 6
+
+
+def _no_second(ctx, *grads):  # type: ignore[no-untyped-def]
+    raise NotImplementedError("the backend 'triton' of gmm_attention has no second derivative; backend='eager' has one")
+
+
+masked_attention.register_autograd(_backward, setup_context=_setup_context)
+masked_attention_backward.register_autograd(_no_second)

@@ -1,0 +1,228 @@
+"""A whole data set from encoded images to uint8 pixels, block by block, so that it need not fit into memory.
+
+Shape letters: N images of all parts, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from gmmvit.data.image import decode_pixels, quiet_pillow
+from gmmvit.data.memory import free_memory, in_words
+from gmmvit.data.records import Contents, DataError, Part, Report
+
+if TYPE_CHECKING:
+    from gmmvit.data.records import ImageSource
+
+# A block is what one thread decodes in one go: enough images to outweigh the handing over, and few enough bytes that
+# the sums of a block (16 bytes a value) stay small.
+_BLOCK_IMAGES = 128
+_BLOCK_BYTES = 8 * 2**20
+_SMALL_BYTES = 16384
+_PROGRESS_SECONDS = 5.0
+_DECODING_BYTES = 8  # a value of one image: Pillow's own, ours, and those of its sums
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything about decoded images but the pixels.
+
+    Attributes:
+        classes: class names.
+        parts: part name -> first and one past the last image of that part.
+        labels: int64 `[N]`.
+        names: N names.
+        sums: int64 `[N, 2, C]`, the sum and the sum of squares of every image: the statistics of any split.
+        broken: name and reason of every image that could not be decoded; they are not counted in N.
+    """
+
+    classes: tuple[str, ...]
+    parts: dict[str, tuple[int, int]]
+    labels: np.ndarray
+    names: list[str]
+    sums: np.ndarray
+    broken: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images uint8 `[N, C, H, W]`, in memory or on a read-only map, and their catalog."""
+
+    images: np.ndarray
+    catalog: Catalog
+
+
+class Sink(Protocol):
+    """Takes pixels in order."""
+
+    def reserve(self, count: int) -> None:
+        """Make room for at most `count` images."""
+
+    def append(self, images: np.ndarray) -> None:
+        """Take uint8 `[n, C, H, W]`."""
+
+
+Producer = Callable[[Sink], Catalog]
+
+
+class MemorySink:
+    """Keeps the pixels in one array in memory."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self._images = np.empty((0, *shape), dtype=np.uint8)
+        self._count = 0
+
+    def reserve(self, count: int) -> None:
+        shape = self._images.shape[1:]
+        check_room(2 * count * int(np.prod(shape)), f"{count:,} images of {_size(shape)}, and their split,")
+        self._images = np.empty((count, *self._images.shape[1:]), dtype=np.uint8)
+
+    def append(self, images: np.ndarray) -> None:
+        self._images[self._count : self._count + len(images)] = images
+        self._count += len(images)
+
+    def images(self) -> np.ndarray:
+        return self._images[: self._count]
+
+
+def check_room(size: int, what: str) -> None:
+    """Raises DataError where more bytes are needed than are free: the system would kill the process later."""
+    free = free_memory()
+    if free is not None and size > free:
+        raise DataError(
+            f"{what} take {in_words(size)}, and {in_words(free)} of memory are free: choose a smaller --image-size"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return f"{height} x {width} in {'colour' if channels == 3 else 'grey'}"
+
+
+def in_memory(produce: Producer, shape: tuple[int, int, int]) -> Decoded:
+    """Run the producer and keep its pixels in memory."""
+    sink = MemorySink(shape)
+    catalog = produce(sink)
+    return Decoded(sink.images(), catalog)
+
+
+@quiet_pillow()
+def decode_contents(
+    contents: Contents, sink: Sink, *, shape: tuple[int, int, int], fit: str, report: Report, name: str
+) -> Catalog:
+    """Decode all parts into the sink, in order, with a progress line every few seconds.
+
+    Raises:
+        DataError: a label is out of range, or a single image is larger than memory.
+    """
+    check_room(_DECODING_BYTES * int(np.prod(shape)), f"{name}: the decoder's copies of one image of {_size(shape)}")
+    for part in contents.parts.values():
+        _check_labels(part, len(contents.classes))
+    total = sum(len(part.labels) for part in contents.parts.values())
+    sink.reserve(total)
+    progress = _Progress(report, name, total)
+    kept: list[np.ndarray] = []
+    names: list[str] = []
+    sums = [np.empty((0, 2, shape[0]), dtype=np.int64)]
+    broken: list[tuple[str, str]] = []
+    parts: dict[str, tuple[int, int]] = {}
+    for part_name, part in contents.parts.items():
+        first, seen = len(names), 0
+        good = np.ones(len(part.labels), dtype=bool)
+        for block in _decoded_blocks(part.sources(), shape, fit):
+            for offset, reason in block.broken:
+                good[seen + offset] = False
+                broken.append((part.names[seen + offset], reason))
+            seen += block.size
+            sink.append(block.images)
+            sums.append(image_sums(block.images))
+            progress.advance(block.size)
+        kept.append(part.labels[good])
+        names.extend(part.names[index] for index in np.flatnonzero(good).tolist())
+        parts[part_name] = (first, len(names))
+    return Catalog(contents.classes, parts, np.concatenate(kept), names, np.concatenate(sums), broken)
+
+
+@dataclass(frozen=True)
+class _Block:
+    size: int
+    images: np.ndarray
+    broken: list[tuple[int, str]]
+
+
+def _decode_block(sources: list[ImageSource], shape: tuple[int, int, int], fit: str) -> _Block:
+    channels, height, width = shape
+    images = np.empty((len(sources), *shape), dtype=np.uint8)
+    broken: list[tuple[int, str]] = []
+    count = 0
+    for offset, source in enumerate(sources):
+        try:
+            images[count] = decode_pixels(source, (height, width), channels, fit)
+            count += 1
+        except DataError as error:
+            broken.append((offset, str(error)))
+    return _Block(len(sources), images[:count], broken)
+
+
+def _decoded_blocks(sources: Iterator[ImageSource], shape: tuple[int, int, int], fit: str) -> Iterator[_Block]:
+    """Blocks in order. Pillow frees the interpreter's lock while it decodes, so threads work in parallel on files;
+    thumbnails of a few kilobytes spend their time outside of that and are faster without."""
+    workers = min(8, os.cpu_count() or 1)
+    block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // int(np.prod(shape))))
+    pending: deque[Future[_Block]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        while block := list(islice(sources, block_images)):
+            if not isinstance(block[0], str) and not (isinstance(block[0], bytes) and len(block[0]) > _SMALL_BYTES):
+                yield from (future.result() for future in pending)
+                pending.clear()
+                yield _decode_block(block, shape, fit)
+                continue
+            pending.append(pool.submit(_decode_block, block, shape, fit))
+            # A bounded queue: sources may be read from a file that is larger than memory.
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        yield from (future.result() for future in pending)
+
+
+def image_sums(images: np.ndarray) -> np.ndarray:
+    """Sum and sum of squares of uint8 images `[n, C, H, W]`: int64 `[n, 2, C]`."""
+    values = images.reshape(*images.shape[:2], int(np.prod(images.shape[2:])))  # also of a block that is all broken
+    squares = values.astype(np.uint16) ** 2  # 255 squared fits
+    narrow = np.uint32 if values.shape[2] * 255**2 < 2**32 else np.uint64  # twice as fast in 32 bits
+    return np.stack([values.sum(2, dtype=narrow), squares.sum(2, dtype=narrow)], axis=1).astype(np.int64)
+
+
+def _check_labels(part: Part, num_classes: int) -> None:
+    wrong = np.flatnonzero((part.labels < 0) | (part.labels >= num_classes))
+    if len(wrong):
+        raise DataError(
+            f"label {part.labels[wrong[0]]} of {part.names[wrong[0]]} is outside of 0..{num_classes - 1} "
+            f"({len(wrong)} such labels): one class name is needed for every label"
+        )
+
+
+class _Progress:
+    def __init__(self, report: Report, name: str, total: int) -> None:
+        self._report, self._name, self._total = report, name, total
+        self._done = 0
+        self._start = self._last = time.monotonic()
+        report(f"{name}: decoding {total:,} images")
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._last >= _PROGRESS_SECONDS and self._done < self._total:
+            self._last = now
+            rate = self._done / (now - self._start)
+            left = (self._total - self._done) / rate
+            done = f"{self._name}: decoded {self._done:,} of {self._total:,} images"
+            self._report(f"{done}, {rate:,.0f} images/s, {left:.0f} s left")

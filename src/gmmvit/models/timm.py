@@ -1,0 +1,317 @@
+"""The families under timm's names, arguments and interface: importing this registers them in timm's model registry.
+
+`gmmvit_FAMILY_SIZE` is the model without a mask, `_elm` and `_gmm` behind it those with one: `gmmvit_vit_tiny_gmm`. The
+names of the weights are those of `gmmvit.models`, so a file fits both ways.
+
+Letters: B batch, T tokens (prefix first), C channels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from gmmvit.masks import MASKS, ElementwiseMask
+from gmmvit.models import FAMILIES, SIZES
+from gmmvit.models.base import VisionTransformer
+from gmmvit.models.cait import CaiT
+from gmmvit.models.layers import one_of, pair, resample_position
+from gmmvit.models.pit import PiT
+from gmmvit.models.swin import Swin
+from gmmvit.models.t2t import T2T
+from gmmvit.models.vit import ViT
+
+_OUR_POOL = {"avg": "mean", "token": "cls"}
+_LAST = (99999,)  # timm's sign for "belongs to the group before"
+
+
+class TimmModel(VisionTransformer):
+    """What timm expects of a model and the families do not have; goes before a family in the bases of a class.
+
+    Args:
+        img_size: int or (height, width) in pixels.
+        in_chans: channels of the images.
+        num_classes: width of the head; 0 leaves it out, and the model returns its features [B, C].
+        global_pool: one of the class's `pools`, by default the first: "avg" mean of the patches, "token" class token,
+            "" no pooling (normed tokens [B, T, C], prefix first).
+        drop_rate: dropout before the classifier.
+        drop_path_rate: `drop_path` of the family.
+        device, dtype: of the parameters.
+        options: further arguments of the family's class; its `pool` decides whether there is a class token, by default
+            as `global_pool` needs it.
+
+    Raises ValueError for values that do not fit, TypeError for unknown arguments.
+    """
+
+    pools: ClassVar[tuple[str, ...]]
+    pretrained_cfg: dict[str, Any]  # timm sets it
+
+    def __init__(
+        self,
+        *,
+        img_size: int | Sequence[int] = 32,
+        in_chans: int = 3,
+        num_classes: int = 10,
+        global_pool: str | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        size = pair(img_size, "img_size")
+        default = next((name for name, ours in _OUR_POOL.items() if ours == options.get("pool")), self.pools[0])
+        global_pool = default if global_pool is None else global_pool
+        one_of("global_pool", global_pool, self.pools)
+        if set(_OUR_POOL) <= set(self.pools):
+            options.setdefault("pool", _OUR_POOL[global_pool or default])
+        with nullcontext() if device is None else torch.device(device):
+            super().__init__(  # type: ignore[call-arg]
+                image_size=size, channels=in_chans, num_classes=num_classes or 2, drop_path=drop_path_rate, **options
+            )
+        self.in_chans = in_chans
+        self.head_drop = nn.Dropout(drop_rate)
+        self.feature_info = self._feature_info(size)
+        self._set_pool(global_pool)
+        if num_classes == 0:
+            self.reset_classifier(0)
+        if dtype is not None:
+            self.to(dtype=dtype)
+        # What was chosen for this image size is saved with the model, so that its weights fit at another one.
+        self._model_args = {name: options[name] for name in ("pool", "stem") if name in options} | self._patching()
+
+    def _patching(self) -> dict[str, Any]:
+        return {"patch_size": self.patch_embed.patch_size}
+
+    def _feature_info(self, size: tuple[int, int]) -> list[dict[str, Any]]:
+        names = {id(module): name for name, module in self.named_modules()}
+        first = max(math.ceil(side / cells) for side, cells in zip(size, self.grid, strict=True))
+        steps = self.steps()
+        return [
+            {
+                "num_chs": steps[step].norm1.normalized_shape[0],
+                "reduction": first * (2**index if self.hierarchical else 1),
+                "module": names[id(steps[step])],
+            }
+            for index, step in enumerate(self.feature_steps())
+        ]
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the classifier reads."""
+        return self.num_features
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class tokens before the patches."""
+        return self.prefix_tokens
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, C] -> one normed vector an image [B, C]; all normed tokens where `global_pool` is ""."""
+        if self.global_pool == "":
+            return self.norm(x)
+        if self.global_pool == "avg" and self.prefix_tokens:
+            return self.norm(x[:, self.prefix_tokens :].mean(1))
+        return super().pool(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens [B, T, C] -> logits [B, num_classes], or with `pre_logits` what the classifier reads, [B, C]."""
+        x = self.head_drop(self.pool(x))
+        return x if pre_logits else self.head(x)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier with random weights, 0 for none, and another pooling if asked for.
+
+        Raises ValueError for 1 class, a negative number, or a pooling that this model does not have.
+        """
+        if global_pool is not None:
+            self._set_pool(global_pool)
+        super().reset_classifier(num_classes)
+
+    def _set_pool(self, global_pool: str) -> None:
+        one_of("global_pool", global_pool, self.pools)
+        if global_pool == "token" and self.cls_token is None:
+            raise ValueError("global_pool='token' needs a class token: create the model with global_pool='token'")
+        self.global_pool = global_pool
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Takes away what the features `indices` (as in `forward_intermediates`) do not need; returns them from 0 up.
+
+        The final norm and the head stay on request; of a family with stages only if its last stage does.
+        """
+        wanted = self._wanted_steps(indices)
+        taken = [index for index, step in enumerate(self.feature_steps()) if step in wanted]
+        last = taken[-1]
+        if self.hierarchical:
+            self.stages = self.stages[: last + 1]
+            self.stages[-1].reduction = None  # type: ignore[assignment]
+            self.num_features = self.feature_info[last]["num_chs"]
+            cut = last < len(self.feature_info) - 1
+            prune_norm, prune_head = prune_norm or cut, prune_head or cut
+        else:
+            self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()  # type: ignore[assignment]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return taken
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Not here: raises TypeError that says who reads which folder."""
+        raise TypeError(
+            f"{cls.__bases__[-1].__name__}.from_pretrained reads a folder of save_pretrained, "
+            "timm.create_model('local-dir:FOLDER', pretrained=True) one that timm saved"
+        )
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter names from input to output, for timm's layer-wise learning rates; `coarse` by stage."""
+        block = r"^stages\.(\d+)\.blocks\.(\d+)" if self.hierarchical else r"^blocks\.(\d+)"
+        blocks: list[tuple[str, tuple[int] | None]] = [(block, None), (r"^stages\.(\d+)\.reduction", _LAST)]
+        if coarse:
+            blocks = [(r"^(?:stages|blocks)\.(\d+)", None)]
+        return {
+            "stem": r"^(?:cls_token|pos_embed|patch_embed)",
+            "blocks": [*blocks, (r"^(?:norm|class_blocks)", _LAST)],
+        }
+
+
+class TimmViT(TimmModel, ViT):
+    """`ViT` with timm's interface."""
+
+    pools = ("avg", "token", "")
+
+
+class TimmSwin(TimmModel, Swin):
+    """`Swin` with timm's interface."""
+
+    pools = ("avg", "")
+
+
+class TimmCaiT(TimmModel, CaiT):
+    """`CaiT` with timm's interface; its class token is no prefix, it joins behind the patch layers."""
+
+    pools = ("token", "")
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As in `TimmModel`; the class token and its layers go with the head."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head:
+            self.class_blocks = nn.ModuleList()
+            self.cls_token = None  # type: ignore[assignment]
+        return taken
+
+
+class TimmPiT(TimmModel, PiT):
+    """`PiT` with timm's interface."""
+
+    pools = ("token", "avg", "")
+
+
+class TimmT2T(TimmModel, T2T):
+    """`T2T` with timm's interface."""
+
+    pools = ("avg", "")
+
+    def _patching(self) -> dict[str, Any]:
+        return {"strides": self.patch_embed.strides}
+
+
+CLASSES: dict[str, type[TimmModel]] = {model.family: model for model in (TimmViT, TimmSwin, TimmCaiT, TimmPiT, TimmT2T)}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: TimmModel) -> dict[str, Tensor]:
+    """Weights of another image size or another number of channels, made to fit `model`; timm calls it on loading.
+
+    Position embeddings and element-wise masks are interpolated. One channel gets the sum of the weights of all; more
+    channels repeat them, scaled. The size of the images that the weights are for is `model.pretrained_cfg`'s.
+
+    Raises ValueError for T2T weights of another number of channels.
+    """
+    own = model.state_dict()
+    others = [name for name, tensor in state_dict.items() if name in own and own[name].shape != tensor.shape]
+    if not others:
+        return state_dict
+    channels, *size = model.pretrained_cfg["input_size"]
+    with torch.device("meta"):
+        source = FAMILIES[model.family](
+            **{**model.config, "image_size": size, "channels": channels, "num_classes": max(2, model.num_classes)}
+        )
+    known = source.state_dict()
+    if channels != model.in_chans and model.family == "t2t":
+        raise ValueError(f"T2T weights for {channels} channels do not fit images of {model.in_chans} channels")
+    fitted = dict(state_dict)
+    for name in others:
+        if name not in known or known[name].shape != state_dict[name].shape:
+            continue  # of another kind of model: loading names it
+        if name == "pos_embed":
+            fitted[name] = resample_position(state_dict[name], source.grid, model.grid, model.prefix_tokens)
+        elif name.endswith(".mask.weight"):
+            owner = name.removesuffix(".weight")
+            fitted[name] = _fit_mask(state_dict[name], source.get_submodule(owner), model.get_submodule(owner))
+        elif name == "patch_embed.proj.weight":
+            fitted[name] = _fit_channels(state_dict[name], channels, model.in_chans)
+    return fitted
+
+
+def _fit_mask(weight: Tensor, source: nn.Module, own: nn.Module) -> Tensor:
+    assert isinstance(source, ElementwiseMask)
+    assert isinstance(own, ElementwiseMask)
+    mask = ElementwiseMask(source.grid, own.num_heads, per_head=weight.dim() == 3)
+    mask.weight = nn.Parameter(weight)
+    return mask.resample(own.grid).weight.detach()
+
+
+def _fit_channels(weight: Tensor, old: int, new: int) -> Tensor:
+    pixels = weight.unflatten(1, (-1, old))  # a patch is flattened in the order (row, column, channel)
+    if new == 1:
+        return pixels.sum(-1)
+    return (pixels[..., [channel % old for channel in range(new)]] * (old / new)).flatten(1)
+
+
+def _create(family: str, size: str, mask: str, name: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_model_with_cfg(
+            CLASSES[family],
+            name,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+            **{**SIZES[family][size], "mask": mask, **kwargs},
+        )
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"{CLASSES[family].__name__} of size {size!r} with mask {mask!r}."
+    return create
+
+
+_CFG = {
+    "input_size": (3, 32, 32),
+    "fixed_input_size": True,  # timm then hands `img_size` on to the model
+    "num_classes": 10,
+    "crop_pct": 1.0,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "first_conv": (),  # patches go through a linear layer: `checkpoint_filter_fn` adapts it to other channels
+    "classifier": "head",
+    "license": "apache-2.0",
+    "paper_ids": "arXiv:2309.05375",
+}
+MODELS: dict[str, tuple[str, str, str]] = {
+    f"gmmvit_{family}_{size.replace('-', '_')}" + ("" if mask == "none" else f"_{mask}"): (family, size, mask)
+    for family in FAMILIES
+    for size in SIZES[family]
+    for mask in MASKS
+}
+default_cfgs = generate_default_cfgs(dict.fromkeys(MODELS, _CFG))
+__all__ = ["CLASSES", "MODELS", "TimmModel", "checkpoint_filter_fn"]
+globals().update({name: register_model(_create(*entry, name)) for name, entry in MODELS.items()})

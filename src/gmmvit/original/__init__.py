@@ -1,0 +1,1 @@
+"""Weights of the paper's own code, read and converted."""

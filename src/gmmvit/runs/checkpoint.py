@@ -1,0 +1,263 @@
+"""Weights and checkpoints of a run, and a trained model loaded from them."""
+
+import dataclasses
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from gmmvit.augment import normalize
+from gmmvit.building import build_model, first_line
+from gmmvit.config import Recipe, as_dict
+from gmmvit.data import DataError, decode_image, each_image
+from gmmvit.runs.ensemble import Ensemble
+from gmmvit.runs.files import RunError, is_there, replace_file, write_whole
+from gmmvit.runs.predictions import Predictions
+from gmmvit.runs.run_folder import (
+    ANEW,
+    CHECKPOINT,
+    CONFIG,
+    SUMMARY,
+    WEIGHTS,
+    as_folder,
+    fold_folders,
+    is_folds,
+    load_config,
+    read_rows,
+    recipe_of,
+    recipe_of_folds,
+)
+from gmmvit.weight_files import load_safetensors, not_finite
+
+
+def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A state_dict as safetensors."""
+    write_whole(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, metadata))
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Everything that a resumed training needs, as one file."""
+    replace_file(folder / CHECKPOINT, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The state that `save_checkpoint` wrote, on the CPU; None where no epoch was finished.
+
+    Only tensors and plain values are read. Raises RunError where the file is missing, damaged, or of another recipe.
+    """
+    path = folder / CHECKPOINT
+    if not is_there(path):
+        if len(read_rows(folder)) > 1:  # the first row may precede the first checkpoint
+            raise RunError(f"{path} is missing, so {folder} cannot be resumed; {ANEW}")
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:
+        raise RunError(f"{path} is damaged and cannot be resumed from: it is not a whole checkpoint") from error
+    kinds: dict[str, Any] = dict.fromkeys(("model", "optimizer", "best", "recipe", "scaler"), dict)
+    kinds |= {"epoch": int, "images_seen": int, "average": dict | None}
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
+        raise RunError(f"{path} is damaged and cannot be resumed from: it is not the state of a training")
+    _check_same_recipe(path, state["recipe"], as_dict(recipe))
+    _check_tensors(path, state)
+    return state
+
+
+def _check_tensors(path: Path, state: dict[str, Any]) -> None:
+    """Raises RunError for weights that no training keeps: NaN and infinity, and best ones of another model."""
+    told = f"{path} is damaged and cannot be resumed from"
+    cure = f"put back a copy of it, or {ANEW}"
+    model, best = state["model"], state["best"].get("weights")
+    fits = isinstance(best, dict) and _shapes(best) == _shapes(model) and {"epoch", "val_top1"} <= set(state["best"])
+    if not fits:
+        raise RunError(f"{told}: the best weights in it are not those of its model; {cure}")
+    for part, weights in (("model", model), ("best", best), ("average", state.get("average") or {})):
+        if (name := not_finite(weights)) is not None:
+            raise RunError(f"{told}: {name} ({part}) holds numbers that are not finite; {cure}")
+
+
+def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.shape if isinstance(tensor, Tensor) else None for name, tensor in weights.items()}
+
+
+# Where a training runs and what it says may change between its parts; nothing that decides its result may.
+_MAY_CHANGE = {"device", "threads", "compile", "cuda_graph", "loggers", "shard", "cache_dir", "data_dir", "dataset",
+               "skip_broken"}  # fmt: skip
+
+
+def changed_fields(saved: dict[str, Any], now: dict[str, Any]) -> str:
+    """Which fields of a recipe were changed of those that decide the result of a training, in words; empty for none."""
+    saved = as_dict(Recipe()) | saved  # a field that is newer than the run had its default
+    changed = [name for name in now if name not in _MAY_CHANGE and saved[name] != now[name]]
+    return ", ".join(f"{name} was {saved[name]!r} and is {now[name]!r}" for name in changed)
+
+
+def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    # More epochs are asked for by `resume`, which tells what becomes of the schedule.
+    if words := changed_fields(saved | {name: now[name] for name in ("epochs", "restarts")}, now):
+        raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
+
+
+def empty_model(folder: Path) -> nn.Module:
+    """The model that config.yaml describes, with random weights.
+
+    Raises RunError where it describes none, ModuleNotFoundError where the model's library is not installed.
+    """
+    try:
+        return build_model(load_config(folder)["model"])
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder / CONFIG} does not describe a model: {error}") from None
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with all that its predictions need.
+
+    `image_size` is (height, width) in pixels, `mean` and `std` are per channel in 0..1, `classes` are in the order of
+    the logits. The model is in eval mode.
+    """
+
+    folder: Path
+    model: nn.Module
+    recipe: Recipe
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fit: str
+    fingerprints: dict[str, str]
+    device: torch.device
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """uint8 images [N, C, H, W] -> float32 logits [N, classes] on the CPU."""
+        parts = [
+            self.model(normalize(batch.to(self.device), self.mean, self.std)).float().cpu()
+            for batch in images.split(batch_size)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
+
+    def decode(self, source: Any) -> Tensor:
+        """One image, given as `decode_image` takes it -> uint8 [C, H, W] as in training; raises DataError by name."""
+        return decode_image(source, size=self.image_size, channels=self.channels, fit=self.fit)
+
+    def predict(self, images: Any, *, unknown_below: float | None = None, batch_size: int = 256) -> Predictions:
+        """The answers to one image or many, prepared as in training and computed in batches.
+
+        Args:
+            images: a path, the bytes of a file, a PIL image, an array [H, W] or [H, W, C] or a tensor [H, W] or
+                [C, H, W], uint8 or floats from 0 to 1; or many: a list or other iterable of these, an array
+                [N, H, W, C] or a tensor [N, C, H, W]. Sizes may differ.
+            unknown_below: answer "unknown" where the highest probability is below it (`unknown_threshold` finds one).
+            batch_size: images that are in memory at a time.
+
+        Raises:
+            DataError, TypeError, ValueError: an image cannot be read or is none; the sentence names it or its index.
+        """
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        nothing = Predictions(self.classes, torch.empty(0, len(self.classes)), unknown_below)
+        parts, pixels = [nothing.probabilities], []
+        for number, image in enumerate(each_image(images)):
+            try:
+                pixels.append(self.decode(image))
+            except (DataError, TypeError, ValueError) as error:
+                if isinstance(image, str | os.PathLike):  # named in the sentence
+                    raise
+                raise type(error)(f"images[{number}]: {error}") from error
+            if len(pixels) == batch_size:
+                parts.append(self.logits(torch.stack(pixels), batch_size))
+                pixels = []
+        if pixels:
+            parts.append(self.logits(torch.stack(pixels), batch_size))
+        return replace(nothing, probabilities=torch.cat(parts).softmax(-1))
+
+
+def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.device = "cpu") -> LoadedRun:
+    """A trained model from its run folder; of a cross-validation the mean of its models' probabilities.
+
+    Args:
+        folder: what `gmmvit train --out` wrote.
+        weights: "best" on the validation part, or "last".
+        device: where the model goes.
+
+    Raises:
+        RunError: where the folder is not a run, or its weights are missing, damaged, not finite or of another model.
+        MemoryError: a model of ours that is larger than the free memory.
+    """
+    folder = as_folder(folder)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {list(WEIGHTS)}, got {weights!r}")
+    try:
+        torch.empty(1, device=torch.device(device)).cpu()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device must be one that is there, as cpu or cuda, got {device!r}") from error
+    if is_folds(folder):
+        return _load_ensemble(folder, weights, device)
+    data = load_config(folder)["data"]
+    model = empty_model(folder)
+    path = folder / WEIGHTS[weights]
+    if not path.is_file():
+        raise RunError(f"{folder} has no {path.name} yet: its training has not finished an epoch")
+    try:
+        state = load_safetensors(path)
+        model.load_state_dict(state)
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise RunError(f"{path} does not hold the weights of this run: {first_line(error)}") from None
+    if (name := not_finite(state)) is not None:
+        other = "last" if weights == "best" else "best"
+        raise RunError(
+            f"{path} is damaged: {name} holds numbers that are not finite; put back a copy of it, take --weights "
+            f"{other} (in Python weights=), or train anew"
+        )
+    return LoadedRun(
+        folder=folder,
+        model=model.to(device).eval(),
+        recipe=recipe_of(folder),
+        classes=tuple(data["classes"]),
+        image_size=tuple(data["image_size"]),
+        channels=data["channels"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        fit=data["fit"],
+        fingerprints=data["fingerprints"],
+        device=torch.device(device),
+    )
+
+
+def _load_ensemble(folder: Path, weights: str, device: str | torch.device) -> LoadedRun:
+    """The models of all folds as one, which normalises by itself."""
+    places = fold_folders(folder)
+    left = [place.name for place in places if not (place / SUMMARY).is_file()]
+    if left:
+        raise RunError(
+            f"{folder} is not finished: {', '.join(left[:5])} of {len(places)} folds; `gmmvit resume {folder}` goes on"
+        )
+    runs = [load_run(place, weights=weights, device=device) for place in places]
+    first = runs[0]
+    for run in runs:
+        if (run.classes, run.image_size, run.channels, run.fit) != (
+            first.classes,
+            first.image_size,
+            first.channels,
+            first.fit,
+        ):
+            raise RunError(f"{run.folder} has other classes or images than {first.folder}: they are no folds of one")
+    model = Ensemble([run.model for run in runs], [(run.mean, run.std) for run in runs])
+    return dataclasses.replace(
+        first,
+        folder=folder,
+        model=model.to(device).eval(),
+        recipe=recipe_of_folds(folder),
+        mean=(0.0,) * first.channels,
+        std=(1.0,) * first.channels,
+        fingerprints={},
+    )

@@ -1,0 +1,284 @@
+"""Measuring a model on one part of a data set. Letters: N images, C channels."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gmmvit.augment import normalize
+from gmmvit.data import DataError, Dataset, Split, numbered_classes
+from gmmvit.device import choose_device, choose_dtype
+from gmmvit.distributed import Team
+from gmmvit.runs.checkpoint import LoadedRun, load_run
+from gmmvit.runs.files import RunError
+from gmmvit.runs.predictions import Predictions, check_csv, write_csv
+from gmmvit.runs.run_data import fingerprint, load_data, with_data_at
+
+EVAL_BATCH = 512
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, split: Split, data: Dataset, device: torch.device, dtype: torch.dtype, team: Team | None = None
+) -> Tensor:
+    """Logits [N, classes] of a whole part, float32 on the CPU, each process of a team computing its share; the model is
+    left in eval mode."""
+    model.eval()
+
+    def logits(images: Tensor) -> Tensor:
+        parts = []
+        for batch in images.split(EVAL_BATCH):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                parts.append(model(normalize(batch.to(device), data.mean, data.std)).float())
+        return torch.cat(parts)
+
+    return (team or Team()).spread(split.images, logits).cpu()
+
+
+def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Of logits [N, classes] the loss and, as fractions, top-1, macro F1 and balanced accuracy: the mean of F1 over
+    classes that occur or were predicted, and of the top-1 of each class that occurs."""
+    labels = labels.cpu()
+    counts = confusion_counts(logits, labels).double()
+    hits, there, said = counts.diagonal(), counts.sum(1), counts.sum(0)
+    return {
+        "loss": nn.functional.cross_entropy(logits, labels).item(),
+        "top1": (logits.argmax(1) == labels).double().mean().item(),
+        "macro_f1": (2 * hits / (there + said))[there + said > 0].mean().item(),
+        "balanced": (hits / there)[there > 0].mean().item(),
+    }
+
+
+def interval(part: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a part of `count` images (Wilson's score interval)."""
+    z = 1.96
+    centre, spread = part + z * z / (2 * count), z * (part * (1 - part) / count + (z / (2 * count)) ** 2) ** 0.5
+    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+
+
+def class_scores(logits: Tensor, labels: Tensor) -> dict[str, list[float | None]]:
+    """Of each class precision, recall and f1 by scikit-learn; None where nothing was to be
+    divided by: no image was taken for the class, none is of it, or neither."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found = precision_recall_fscore_support(
+        labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), labels=range(logits.shape[1]), zero_division=math.nan
+    )
+    lists = [[None if math.isnan(value) else float(value) for value in column] for column in found[:3]]
+    return dict(zip(("precision", "recall", "f1"), lists, strict=True))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of images by the confidence in their predicted class, in `CALIBRATION_BINS` equal steps: mean confidence,
+    accuracy and number of images of each step that has any; `error` is the expected calibration error."""
+
+    error: float
+    confidence: list[float]
+    accuracy: list[float]
+    images: list[int]
+
+
+CALIBRATION_BINS = 15  # as in Guo et al., arXiv 1706.04599
+
+
+def calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """How far the model's confidence is from its accuracy."""
+    sure, predicted = logits.double().softmax(-1).max(-1)
+    hits = (predicted == labels.cpu()).double()
+    bins = (sure * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
+    images = bins.bincount(minlength=CALIBRATION_BINS)
+    there = images > 0
+    confidence, accuracy = ((bins.bincount(x, minlength=CALIBRATION_BINS) / images)[there] for x in (sure, hits))
+    error = ((confidence - accuracy).abs() * images[there]).sum() / len(sure)
+    return Calibration(error.item(), confidence.tolist(), accuracy.tolist(), images[there].tolist())
+
+
+def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """How often each class was taken for each: int64 [classes, classes], rows true, columns predicted."""
+    classes = logits.shape[1]
+    cells = labels.cpu() * classes + logits.argmax(1).cpu()
+    return cells.bincount(minlength=classes * classes).reshape(classes, classes)
+
+
+def confused_pairs(counts: Tensor, limit: int) -> list[tuple[int, int, int]]:
+    """The `limit` most frequent mistakes as (true class, predicted class, count), the most frequent first."""
+    mistakes = counts.clone().fill_diagonal_(0).flatten()
+    order = mistakes.argsort(descending=True, stable=True)[:limit].tolist()
+    return [(*divmod(cell, len(counts)), int(mistakes[cell])) for cell in order if mistakes[cell]]
+
+
+def worst_mistakes(logits: Tensor, labels: Tensor, limit: int) -> list[int]:
+    """Indices of the wrongly classified images with the highest loss, the highest first."""
+    labels = labels.cpu()
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    wrong = (logits.argmax(1) != labels).nonzero().flatten()
+    return wrong[losses[wrong].argsort(descending=True, stable=True)[:limit]].tolist()
+
+
+def load_parts(
+    run: LoadedRun, *, data_dir: str | None = None, dataset: str | None = None, download: bool = True
+) -> Dataset:
+    """The data of a run, or of `dataset`, at the run's size.
+
+    `data_dir` is where the run's data lies now, if it moved; of a folder of images, the folder itself.
+    Raises RunError where its classes are others than those the model learned.
+    """
+    recipe = run.recipe
+    if dataset is not None:
+        recipe = dataclasses.replace(
+            recipe, dataset=dataset, data_dir=data_dir or recipe.data_dir, folds=None, fold=None
+        )
+    else:
+        recipe = with_data_at(recipe, data_dir)
+    recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels)
+    data = load_data(recipe, download=download)
+    if run.classes != data.classes and list(run.classes) != numbered_classes(len(data.classes)):
+        missing = [name for name in run.classes if name not in data.classes]
+        more = [name for name in data.classes if name not in run.classes]
+        what = f"lacks {missing[:5]}" if missing else f"has {more[:5]} besides" if more else "orders them otherwise"
+        raise RunError(f"{recipe.dataset} has other classes than {run.folder} learned: it {what}")
+    return data
+
+
+def check_unchanged(run: LoadedRun, data: Dataset, part: str) -> None:
+    """Raises RunError where a part is not the one of the training: a new split may hold images that were learned."""
+    split = getattr(data, part)
+    known = run.fingerprints.get(part)
+    if split is not None and known is not None and fingerprint(split) != known:
+        raise RunError(
+            f"the {part} part of {data.name} is not that of {run.folder}: images were added or removed, and the new "
+            "split may hold images that were learned; measure on a folder of its own with --dataset"
+        )
+
+
+def measured_logits(run: LoadedRun, split: Split) -> Tensor:
+    """Logits [N, classes] in the precision that the run was validated in, so that figures agree with its summary."""
+    dtype = choose_dtype(run.recipe.dtype, run.device)
+    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+        return run.logits(split.images)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A value for `unknown_below`, which keeps the class of `kept` of `images` validation images."""
+
+    value: float
+    kept: int
+    images: int
+
+
+def unknown_threshold(run: LoadedRun, *, keep: float = 0.95, data_dir: str | None = None) -> Threshold:
+    """The highest probability below which "unknown" can be answered so that the given part of the validation images
+    still gets a class, rounded down to six decimals.
+
+    Args:
+        run: a loaded run.
+        keep: part of the validation images, above 0 and at most 1.
+        data_dir: where the run's data lies now, if it moved; of a folder of images, the folder itself.
+
+    Raises:
+        RunError: the run's data cannot be read, has changed, or has no validation part.
+        ValueError: `keep` is out of range.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, got {keep!r}")
+    try:
+        data = load_parts(run, data_dir=data_dir, download=False)
+        check_unchanged(run, data, "val")
+    except (DataError, OSError, RunError) as error:
+        raise RunError(f"no threshold can be chosen, for want of validation images: {error}") from error
+    if data.val is None or not len(data.val):
+        raise RunError(
+            f"no threshold can be chosen: {data.name} has no val part in this run; give a number, or take a run that "
+            "held images out for validation"
+        )
+    sure = run.logits(data.val.images).softmax(-1).amax(1).sort().values.double()
+    lost = math.floor((1 - keep) * len(sure) + 1e-9)
+    value = max(1e-6, math.floor(sure[lost].item() * 1e6) / 1e6)
+    return Threshold(value, int((sure >= value).sum()), len(sure))
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    part: str = "test",
+    weights: str = "best",
+    data_dir: str | None = None,
+    dataset: str | None = None,
+    device: str = "auto",
+    more: bool = False,
+    csv: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Measures a trained model on a part of its data.
+
+    Args:
+        folder: run folder.
+        part: "test", "val" or "train" (without augmentation).
+        weights: "best" or "last".
+        data_dir: where the data lies now, if it moved; of a folder of images, the folder itself.
+        dataset: another data set of the same classes.
+        device: "auto" or a torch device.
+        more: also AUROC and calibration error, which needs torchmetrics.
+        csv: file for a row of each image: its name, true and predicted class, and the probability of each class.
+        overwrite: replace that file.
+
+    Returns:
+        run, dataset, part, weights, images, loss, top1, macro_f1, balanced, top5 (fractions; top5 of
+        six classes or more) and per_class, the top-1 of each class (None
+        where the part has no image of it), class_images their numbers.
+
+    Raises:
+        RunError: the folder is no run, or its data has no such part, other classes or another split than in training;
+            or the CSV exists or cannot be written.
+    """
+    if csv is not None:
+        check_csv(csv, overwrite)
+    run = load_run(folder, weights=weights, device=choose_device(device))
+    data = load_parts(run, data_dir=data_dir, dataset=dataset)
+    split: Split | None = getattr(data, part)
+    if run.recipe.folds and not run.recipe.fold and dataset is None and (split is None or part != "test"):
+        raise RunError(
+            f"{folder} has learned every image of {data.name} in one of its folds, so it is measured on others: with "
+            "--dataset folder:PATH (in Python dataset=); what the folds measured stands in folds.csv"
+        )
+    if split is None or not len(split):
+        others = " and ".join(name for name in ("train", "val", "test") if getattr(data, name) is not None)
+        raise RunError(
+            f"{data.name} has no {part} part in this run, but {others}: choose with --part (in Python part=)"
+        )
+    if dataset is None:
+        check_unchanged(run, data, part)
+    logits, labels = measured_logits(run, split), split.labels.cpu()
+    counts = confusion_counts(logits, labels)
+    totals, hits = counts.sum(1).tolist(), counts.diag().tolist()
+    result: dict[str, Any] = {"run": str(folder), "dataset": data.name, "part": part, "weights": weights}
+    result |= {"images": len(split), **scores(logits, labels)}
+    if logits.shape[1] > 5:  # of fewer it is always right
+        result["top5"] = (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
+    if more:
+        result |= _more_metrics(logits, labels)
+    per_class = [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+    result |= {"per_class": dict(zip(data.classes, per_class, strict=True))}
+    if csv is not None:
+        answers = Predictions(data.classes, logits.softmax(-1))
+        write_csv(csv, split.names, answers, [data.classes[label] for label in labels.tolist()])
+    return result | {"class_images": dict(zip(data.classes, totals, strict=True))}
+
+
+def _more_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """AUROC by torchmetrics, and the calibration error."""
+    try:
+        from torchmetrics.functional.classification import multiclass_auroc
+    except ImportError as error:
+        raise ModuleNotFoundError("--metrics needs torchmetrics; install it: pip install torchmetrics") from error
+    probabilities, classes = logits.softmax(-1), logits.shape[1]
+    return {
+        "auroc_macro": multiclass_auroc(probabilities, labels, classes, average="macro").item(),
+        "calibration_error": calibration(logits, labels).error,
+    }

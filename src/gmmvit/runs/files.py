@@ -1,0 +1,96 @@
+"""Files that no kill tears: written beside their place and put there in one step."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+_LONGEST_NAME = 255  # bytes, on every common file system
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be written, read or continued; one sentence."""
+
+
+@contextmanager
+def naming_faults(path: Path, doing: str) -> Iterator[None]:
+    """Faults of the disk as one sentence with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot {doing} {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until a file is whole: torch's writer would report them as a fault of the disk."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[tuple[int, Any]] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
+    handlers = {n: signal.signal(n, lambda number, frame: pending.append((number, frame))) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for came, frame in pending[:1]:
+            handlers[signal.Signals(came)](came, frame)  # type: ignore[operator,misc]
+
+
+def temporary_name(name: str) -> str:
+    """What a file of that name is called while this process writes it; no longer than a file's name may be."""
+    whole = f".{name}.{os.getpid()}.tmp"
+    short = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return whole if len(os.fsencode(whole)) <= _LONGEST_NAME else f".{short}.{os.getpid()}.tmp"
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file of a run exists; raises RunError for what is no plain file: reading a pipe would wait for ever."""
+    with naming_faults(path, "read"):
+        if path.exists() and not path.is_file():
+            raise RunError(f"{path} is no plain file; put back a copy of the run's own")
+        return path.exists()
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file so that a kill or a full disk leaves the old one or the new one, never a torn one."""
+    temporary = path.with_name(temporary_name(path.name))
+    with uninterrupted(), naming_faults(path, "write"):
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, RuntimeError):  # how torch's zip writer reports a failed write, without its reason
+                raise OSError("the disk is full, or a limit on the size of files was met") from error
+            raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replaces a file's content in one step."""
+    replace_file(path, lambda file: file.write(content))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a final newline."""
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def check_new(path: Path, overwrite: bool, flag: str = "--out") -> None:
+    """Raises RunError where a file exists that was not to be overwritten; `flag` is what named it."""
+    if path.exists() and not overwrite:
+        raise RunError(
+            f"{path} exists; replace it with --overwrite (in Python overwrite=True), or choose another file with "
+            f"{flag} ({flag.strip('-')}=)"
+        )

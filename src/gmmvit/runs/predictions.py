@@ -1,0 +1,101 @@
+"""What a model answers to images, and the CSV of it. Letters: N images, K classes."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from torch import Tensor
+
+from gmmvit.runs.files import RunError, check_new, naming_faults, replace_file
+from gmmvit.text import shown
+
+UNKNOWN = "unknown"  # the answer to an image that is taken for none of the classes
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answers to N images.
+
+    Attributes:
+        classes: the names of the model's K classes.
+        probabilities: float32 [N, K] on the CPU, in the order of `classes`; rows sum to 1.
+        unknown_below: the highest probability below which an image counts as none of the classes; None: never.
+
+    Raises:
+        ValueError: `unknown_below` is not above 0 and at most 1, or a class of the model is called "unknown" too.
+    """
+
+    classes: tuple[str, ...]
+    probabilities: Tensor
+    unknown_below: float | None = None
+
+    def __post_init__(self) -> None:
+        limit = self.unknown_below
+        if limit is None:
+            return
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit <= 1:
+            raise ValueError(f"unknown_below must be a number above 0 and at most 1, got {limit!r}")
+        if UNKNOWN in self.classes:
+            raise ValueError(
+                f"the model has a class {UNKNOWN!r} of its own, so that answer would mean two things: leave out "
+                "--unknown-below (in Python unknown_below=)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def confidence(self) -> Tensor:
+        """The highest probability of each image, float32 [N]."""
+        return self.probabilities.amax(1)
+
+    @property
+    def predicted(self) -> list[str]:
+        """The likeliest class of each image, or "unknown" where its probability is below `unknown_below`."""
+        limit = self.unknown_below or 0
+        likeliest = zip(self.confidence.tolist(), self.probabilities.argmax(1).tolist(), strict=True)
+        return [UNKNOWN if sure < limit else self.classes[index] for sure, index in likeliest]
+
+    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """Of each image the k likeliest classes with their probabilities, the likeliest first; all where K is less."""
+        found = self.probabilities.topk(min(k, len(self.classes)))
+        return [
+            [(self.classes[i], p) for p, i in zip(values, indices, strict=True)]
+            for values, indices in zip(found.values.tolist(), found.indices.tolist(), strict=True)
+        ]
+
+
+def check_csv(path: str | Path, overwrite: bool) -> None:
+    """Raises RunError where the CSV cannot be written, before any work is done for it."""
+    if Path(path).is_dir():
+        raise RunError(f"{path} is a folder; give a file with --csv (in Python csv=)")
+    check_new(Path(path), overwrite, "--csv")
+
+
+def write_csv(
+    path: str | Path, files: Sequence[str], predictions: Predictions, true: Sequence[str] | None = None
+) -> None:
+    """Writes a row for each image, UTF-8, as a whole: a kill leaves the old file or the new one.
+
+    Columns: `file`, `true` where the classes are given, `predicted`, and for each class `p_` and its name.
+    Characters of file names that cannot be printed come as `\\xNN`.
+    """
+    known = [] if true is None else [true]
+    header = ["file", *(["true"] if known else []), "predicted", *(f"p_{name}" for name in predictions.classes)]
+
+    def write(file: IO[bytes]) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        columns = [list(map(shown, files)), *known, predictions.predicted]
+        for *words, row in zip(*columns, predictions.probabilities.tolist(), strict=True):
+            writer.writerow([*words, *(f"{value:.6g}" for value in row)])
+        text.flush()
+        text.detach()
+
+    with naming_faults(Path(path), "write"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(Path(path), write)

@@ -1,0 +1,88 @@
+"""The data of a run: loaded as its recipe says, described in its config.yaml, known again by its fingerprints."""
+
+import dataclasses
+import hashlib
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gmmvit.config import Recipe, library_of
+from gmmvit.data import Dataset, Inspection, Split, inspect_dataset, load_dataset
+
+
+def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, download: bool = True) -> Dataset:
+    """The data set that a recipe names, split and at its training size; fetched where it is missing and may be."""
+    options = _data_options(recipe)
+    return load_dataset(recipe.dataset, **options, skip_broken=recipe.skip_broken, download=download, report=report)
+
+
+def inspect_data(recipe: Recipe, report: Callable[[str], None] | None = None) -> Inspection:
+    """The same data set, looked at before a training; raises as `inspect_dataset`."""
+    return inspect_dataset(recipe.dataset, **_data_options(recipe), report=report)
+
+
+def _data_options(recipe: Recipe) -> dict[str, Any]:
+    size = recipe.image_size
+    same = (
+        "data_dir channels fit val_fraction test_fraction split_seed train_per_class cache_dir dedupe folds fold "
+        "train_on_all"
+    )
+    named = {name: getattr(recipe, name) for name in same.split()}
+    return {"image_size": None if size is None else (size[0], size[-1]), **named}
+
+
+def fingerprint(split: Split) -> str:
+    """A short hash of a part's image names and labels, by which another split of the data is noticed."""
+    content = "\n".join(split.names) + str(split.labels.tolist())
+    return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def pixel_sum(split: Split) -> int:
+    """A checksum of a part's pixels, by which a training that goes on notices other images under the old names."""
+    total = 0
+    for batch in split.images.split(4096):
+        total = zlib.crc32(batch.cpu().contiguous().numpy().data, total)
+    return total
+
+
+def with_data_at(recipe: Recipe, data_dir: str | None) -> Recipe:
+    """The recipe with its data moved to `data_dir`, of a folder of images the folder itself; None leaves it."""
+    if data_dir is None:
+        return recipe
+    if recipe.dataset.startswith("folder:"):
+        return dataclasses.replace(recipe, dataset=f"folder:{data_dir}")
+    return dataclasses.replace(recipe, data_dir=data_dir)
+
+
+def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
+    """What config.yaml records of the data: all that predictions need, and fingerprints of the parts."""
+    channels, height, width = data.train.images.shape[1:]
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    return {
+        "classes": list(data.classes),
+        "image_size": [height, width],
+        "channels": channels,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "fit": fit,
+        "pixels": pixel_sum(data.train),
+        "fingerprints": {name: fingerprint(part) for name, part in parts.items() if part is not None},
+    }
+
+
+def absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with its paths made absolute, so that its run is about the same data from every directory."""
+    changes: dict[str, Any] = {}
+    kind, _, place = recipe.dataset.partition(":")
+    if place and (kind == "folder" or (kind == "hf" and Path(place).exists())):
+        changes["dataset"] = f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
+    library = library_of(recipe.model)
+    if library is not None and library[0] == "hf" and (Path(library[1]).expanduser() / "config.json").is_file():
+        changes["model"] = f"hf:{os.path.abspath(os.path.expanduser(library[1]))}"
+    for name in ("data_dir", "cache_dir", "pretrained"):
+        value = getattr(recipe, name)
+        if isinstance(value, str):
+            changes[name] = os.path.abspath(os.path.expanduser(value))
+    return dataclasses.replace(recipe, **changes)

@@ -1,0 +1,147 @@
+"""How a training goes on from its checkpoint, and which trainings may share their data."""
+
+import dataclasses
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gmmvit.building import first_line
+from gmmvit.config import Recipe, RecipeError
+from gmmvit.data import Dataset
+from gmmvit.distributed import Team, full_weights, join
+from gmmvit.runs import checkpoint, claim, files, run_folder
+from gmmvit.runs.run_data import with_data_at
+from gmmvit.training.loop import is_over, save_weights
+from gmmvit.training.progress import Progress
+from gmmvit.training.session import Setting, State, prepare
+
+Started = tuple[Setting, State]
+
+
+# Fields of a recipe that decide what data it loads, or that hold for the whole process.
+_SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_size", "channels", "fit",
+           "val_fraction", "test_fraction", "split_seed", "train_per_class", "cache_dir", "dedupe",
+           "skip_broken", "folds", "fold", "train_on_all")  # fmt: skip
+
+
+def shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
+    if known is None:
+        return None
+    setting, _ = known
+    for name in _SHARED:
+        mine, theirs = getattr(recipe, name), getattr(setting.recipe, name)
+        if mine != theirs:
+            raise RecipeError(f"several trainings in one process share their {name}, got {theirs!r} and {mine!r}")
+    return setting.data
+
+
+def fold_label(recipe: Recipe) -> str:
+    """What goes before the lines of a training that is one of several folds."""
+    return f"fold {recipe.fold}/{recipe.folds}: " if recipe.fold else ""
+
+
+def continued(
+    folder: Path,
+    data_dir: str | None,
+    quiet: bool,
+    locks: ExitStack,
+    known: Started | None = None,
+    label: str = "",
+    epochs: int | None = None,
+) -> Started | dict[str, Any]:
+    """An interrupted training as it was after its last epoch, or the summary of a finished one."""
+    team = join()
+    recipe = with_data_at(run_folder.recipe_of(folder), data_dir)
+    progress = Progress(quiet or not team.leads, label or fold_label(recipe))
+    team.from_leader(lambda: locks.enter_context(claim.locked(folder)) and None)
+    saved = checkpoint.load_checkpoint(folder, recipe)
+    run_folder.read_rows(folder)  # a damaged file is told before any work
+    summary = run_folder.read_summary(folder)
+    if epochs is not None and (epochs != recipe.epochs or _was_stopped(recipe, saved)):
+        recipe = _extended(folder, recipe, epochs, saved, team)
+    if saved is not None:
+        _tell_of_more(progress, folder, recipe, saved["recipe"])
+    if summary is not None and saved is not None and is_over(recipe, saved["epoch"], saved["best"]):
+        progress.line(f"{folder} is finished after epoch {min(saved['epoch'], recipe.epochs)}{_hint(recipe, saved)}")
+        return summary
+    if summary is not None and saved is None:
+        source = summary.get("converted_from", "a training whose checkpoint is gone")
+        raise files.RunError(f"{folder} cannot be resumed: its weights are from {source}; train anew")
+    setting, state, described = prepare(
+        recipe, folder, progress, team, data=shared_data(recipe, known), resumed=saved is not None
+    )
+    _check_same_data(folder, described["data"])
+    if saved is not None:
+        _restore(state, saved, folder)
+        last = full_weights(state.evaluated())
+        team.from_leader(lambda: save_weights(setting, state.best["weights"], last))
+    team.from_leader(lambda: run_folder.rewind_rows(folder, state.epoch))
+    progress.line(f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}")
+    return setting, state
+
+
+def _was_stopped(recipe: Recipe, saved: dict[str, Any] | None) -> bool:
+    """Whether patience ended a training."""
+    return saved is not None and saved["epoch"] < recipe.epochs and is_over(recipe, saved["epoch"], saved["best"])
+
+
+def _tell_of_more(progress: Progress, folder: Path, recipe: Recipe, before: dict[str, Any]) -> None:
+    """What becomes of the learning rate where a training was given another number of epochs."""
+    epochs = recipe.epochs
+    told = f"{folder} was to end after {before['epochs']} epochs and goes on to {epochs}: the learning rate"
+    if recipe.restarts and tuple(before.get("restarts") or ()) != recipe.restarts:
+        last = recipe.restarts[-1]
+        progress.line(f"{told} begins anew after epoch {last}, with warm-up and cosine over the {epochs - last} added")
+    elif before["epochs"] != epochs:
+        progress.line(f"{told} goes on as in a training of {epochs}")
+
+
+def _hint(recipe: Recipe, saved: dict[str, Any]) -> str:
+    """What else is to be said of a finished training that patience ended."""
+    if saved["epoch"] >= recipe.epochs:
+        return ""
+    return f" of {recipe.epochs}, by its patience; --epochs trains it on"
+
+
+def _extended(folder: Path, recipe: Recipe, epochs: int, saved: dict[str, Any] | None, team: Team) -> Recipe:
+    """The recipe with so many epochs, also in config.yaml; the summary of the shorter training goes.
+
+    What is added begins where the training was to end, or where its patience ended it.
+    """
+    done = 0 if saved is None else saved["epoch"]
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= done:
+        raise RecipeError(f"epochs must be a whole number above the {done} that {folder} has done, got {epochs!r}")
+    end = done if _was_stopped(recipe, saved) else recipe.epochs
+    restarts = {epoch for epoch in (*(recipe.restarts or ()), end if done else epochs) if epoch < min(end + 1, epochs)}
+    longer = dataclasses.replace(recipe, epochs=epochs, restarts=tuple(sorted(restarts)) or None)
+    config = run_folder.load_config(folder)
+
+    def write() -> None:
+        run_folder.save_config(folder, longer, config["model"], config["data"])
+        (folder / run_folder.SUMMARY).unlink(missing_ok=True)
+
+    team.from_leader(write)
+    return longer
+
+
+def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
+    try:
+        state.restore(saved)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        path = folder / run_folder.CHECKPOINT
+        raise files.RunError(
+            f"{path} does not fit the model of {run_folder.CONFIG}: {reason}; put back a copy of it, or "
+            f"{run_folder.ANEW}"
+        ) from None
+
+
+def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
+    """Raises RunError where the data is not what the run began with: other images would be learned as its classes."""
+    before = run_folder.load_config(folder)["data"]
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise files.RunError(
+            f"the data of {folder} has changed since the training began ({', '.join(changed)} differ); put it back to "
+            "resume, or train anew"
+        )

@@ -1,0 +1,298 @@
+"""`train`, `train_several` and `resume`: from a recipe or a run folder to a finished run."""
+
+import shlex
+import statistics
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gmmvit.building import first_line
+from gmmvit.config import Recipe, RecipeError
+from gmmvit.data.memory import refusal
+from gmmvit.distributed import join, lost_contact
+from gmmvit.runs import claim, run_folder
+from gmmvit.runs.run_data import absolute_paths
+from gmmvit.training.budget import within_minutes
+from gmmvit.training.loop import fit
+from gmmvit.training.optim import warmup_share
+from gmmvit.training.progress import Progress, clock
+from gmmvit.training.resuming import Started, continued, fold_label, shared_data
+from gmmvit.training.session import Setting, State, prepare, step_images
+from gmmvit.training.step import TrainingError
+
+
+def train(
+    recipe: Recipe, out: str | Path | None = None, *, overwrite: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Trains a model and writes its run folder.
+
+    Under torchrun (or another launcher that sets RANK and WORLD_SIZE) all processes train this one model together;
+    `batch_size` is that of all of them.
+
+    Args:
+        recipe: from `gmmvit.load_recipe`.
+        out: run folder, runs/DATASET-MODEL-MASK-sSEED by default; one that holds files is refused.
+        overwrite: replace an old run (only the files that a run writes).
+        quiet: no progress on standard error.
+
+    Returns:
+        The content of summary.json; accuracies as fractions.
+
+    Raises:
+        TypeError, ValueError (RecipeError, DataError), RunError, TrainingError, MemoryError: one sentence each.
+    """
+    _check_recipe(recipe)
+    with ExitStack() as locks:
+        return _finish(*_start_all([recipe], [_folder(recipe, out)], overwrite, quiet, locks)[0])
+
+
+def train_several(
+    recipes: Sequence[Recipe], out: str | Path | None = None, *, overwrite: bool = False, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Trains several models one after another on data that is loaded once. Each gets its run folder, with the results
+    that it would have alone.
+
+    Args:
+        recipes: one for each model, of the same data and device; they differ in seed, mask or whatever else.
+        out: the folder that holds the run folders, MODEL-MASK-sSEED each; by default they lie in runs, named as by
+            `train`.
+        overwrite, quiet: as in `train`.
+
+    Returns:
+        The summaries, in the order of the recipes.
+
+    Raises:
+        As `train`. Where one training fails, the others go on to their ends first.
+    """
+    if isinstance(recipes, Recipe) or not recipes:
+        raise ValueError(f"recipes must be a list of at least one recipe, got {recipes!r}")
+    for recipe in recipes:
+        _check_recipe(recipe)
+    folders = [_folder(recipe, Path(out) / _name(recipe) if out is not None else None) for recipe in recipes]
+    _check_different(folders)
+    with ExitStack() as locks:
+        return _finish_all(_start_all(recipes, folders, overwrite, quiet, locks))
+
+
+def resume(
+    folder: str | Path, *, data_dir: str | None = None, epochs: int | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Continues an interrupted training from its last finished epoch; a finished one is left as it is.
+
+    On the CPU the result is bit for bit that of a training that was never interrupted. `data_dir` is where the data
+    lies now, if it moved; of a folder of images, the folder itself. `epochs` extends the training to so many in all:
+    for what is added the learning rate begins anew, with a warm-up and a cosine of that length.
+
+    Returns and raises as `train`.
+    """
+    with ExitStack() as locks:
+        found = continued(run_folder.as_folder(folder), data_dir, quiet, locks, epochs=epochs)
+        return found if isinstance(found, dict) else _finish(*found)
+
+
+def resume_several(
+    folders: Sequence[str | Path], *, data_dir: str | None = None, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Continues trainings of `train_several`, one after another. Returns and raises as that; finished ones are left.
+
+    Where one of them cannot be resumed, the others go on to their ends first.
+    """
+    if isinstance(folders, str | Path) or not folders:
+        raise ValueError(f"folders must be a list of at least one run folder, got {folders!r}")
+    paths = [run_folder.as_folder(folder) for folder in folders]
+    _check_different(paths)
+    with ExitStack() as locks:
+        started: list[Started] = []
+        summaries: list[dict[str, Any] | None] = []  # None for a training that goes on
+        failed: list[tuple[Path, Exception]] = []
+        for folder in paths:
+            try:
+                found = continued(folder, data_dir, quiet, locks, started[0] if started else None, f"{folder.name}: ")
+            except Exception as error:  # of one run, whatever it is: told now and at the end
+                if join().size > 1:  # the other processes wait for this one, or have ended
+                    raise
+                Progress().notice(f"{folder} cannot be resumed and is left out: {first_line(error)}")
+                failed.append((folder, error))
+                continue
+            if isinstance(found, dict):
+                summaries.append(found)
+            else:
+                summaries.append(None)
+                started.append(found)
+        rest = iter(_finish_all(started, failed, finished=len(summaries) - len(started)))
+        return [next(rest) if summary is None else summary for summary in summaries]
+
+
+def comparison(summaries: Sequence[dict[str, Any]]) -> str:
+    """A line a mask: test accuracy over the seeds, mean and standard deviation in percent, best and last weights."""
+    lines = [f"{'mask':<6} {'seeds':>5}  {'test top-1 %, best':>20}  {'last epoch':>20}"]
+    for mask in dict.fromkeys(summary["mask"] for summary in summaries):
+        runs = [summary for summary in summaries if summary["mask"] == mask]
+        cells = []
+        for which in ("test_top1_best", "test_top1_last"):
+            values = [100 * run[which] for run in runs if run[which] is not None]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "no test part")
+        lines.append(f"{mask:<6} {len(runs):>5}  {cells[0]:>20}  {cells[1]:>20}")
+    return "\n".join(lines)
+
+
+def _check_recipe(recipe: Any) -> None:
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a Recipe, as gmmvit.load_recipe('digits') makes it, got {recipe!r}")
+    if recipe.folds is not None and recipe.fold is None:
+        raise RecipeError("folds are trained by gmmvit.cross_validate; for one of them say which with fold")
+
+
+def _name(recipe: Recipe) -> str:
+    return f"{_last_part(recipe.model)}-{recipe.mask}-s{recipe.seed}"
+
+
+def _last_part(name: str) -> str:
+    """Of a path behind a kind, as in folder:PATH, what stands last."""
+    return name.rstrip("/").replace(":", "-").rpartition("/")[2]
+
+
+def _folder(recipe: Recipe, out: str | Path | None) -> Path:
+    return Path(out) if out is not None else Path("runs") / run_name(recipe)
+
+
+def run_name(recipe: Recipe) -> str:
+    """What the folder of a training is called by default."""
+    return f"{_last_part(recipe.dataset)}-{_name(recipe)}{f'-fold{recipe.fold}' if recipe.fold else ''}"
+
+
+def _check_different(folders: Sequence[Path]) -> None:
+    seen: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise RecipeError(f"{folder} is named twice: every training needs a run folder of its own")
+        seen.add(folder.resolve())
+
+
+def _start_all(
+    recipes: Sequence[Recipe], folders: Sequence[Path], overwrite: bool, quiet: bool, locks: ExitStack
+) -> list[Started]:
+    """New trainings that share their data, each with its run folder claimed. No folder is changed before all are found
+    to be free and all trainings are prepared."""
+    team = join()
+
+    def check() -> None:
+        for folder in folders:
+            claim.check_free(folder, overwrite=overwrite)
+
+    team.from_leader(check)
+    started: list[Started] = []
+    described = []
+    for recipe, folder in zip(recipes, folders, strict=True):
+        progress = Progress(quiet or not team.leads, f"{_name(recipe)}: " if len(recipes) > 1 else fold_label(recipe))
+        begun, recipe = time.perf_counter(), absolute_paths(recipe)
+        data = shared_data(recipe, started[0] if started else None)
+        setting, state, told = prepare(recipe, folder, progress, team, data=data)
+        if recipe.minutes is not None:
+            setting = within_minutes(setting, state, begun)
+        started.append((setting, state))
+        described.append(told)
+
+    def take() -> None:
+        for folder in folders:
+            locks.enter_context(claim.locked(folder))
+        check()
+        for (setting, _), told in zip(started, described, strict=True):
+            claim.clear(setting.folder)
+            claim.own(setting.folder, *claim.TRAINED)
+            run_folder.save_config(setting.folder, setting.recipe, **told)
+
+    team.from_leader(take)
+    return started
+
+
+def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -> dict[str, Any]:
+    """`_fitted`; where it is interrupted, what goes on with it and with those that wait for it is told."""
+    try:
+        return _fitted(setting, state)
+    except KeyboardInterrupt:
+        folders = shlex.join(str(left.folder) for left, _ in ((setting, state), *waiting))
+        raise KeyboardInterrupt(
+            f"interrupted after epoch {state.kept}; `gmmvit resume {folders}` goes on from there"
+        ) from None
+    except RuntimeError as error:
+        if setting.team.size == 1 or not lost_contact(error):
+            raise
+        raise TrainingError(
+            "another process of this training ended or cannot be reached; `gmmvit resume` goes on after epoch "
+            f"{state.kept}"
+        ) from error
+
+
+def _fitted(setting: Setting, state: State) -> dict[str, Any]:
+    """`fit`; where memory runs out, what asked for it is told."""
+    try:
+        return fit(setting, state)
+    except (MemoryError, RuntimeError) as error:
+        if (memory := refusal(error)) is None:
+            raise
+        recipe, images = setting.recipe, setting.data.train.images
+        height, width = images.shape[2:]
+        raise TrainingError(
+            f"the memory of {setting.device} ran out ({memory}) in a step of {step_images(recipe, len(images))} images "
+            f"{height} x {width} through {recipe.model}; take a smaller --batch-size (with --accumulate for the same "
+            "step), a smaller --image-size or model, or larger patches"
+        ) from error
+
+
+def _finish(setting: Setting, state: State, waiting: Sequence[Started] = ()) -> dict[str, Any]:
+    steps = setting.steps_per_epoch
+    setting.progress.begin(setting.recipe.epochs * steps, state.epoch * steps)
+    _tell_warmup(setting)
+    summary = _interruptible(setting, state, waiting)
+    shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last", "test_macro_f1_last")}
+    words = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
+    setting.progress.line(f"done in {clock(state.wall_s)}: {words}  ->  {setting.folder}")
+    return summary
+
+
+def _tell_warmup(setting: Setting) -> None:
+    recipe, share = setting.recipe, warmup_share(setting.recipe)
+    if share * recipe.epochs < recipe.warmup_epochs:
+        setting.progress.line(
+            f"the warm-up is cut from {recipe.warmup_epochs:g} epochs to {share * recipe.epochs:g}, a quarter of the "
+            "training"
+        )
+
+
+def _finish_all(
+    started: list[Started], failed: Sequence[tuple[Path, Exception]] = (), finished: int = 0
+) -> list[dict[str, Any]]:
+    """The summaries of the trainings, each begun when the one before it has ended and given its memory back, for which
+    the list is emptied.
+
+    Raises TrainingError at the end where one failed, or had `failed` before, and counts those that were `finished`
+    before among them.
+    """
+    summaries: list[dict[str, Any]] = []
+    wrong = list(failed)
+    total = len(started) + len(failed) + finished
+    while started:
+        setting, state = started.pop(0)
+        try:
+            summaries.append(_finish(setting, state, started))
+        except Exception as error:  # of one training: told at the end
+            if setting.team.size > 1:  # the other processes wait for this one, or have ended
+                raise
+            if started:
+                setting.progress.notice(f"failed, the others go on: {first_line(error)}")
+            for told in (error, error.__cause__):  # their frames hold the model
+                traceback.clear_frames(None if told is None else told.__traceback__)
+            wrong.append((setting.folder, error))
+        if setting.recipe.compile:
+            torch.compiler.reset()  # a function is compiled eight times at most, and this frees CUDA graphs
+    if wrong:
+        words = "; ".join(f"{folder}: {error}" for folder, error in wrong)
+        raise TrainingError(f"{len(wrong)} of {total} trainings failed: {words}") from wrong[0][1]
+    return summaries

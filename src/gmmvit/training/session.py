@@ -1,0 +1,281 @@
+"""What a training starts from: device, data, model, optimiser, and the state that its checkpoint keeps."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gmmvit.augment import Augment
+from gmmvit.building import check_model, start_model
+from gmmvit.config import Recipe, RecipeError
+from gmmvit.data import Dataset
+from gmmvit.device import choose_device, choose_dtype
+from gmmvit.distributed import (
+    Team,
+    full_weights,
+    load_optimizer_state,
+    load_weights,
+    optimizer_state,
+    wrap,
+)
+from gmmvit.runs.checkpoint import empty_model
+from gmmvit.runs.run_data import describe_data, load_data
+from gmmvit.runs.run_folder import load_config
+from gmmvit.training.optim import (
+    Average,
+    check_optimizer_state,
+    make_average,
+    make_optimizer,
+    plain_groups,
+    rates_as_tensors,
+)
+from gmmvit.training.progress import Progress, require_loggers
+from gmmvit.training.sampling import balanced_weights
+from gmmvit.training.step import Step, recordable
+
+_SHOWN = 12  # classes whose numbers are shown at the start
+_UNEVEN = 5  # times as many images of one class as of another that are worth a warning
+_FEW = 50  # validation images below which one is more than 2 %
+
+
+@dataclass
+class State:
+    """What changes while a model trains; `persistent` is what the checkpoint keeps of it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    scaler: torch.amp.GradScaler
+    step: Step
+    epoch: int = 0  # finished epochs
+    kept: int = 0  # those whose files are safe
+    images_seen: int = 0
+    train_s: float = 0.0
+    wall_s: float = 0.0
+    core_s: float = 0.0  # CPU time of all threads, kernel included
+    best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "val_top1": -1.0, "weights": {}})
+
+    def evaluated(self) -> nn.Module:
+        """The weights that are validated and kept: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def persistent(self) -> dict[str, Any]:
+        """On the CPU, and a copy: further steps do not change it."""
+        average = None if self.average is None else full_weights(self.average)
+        plain = {name: getattr(self, name) for name in ("epoch", "images_seen", "train_s", "wall_s", "core_s", "best")}
+        return plain | {
+            "model": full_weights(self.model),
+            "optimizer": plain_groups(optimizer_state(self.model, self.optimizer)),
+            "average": average,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Raises KeyError, TypeError, ValueError or RuntimeError for what `persistent` did not make of such a model."""
+        check_optimizer_state(self.optimizer, saved["optimizer"])
+        load_weights(self.model, saved["model"])
+        load_optimizer_state(self.model, self.optimizer, saved["optimizer"])
+        rates_as_tensors(self.optimizer)
+        self.step.forget()
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.core_s = saved.get("core_s", 0.0)  # a checkpoint of an older version does not tell
+        for name in ("epoch", "images_seen", "train_s", "wall_s", "best"):
+            setattr(self, name, saved[name])
+        self.kept = self.epoch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same while a model trains."""
+
+    recipe: Recipe
+    folder: Path
+    data: Dataset
+    device: torch.device
+    dtype: torch.dtype
+    augment: Augment
+    steps_per_epoch: int
+    progress: Progress
+    team: Team
+
+
+def step_images(recipe: Recipe, train_images: int) -> int:
+    """Images in one optimiser step; a training set smaller than that makes one step."""
+    return min(recipe.batch_size * recipe.accumulate, train_images * recipe.passes)
+
+
+def steps_per_epoch(recipe: Recipe, train_images: int) -> int:
+    """Optimiser steps in an epoch; images that fill none are left out."""
+    return max(1, train_images * recipe.passes // step_images(recipe, train_images))
+
+
+def seed_everything(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
+    """Seeds torch and returns a generator, both from (seed, epoch): an epoch draws the same whether or not the training
+    was interrupted before it. The generator is the same in all processes of a team, torch's own is of each."""
+    mixed = int(torch.randint(2**62, (epoch + 1,), generator=torch.Generator().manual_seed(seed))[-1])
+    torch.manual_seed(mixed + 2 * rank)
+    return torch.Generator().manual_seed(mixed + 1)
+
+
+def _on_device(data: Dataset, device: torch.device) -> Dataset:
+    """The data set in the device's memory if it takes less than half of what is free there."""
+    if device.type != "cuda":
+        return data
+    parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+    size = sum(part.images.nbytes for part in parts.values() if part is not None)
+    if size > torch.cuda.mem_get_info(device)[0] // 2:
+        return data
+    moved = {
+        name: dataclasses.replace(part, images=part.images.to(device), labels=part.labels.to(device))
+        for name, part in parts.items()
+        if part is not None
+    }
+    return dataclasses.replace(data, **moved)
+
+
+def make_augment(recipe: Recipe, data: Dataset) -> Augment:
+    """The recipe's augmentation; what it leaves open is what suits the data set."""
+    balanced = recipe.class_weights == "balanced"
+    weights = balanced_weights(data.train.labels, len(data.classes)).tolist() if balanced else None
+    return Augment(
+        num_classes=len(data.classes),
+        mean=data.mean,
+        std=data.std,
+        crop_padding=recipe.crop_padding,
+        flip=data.flip if recipe.flip is None else recipe.flip,
+        policy=recipe.policy or data.policy,
+        rand_ops=recipe.rand_ops,
+        rand_magnitude=recipe.rand_magnitude,
+        erase_prob=recipe.erase_prob,
+        erase_area=recipe.erase_area,
+        erase_aspect=recipe.erase_aspect,
+        mix_prob=recipe.mix_prob,
+        mixup_alpha=recipe.mixup_alpha,
+        cutmix_alpha=recipe.cutmix_alpha,
+        label_smoothing=recipe.label_smoothing,
+        class_weights=weights,
+    )
+
+
+def _compiled(model: nn.Module, own_graphs: bool) -> Callable[[Tensor], Tensor]:
+    """The model as fused kernels, with CUDA graphs of its own where the whole step is none: a small model waits for
+    launches otherwise."""
+    return torch.compile(model, mode="reduce-overhead" if own_graphs else None)
+
+
+def _check_team(recipe: Recipe, team: Team) -> None:
+    """What several processes, or shards of a model, cannot do."""
+    if recipe.batch_size < team.size:
+        raise RecipeError(
+            f"batch_size is that of all processes together: at least {team.size} for {team.size} processes, got "
+            f"{recipe.batch_size}"
+        )
+    if recipe.shard and recipe.ema is not None:
+        raise RecipeError("shard and ema do not go together: an average of the weights would need a second model")
+
+
+def _held_out(data: Dataset) -> str:
+    parts = {"validation": data.val, "test": data.test}
+    return "".join(f", {len(part):,} {name} images" for name, part in parts.items() if part is not None)
+
+
+def told_of_classes(data: Dataset, recipe: Recipe) -> list[str]:
+    """The classes with the numbers of their training images, and a warning where those differ much."""
+    counts = data.train.labels.cpu().bincount(minlength=len(data.classes)).tolist()
+    order = sorted(range(len(counts)), key=lambda number: -counts[number])
+    shown = [f"{data.classes[number]} {counts[number]:,}" for number in order]
+    if len(shown) > _SHOWN:
+        shown[_SHOWN // 2 : -_SHOWN // 2] = ["..."]
+    lines = ["training images of the classes: " + ", ".join(shown)]
+    most, least = counts[order[0]], counts[order[-1]]
+    if most >= _UNEVEN * least and "balanced" not in (recipe.class_weights, recipe.sampling):
+        lines.append(
+            f"the classes are uneven ({most:,} to {least:,} images): top-1 hardly sees the small ones, macro F1 does; "
+            "--class-weights balanced or --sampling balanced weighs all alike, --select macro_f1 chooses by it"
+        )
+    return lines
+
+
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+    team: Team | None = None,
+    *,
+    data: Dataset | None = None,
+    resumed: bool = False,
+) -> tuple[Setting, State, dict[str, dict[str, Any]]]:
+    """Loads the data, unless it is there already, and builds the model and everything round it; writes nothing.
+
+    A `resumed` run has a checkpoint: its model is that of its config.yaml, with random weights.
+    Also returns what config.yaml records: "model", from which `build_model` makes it again, and "data".
+    """
+    team = team or Team()
+    _check_team(recipe, team)
+    if recipe.shard and team.size == 1:
+        progress.line("shard has no effect in one process: torchrun starts several")
+    if not resumed:
+        check_model(recipe)
+    require_loggers(recipe.loggers)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    device = choose_device(recipe.device)
+    dtype = choose_dtype(recipe.dtype, device)
+    if data is None:
+        report = progress.notice if team.leads else None
+        data = _on_device(team.leader_first(lambda: load_data(recipe, report)), device)
+    if recipe.patience is not None and data.val is None:
+        raise RecipeError(
+            f"patience needs a validation part, and {recipe.dataset} has none here: hold images out by --val-fraction "
+            "0.1, or leave --patience away"
+        )
+    described = describe_data(data, recipe.fit)
+    seed_everything(recipe.seed, 0)
+    if resumed:
+        options, model = load_config(folder)["model"], empty_model(folder)
+    else:
+        options, model = start_model(recipe, described, progress.line)
+    model = model.to(device)
+    wrapped = wrap(model, team, recipe.shard)
+    forward: Callable[[Tensor], Tensor] = wrapped
+    if recipe.compile:
+        forward = _compiled(wrapped, device.type == "cuda" and not recordable(recipe, device, team))
+    optimizer, average = make_optimizer(model, recipe, dtype), make_average(model, recipe.ema)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    step = Step(forward, model, optimizer, average, scaler, recipe, dtype, device, team)
+    state = State(model, optimizer, average, scaler, step)
+    setting = Setting(
+        recipe=recipe,
+        folder=folder,
+        data=data,
+        device=device,
+        dtype=dtype,
+        augment=make_augment(recipe, data),
+        steps_per_epoch=steps_per_epoch(recipe, len(data.train)),
+        progress=progress,
+        team=team,
+    )
+    height, width = described["image_size"]
+    parameters = sum(p.numel() for p in model.parameters())
+    progress.line(
+        f"{recipe.model} with mask {recipe.mask}, {parameters:,} parameters, on {device} in {str(dtype)[6:]}; "
+        f"{recipe.dataset}: {len(data.train):,} training images {height} x {width}, {len(data.classes)} classes"
+        f"{_held_out(data)}"
+    )
+    for line in told_of_classes(data, recipe):
+        progress.line(line)
+    if recipe.train_on_all:
+        progress.line("the validation images are learned too: nothing chooses a best epoch, the last one is kept")
+    if data.val is not None and len(data.val) < _FEW:
+        progress.line(
+            f"{len(data.val)} validation images are few to choose the best epoch by: look at the last epoch too, or "
+            "hold out more with --val-fraction"
+        )
+    return setting, state, {"model": options, "data": described}

@@ -1,0 +1,134 @@
+"""One step of a training: forward, loss, backward, optimiser, average; on one GPU recorded once and then replayed.
+
+Letters: B batch, C channels, H x W pixels, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gmmvit.config import Recipe
+from gmmvit.distributed import Team
+from gmmvit.training.optim import Average
+
+Parts = Sequence[
+    tuple[Tensor, Tensor]
+]  # inputs float32 [B, C, H, W], soft targets float32 [B, K]; one, or `accumulate`
+EAGER_STEPS = 3  # before a step is recorded: they compile kernels, choose algorithms and make the optimiser's state
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on; one sentence."""
+
+
+def recordable(recipe: Recipe, device: torch.device, team: Team) -> bool:
+    """Whether a whole step becomes one CUDA graph: gradients that processes exchange stay outside of graphs."""
+    return recipe.cuda_graph and device.type == "cuda" and team.size == 1
+
+
+class Step:
+    """One step of a training, called with its parts and the number of images of the whole team.
+
+    On the device, `sums` grows by the sum of the losses, the hits and the number of images. Nothing is read back and
+    nothing depends on numbers of the host that change from step to step (the rates are tensors, see `optim`): so the
+    same code runs eagerly and, where it is `recordable`, into a CUDA graph. The first steps of a recorded one are eager
+    steps of the training itself, so that recording changes neither weights nor random numbers.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: Average | None,
+        scaler: torch.amp.GradScaler,
+        recipe: Recipe,
+        dtype: torch.dtype,
+        device: torch.device,
+        team: Team,
+    ) -> None:
+        self.forward, self.model, self.optimizer, self.average, self.scaler = forward, model, optimizer, average, scaler
+        self.recipe, self.dtype, self.device, self.team = recipe, dtype, device, team
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, images
+        self._records = recordable(recipe, device, team)
+        # Graphs of torch.compile give the memory of gradients back when the next one begins.
+        self._keeps_gradients = recipe.compile and recipe.accumulate > 1 and not self._records
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins as if no step had been taken: to be called where other tensors take the place of the optimiser's."""
+        self.taken = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._static: list[Tensor] = []  # what the graph reads: inputs and targets in turn
+
+    def __call__(self, parts: Parts, images: int) -> None:
+        if self._records:
+            self._replayed(parts, images)
+        else:
+            self.take(parts, images)
+        self.taken += 1
+
+    def take(self, parts: Parts, images: int) -> None:
+        """The step, operation by operation."""
+        for inputs, targets in parts:
+            if self.recipe.compile and not self._records:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is done with
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                logits = self.forward(inputs)
+                loss = nn.functional.cross_entropy(logits.float(), targets)
+            # The team takes the mean of its gradients; the gradient of the batch is the sum of all shares.
+            self.scaler.scale(loss * (len(inputs) * self.team.size / images)).backward()
+            if self._keeps_gradients and self.taken == 0:
+                self._own_gradients()
+            hits = (logits.detach().argmax(1) == targets.argmax(1)).sum()
+            count = loss.new_full((), len(inputs), dtype=torch.float64)
+            self.sums += torch.stack([loss.detach().double() * count, hits.double(), count])
+        if self.recipe.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def _own_gradients(self) -> None:
+        """Moves gradients into memory of their own, into which later ones are added."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:  # none, where no loss reaches it, and then no decay either
+                parameter.grad = parameter.grad.clone()
+
+    def _replayed(self, parts: Parts, images: int) -> None:
+        given = [tensor for part in parts for tensor in part]
+        if not self._static:
+            self._static = [torch.empty_like(tensor) for tensor in given]
+            self._stream = torch.cuda.Stream(self.device)
+        torch._foreach_copy_(self._static, given)
+        static = list(zip(self._static[::2], self._static[1::2], strict=True))
+        if self.taken < EAGER_STEPS:  # on the stream of the recording, whose libraries keep their workspaces by stream
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._stream):
+                self.take(static, images)
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            return
+        if self._graph is None:
+            self._graph = self._recorded(static, images)
+        self._graph.replay()
+
+    def _recorded(self, static: Parts, images: int) -> torch.cuda.CUDAGraph:
+        """The step as a graph; recording it runs nothing on the device."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Of this thread alone: a logger may have others.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self.take(static, images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TrainingError(
+                f"a step of {self.recipe.model} cannot be recorded as a CUDA graph ({reason}); train with "
+                "--no-cuda-graph"
+            ) from error
+        return graph
