@@ -68,8 +68,8 @@ def _refusal(backend: str, request: _Request, named: bool) -> str | None:
         return triton_refusal(q, mask, bias, mode, named)
     if q.device.type != "cpu":
         return f"it computes on the CPU only, q is on {q.device}"
-    if mode == "post" and mask is not None:
-        return "it has no mode 'post'"
+    if mode not in ("multiply", "log") and mask is not None:
+        return f"it has no mode {mode!r}"
     if dropout_p > 0:
         return "it has no attention dropout"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():

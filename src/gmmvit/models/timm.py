@@ -308,7 +308,7 @@ _CFG = {
 }
 MODELS: dict[str, tuple[str, str, str]] = {
     f"gmmvit_{family}_{size.replace('-', '_')}" + ("" if mask == "none" else f"_{mask}"): (family, size, mask)
-    for family in FAMILIES
+    for family in CLASSES
     for size in SIZES[family]
     for mask in MASKS
 }

@@ -61,8 +61,8 @@ def triton_refusal(
     # Inside of torch.compile torch 2.11 answers to `is_exporting` that it does.
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
         return "torch.export takes plain operations"
-    if mode == "post" and mask is not None:
-        return "it has no mode 'post': weights that are multiplied behind the softmax need another backward pass"
+    if mode not in ("multiply", "log") and mask is not None:
+        return f"it has no mode {mode!r}: its backward pass knows factors and terms of the logits alone"
     if q.dtype not in SHORT:
         return f"it has no {str(q.dtype)[6:]}"
     if emulated and q.dtype == torch.bfloat16:
