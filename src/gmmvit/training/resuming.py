@@ -17,7 +17,6 @@ from gmmvit.training.session import Setting, State, prepare
 
 Started = tuple[Setting, State]
 
-
 # Fields of a recipe that decide what data it loads, or that hold for the whole process.
 _SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_size", "channels", "fit",
            "val_fraction", "test_fraction", "split_seed", "train_per_class", "cache_dir", "dedupe",
@@ -25,6 +24,7 @@ _SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_s
 
 
 def shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
+    """The data of a training of this process, for another; raises RecipeError where they need different data."""
     if known is None:
         return None
     setting, _ = known
