@@ -3,186 +3,228 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gmmvit.field_values import RecipeError as RecipeError
-from gmmvit.field_values import coerced
+from gmmvit.field_values import coerced, opt
 from gmmvit.text import short
 from gmmvit.yaml_files import YamlError, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def opt(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A field of the recipe with its help line."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+# Each kind of mask with its starts; a training from nothing takes "local" where there is one, else "identity".
+MASK_STARTS = {"elm": ("paper", "identity"), "gmm": ("paper", "identity", "local", "conv")}
+
+_data, _model, _augment, _optim, _machine = (
+    partial(opt, group) for group in ("Data", "Model", "Augmentation", "Optimisation", "Machine")
+)
+_size, _mask = partial(_model, marks="size"), partial(_model, marks="mask")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what a training does. Fields are those of the YAML files and of the command line."""
 
-    # data
-    dataset: str = opt(
-        "digits", "digits, cifar10, cifar100, svhn, tiny-imagenet, flowers102, folder:PATH or hf:NAME_OR_PATH."
+    dataset: str = _data(
+        "digits",
+        "digits, cifar10, cifar100, svhn, tiny-imagenet, flowers102, folder:PATH or hf:NAME_OR_PATH.",
+        marks="movable",
     )
-    data_dir: str | None = opt(None, "Folder that holds the named datasets.")
-    image_size: tuple[int, ...] | None = opt(
-        None, "Training size in pixels, N or HEIGHTxWIDTH; the dataset's own by default."
+    data_dir: str | None = _data(None, "Folder that holds the named datasets.", marks="movable incidental path")
+    image_size: tuple[int, ...] | None = _data(
+        None, "Training size in pixels, N or HEIGHTxWIDTH; the dataset's own by default.", range=(1, 10**5)
     )
-    channels: int | None = opt(None, "1 (grey) or 3 (colour); the dataset's own by default.")
-    fit: str = opt("crop", "How images of another shape are brought to the training size.", ("crop", "stretch", "pad"))
-    val_fraction: float = opt(0.1, "Part of the training set held out for validation; 0 trains on all of it.")
-    test_fraction: float = opt(0.2, "Part of a folder without test set that is held out for the test.")
-    split_seed: int = opt(0, "Seed of those two splits.")
-    train_per_class: int | None = opt(
-        None, "Take the first so many training images of each class alone; the validation part is cut from them."
+    channels: int | None = _data(None, "1 (grey) or 3 (colour); the dataset's own by default.")
+    fit: str = _data(
+        "crop", "How images of another shape are brought to the training size.", ("crop", "stretch", "pad")
     )
-    cache_dir: str | None = opt(None, "Where decoded images are kept (environment: GMMVIT_CACHE).")
-    skip_broken: bool = opt(False, "Go on without the images that cannot be read, and list them.")
-    dedupe: bool = opt(False, "Keep copies of a picture, exact or near, in one part of a folder: or hf: data set.")
-    folds: int | None = opt(
-        None, "Cross-validation: so many trainings, each measured on another part of the images (docs/training.md)."
+    val_fraction: float = _data(
+        0.1, "Part of the training set held out for validation; 0 trains on all of it.", range=(0, 0.9)
     )
-    fold: int | None = opt(None, "Of those only this one, from 1 on.")
-    train_on_all: bool = opt(
+    test_fraction: float = _data(
+        0.2, "Part of a folder without test set that is held out for the test.", range=(0, 0.9)
+    )
+    split_seed: int = _data(0, "Seed of those two splits.", range=(0, 2**63 - 1))
+    train_per_class: int | None = _data(
+        None,
+        "Take the first so many training images of each class alone; the validation part is cut from them.",
+        range=(1, 10**9),
+    )
+    cache_dir: str | None = _data(
+        None, "Where decoded images are kept (environment: GMMVIT_CACHE).", marks="movable incidental path"
+    )
+    skip_broken: bool = _data(False, "Go on without the images that cannot be read, and list them.", marks="movable")
+    dedupe: bool = _data(False, "Keep copies of a picture, exact or near, in one part of a folder: or hf: data set.")
+    folds: int | None = _data(
+        None,
+        "Cross-validation: so many trainings, each measured on another part of the images (docs/training.md).",
+        range=(2, 1000),
+    )
+    fold: int | None = _data(None, "Of those only this one, from 1 on.", range=(1, 1000))
+    train_on_all: bool = _data(
         False, "Learn the validation images too: nothing chooses a best epoch, the last one is kept."
     )
-    # model
-    model: str = opt("vit", "Family of the model (see `gmmvit models`), timm:NAME or hf:NAME_OR_PATH.")
-    model_args: Mapping[str, Any] | None = opt(None, "Arguments of a timm: or hf: model, as depth=4,embed_dim=64.")
-    pretrained: bool | str = opt(
-        False, "Weights to start from: true (those of its library), or a safetensors or .pth file or a folder with one."
+    model: str = _model("vit", "Family of the model (see `gmmvit models`), timm:NAME or hf:NAME_OR_PATH.")
+    model_args: Mapping[str, Any] | None = _model(None, "Arguments of a timm: or hf: model, as depth=4,embed_dim=64.")
+    pretrained: bool | str = _model(
+        False,
+        "Weights to start from: true (those of its library), or a safetensors or .pth file or a folder with one.",
+        marks="path",
     )
-    size: str | None = opt(None, "Named size of the family (see `gmmvit models`).")
-    mask: str = opt("gmm", "Mask on the attention logits.", ("none", "elm", "gmm"))
-    mode: str = opt("multiply", "How the mask acts on attention.", ("multiply", "log", "post"))
-    mask_init: str | None = opt(
+    size: str | None = _size(None, "Named size of the family (see `gmmvit models`).")
+    mask: str = _model("gmm", "Mask on the attention logits.", ("none", *MASK_STARTS))
+    mode: str = _mask("multiply", "How the mask acts on attention.", ("multiply", "log", "post"))
+    mask_init: str | None = _mask(
         None, "Start of the mask (elm: paper or identity).", ("paper", "identity", "local", "conv")
     )
-    num_kernels: int = opt(5, "Gaussians per head.")
-    covariance: str = opt("spherical", "Shape of a Gaussian.", ("spherical", "diag", "full"))
-    learn_center: bool = opt(False, "Learn an offset of the mask's peak per head.")
-    elm_per_head: bool = opt(False, "One element-wise mask per head instead of one per layer.")
-    patch_size: tuple[int, ...] | None = opt(None, "Patch in pixels, N or HEIGHTxWIDTH; the family's own by default.")
-    dim: tuple[int, ...] | None = opt(None, "Width; one number or one per stage, as 96,192,384.")
-    depth: tuple[int, ...] | None = opt(None, "Layers; one number or one per stage.")
-    num_heads: tuple[int, ...] | None = opt(None, "Attention heads; one number or one per stage.")
-    mlp_ratio: float | None = opt(None, "Hidden width of the MLPs as a multiple of the width.")
-    stem: str | None = opt(
+    num_kernels: int = _mask(5, "Gaussians per head.", range=(1, 1024), options={"gmm": "num_kernels"})
+    covariance: str = _mask(
+        "spherical", "Shape of a Gaussian.", ("spherical", "diag", "full"), options={"gmm": "covariance"}
+    )
+    learn_center: bool = _mask(False, "Learn an offset of the mask's peak per head.", options={"gmm": "learn_center"})
+    elm_per_head: bool = _mask(
+        False, "One element-wise mask per head instead of one per layer.", options={"elm": "per_head"}
+    )
+    patch_size: tuple[int, ...] | None = _size(
+        None, "Patch in pixels, N or HEIGHTxWIDTH; the family's own by default.", range=(1, 10**5)
+    )
+    dim: tuple[int, ...] | None = _size(None, "Width; one number or one per stage, as 96,192,384.", range=(1, 10**5))
+    depth: tuple[int, ...] | None = _size(None, "Layers; one number or one per stage.", range=(1, 10**5))
+    num_heads: tuple[int, ...] | None = _size(None, "Attention heads; one number or one per stage.", range=(1, 10**5))
+    mlp_ratio: float | None = _size(None, "Hidden width of the MLPs as a multiple of the width.", range=(1e-12, 10**6))
+    stem: str | None = _size(
         None, "What makes tokens of images: patch (linear, by default) or conv (small convolutions).", ("patch", "conv")
     )
-    position_std: float | None = opt(None, "Standard deviation at which position embeddings start; 1 by default.")
-    pool: str | None = opt(None, "What the head reads: mean of the patches, or a class token.", ("mean", "cls"))
-    dropout: float = opt(0.0, "Dropout of embeddings and projections.")
-    drop_path: float = opt(0.1, "Probability that a sample skips a branch.")
-    # augmentation
-    crop_padding: int = opt(4, "Pixels of padding before a random crop; 0 is no crop.")
-    flip: bool | None = opt(None, "Random mirror images; by default where the dataset allows them.")
-    policy: str | None = opt(
+    position_std: float | None = _size(
+        None, "Standard deviation at which position embeddings start; 1 by default.", range=(1e-12, 10**6)
+    )
+    pool: str | None = _size(None, "What the head reads: mean of the patches, or a class token.", ("mean", "cls"))
+    dropout: float = _model(0.0, "Dropout of embeddings and projections.", range=(0, 0.99))
+    drop_path: float = _model(0.1, "Probability that a sample skips a branch.", range=(0, 0.99))
+    crop_padding: int = _augment(4, "Pixels of padding before a random crop; 0 is no crop.", range=(0, 1024))
+    flip: bool | None = _augment(None, "Random mirror images; by default where the dataset allows them.")
+    policy: str | None = _augment(
         None,
         "Augmentation policy; by default the dataset's own.",
         ("none", "cifar10", "svhn", "imagenet", "rand", "trivial"),
     )
-    rand_ops: int = opt(2, "Operations a RandAugment policy applies.")
-    rand_magnitude: int = opt(9, "Magnitude of RandAugment, 0 to 30.")
-    erase_prob: float = opt(0.25, "Probability of random erasing.")
-    erase_area: tuple[float, ...] = opt((0.02, 0.4), "Smallest and largest erased part of the image.")
-    erase_aspect: tuple[float, ...] = opt((0.3, 3.3), "Smallest and largest height to width of the erased part.")
-    mix_prob: float = opt(0.5, "Part of the batches that are mixed, by mixup or cutmix at a fair coin.")
-    mixup_alpha: float = opt(1.0, "Beta distribution of mixup; 0 switches it off.")
-    cutmix_alpha: float = opt(1.0, "Beta distribution of cutmix; 0 switches it off.")
-    label_smoothing: float = opt(0.1, "Part of the target spread over all classes.")
-    # optimisation
-    epochs: int = opt(100, "Epochs; each is validated and checkpointed.")
-    passes: int = opt(1, "Sweeps over the training set in an epoch.")
-    minutes: float | None = opt(
-        None, "Minutes that the training may take: sets epochs, passes and warm-up from the speed measured before it."
+    rand_ops: int = _augment(2, "Operations a RandAugment policy applies.", range=(1, 100))
+    rand_magnitude: int = _augment(9, "Magnitude of RandAugment, 0 to 30.", range=(0, 30))
+    erase_prob: float = _augment(0.25, "Probability of random erasing.", range=(0, 1))
+    erase_area: tuple[float, ...] = _augment(
+        (0.02, 0.4), "Smallest and largest erased part of the image.", range=(0, 1)
     )
-    batch_size: int = opt(128, "Images in a batch.")
-    accumulate: int = opt(1, "Batches whose gradients make one step.")
-    optimizer: str = opt(
+    erase_aspect: tuple[float, ...] = _augment(
+        (0.3, 3.3), "Smallest and largest height to width of the erased part.", range=(1e-12, 10**6)
+    )
+    mix_prob: float = _augment(
+        0.5, "Part of the batches that are mixed, by mixup or cutmix at a fair coin.", range=(0, 1)
+    )
+    mixup_alpha: float = _augment(1.0, "Beta distribution of mixup; 0 switches it off.", range=(0, 10**6))
+    cutmix_alpha: float = _augment(1.0, "Beta distribution of cutmix; 0 switches it off.", range=(0, 10**6))
+    label_smoothing: float = _augment(0.1, "Part of the target spread over all classes.", range=(0, 0.99))
+    epochs: int = _optim(100, "Epochs; each is validated and checkpointed.", range=(1, 10**9))
+    passes: int = _optim(1, "Sweeps over the training set in an epoch.", range=(1, 10**9))
+    minutes: float | None = _optim(
+        None,
+        "Minutes that the training may take: sets epochs, passes and warm-up from the speed measured before it.",
+        range=(0.01, 10**6),
+    )
+    batch_size: int = _optim(128, "Images in a batch.", range=(1, 10**9))
+    accumulate: int = _optim(1, "Batches whose gradients make one step.", range=(1, 10**9))
+    optimizer: str = _optim(
         "adamw",
         "adamw, or muon: hidden matrices move along the orthogonal factor of their momentum, the rest by AdamW.",
         ("adamw", "muon"),
+        marks="scratch",
     )
-    lr: float = opt(1e-3, "Peak learning rate.")
-    min_lr: float = opt(1e-6, "Learning rate at the end of the cosine.")
-    warmup_epochs: float = opt(10.0, "Epochs of linear warm-up; a quarter of the training at most.")
-    restarts: tuple[int, ...] | None = opt(
+    lr: float = _optim(1e-3, "Peak learning rate.", range=(1e-12, 10**6), marks="scratch")
+    min_lr: float = _optim(1e-6, "Learning rate at the end of the cosine.", range=(0, 10**6))
+    warmup_epochs: float = _optim(
+        10.0, "Epochs of linear warm-up; a quarter of the training at most.", range=(0, 10**6)
+    )
+    restarts: tuple[int, ...] | None = _optim(
         None, "Epochs after which the learning rate begins anew, as 20,40; `resume --epochs` adds one."
     )
-    weight_decay: float = opt(0.05, "Weight decay of matrices; masks, norms, biases, positions have none.")
-    mask_lr_scale: float = opt(1.0, "Learning rate of the mask parameters as a multiple of the others'.")
-    muon_lr_scale: float = opt(1.0, "Learning rate of Muon's matrices as a multiple of the others'.")
-    mask_weight_decay: float = opt(0.0, "Weight decay of the mask parameters.")
-    class_weights: str = opt(
+    weight_decay: float = _optim(
+        0.05, "Weight decay of matrices; masks, norms, biases, positions have none.", range=(0, 10**6)
+    )
+    mask_lr_scale: float = _optim(
+        1.0,
+        "Learning rate of the mask parameters as a multiple of the others'.",
+        range=(0, 10**6),
+        marks="mask_training",
+    )
+    muon_lr_scale: float = _optim(
+        1.0, "Learning rate of Muon's matrices as a multiple of the others'.", range=(0, 10**6), marks="scratch"
+    )
+    mask_weight_decay: float = _optim(
+        0.0, "Weight decay of the mask parameters.", range=(0, 10**6), marks="mask_training"
+    )
+    class_weights: str = _optim(
         "none", "Weight of an image in the loss: balanced gives every class the same sum.", ("none", "balanced")
     )
-    sampling: str = opt(
+    sampling: str = _optim(
         "shuffled", "Order of the images: balanced draws every class equally often.", ("shuffled", "balanced")
     )
-    select: str = opt(
+    select: str = _optim(
         "top1",
         "What makes an epoch the best, on validation: top1, macro_f1 or balanced (accuracy).",
         ("top1", "macro_f1", "balanced"),
     )
-    patience: int | None = opt(
-        None, "Stop after so many epochs without a better validation value, of what select names; never by default."
+    patience: int | None = _optim(
+        None,
+        "Stop after so many epochs without a better validation value, of what select names; never by default.",
+        range=(1, 10**9),
     )
-    clip_norm: float | None = opt(None, "Largest norm of the gradient.")
-    ema: float | None = opt(None, "Decay of an average of the weights, which is then evaluated and kept, as 0.999.")
-    # machine
-    seed: int = opt(0, "Seed of initialisation, order and augmentation.")
-    device: str = opt("auto", "auto, cpu, cuda, cuda:1, mps ...")
-    dtype: str = opt(
+    clip_norm: float | None = _optim(None, "Largest norm of the gradient.", range=(1e-12, 10**6))
+    ema: float | None = _optim(
+        None, "Decay of an average of the weights, which is then evaluated and kept, as 0.999.", range=(0, 1 - 1e-9)
+    )
+    seed: int = _machine(0, "Seed of initialisation, order and augmentation.", range=(0, 2**63 - 1))
+    device: str = _machine("auto", "auto, cpu, cuda, cuda:1, mps ...", marks="movable incidental process")
+    dtype: str = _machine(
         "auto",
         "Arithmetic of the forward pass; auto is bfloat16 where the device is fast at it.",
         ("auto", "float32", "bfloat16", "float16"),
+        marks="incidental",
     )
-    shard: bool = opt(False, "Under torchrun, split model and optimiser over the processes (FSDP2).")
-    compile: bool = opt(False, "Compile the model with torch.compile.")
-    cuda_graph: bool = opt(True, "On one GPU: record a whole step of the training once and replay it as a CUDA graph.")
-    deterministic: bool = opt(False, "Only deterministic GPU kernels (the CPU's always are).")
-    threads: int | None = opt(None, "CPU threads; torch's choice by default.")
-    loggers: tuple[str, ...] = opt((), "Also log to: tensorboard, wandb, trackio (a list with commas).")
+    shard: bool = _machine(
+        False, "Under torchrun, split model and optimiser over the processes (FSDP2).", marks="movable incidental"
+    )
+    compile: bool = _machine(False, "Compile the model with torch.compile.", marks="movable incidental")
+    cuda_graph: bool = _machine(
+        True,
+        "On one GPU: record a whole step of the training once and replay it as a CUDA graph.",
+        marks="movable incidental",
+    )
+    deterministic: bool = _machine(
+        False, "Only deterministic GPU kernels (the CPU's always are).", marks="incidental process"
+    )
+    threads: int | None = _machine(
+        None, "CPU threads; torch's choice by default.", range=(1, 1024), marks="movable incidental process"
+    )
+    loggers: tuple[str, ...] = _machine(
+        (), "Also log to: tensorboard, wandb, trackio (a list with commas).", marks="movable incidental"
+    )
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, coerced(f, getattr(self, f.name)))
-        _check_ranges(self)
+        _check_together(self)
 
 
-# Fields and the range that their numbers must lie in.
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("val_fraction", "test_fraction"), (0, 0.9)),
-    **dict.fromkeys(("erase_prob", "mix_prob", "erase_area"), (0, 1)),
-    **dict.fromkeys(("label_smoothing", "drop_path", "dropout"), (0, 0.99)),
-    **dict.fromkeys(("epochs", "passes", "batch_size", "accumulate", "train_per_class", "patience"), (1, 10**9)),
-    **dict.fromkeys(("image_size", "patch_size", "dim", "depth", "num_heads"), (1, 10**5)),
-    **dict.fromkeys(("num_kernels", "threads"), (1, 1024)),
-    **dict.fromkeys(("crop_padding",), (0, 1024)),
-    **dict.fromkeys(("warmup_epochs", "weight_decay", "min_lr", "mask_lr_scale", "muon_lr_scale"), (0, 10**6)),
-    **dict.fromkeys(("mask_weight_decay", "mixup_alpha", "cutmix_alpha"), (0, 10**6)),
-    **dict.fromkeys(("seed", "split_seed"), (0, 2**63 - 1)),
-    **dict.fromkeys(("lr", "clip_norm", "mlp_ratio", "position_std", "erase_aspect"), (1e-12, 10**6)),
-    "minutes": (0.01, 10**6),
-    "folds": (2, 1000),
-    "fold": (1, 1000),
-    "ema": (0, 1 - 1e-9),
-    "rand_ops": (1, 100),
-    "rand_magnitude": (0, 30),
-}
+def fields_of(mark: str) -> tuple[str, ...]:
+    """The names of the recipe's fields with that mark, or of that group, as they stand in it."""
+    return tuple(f.name for f in dataclasses.fields(Recipe) if mark in f.metadata["marks"])
 
 
-def _check_ranges(recipe: Recipe) -> None:
-    for name, (low, high) in _RANGES.items():
-        value = getattr(recipe, name)
-        for number in value if isinstance(value, tuple) else () if value is None else (value,):
-            if not low <= number <= high:
-                raise RecipeError(f"{name} must be {low:g} to {high:g}, got {short(number)}")
+def _check_together(recipe: Recipe) -> None:
+    """What fields ask of one another."""
     if recipe.fold is not None and (recipe.folds is None or recipe.fold > recipe.folds):
         raise RecipeError(f"fold must be one of 1 to folds, got {recipe.fold} of {recipe.folds or 'no'} folds")
     restarts = recipe.restarts or ()
@@ -202,14 +244,8 @@ def _check_ranges(recipe: Recipe) -> None:
         pair = getattr(recipe, name)
         if len(pair) != 2 or pair[0] > pair[1]:
             raise RecipeError(f"{name} must be a smallest and a largest value, got {short(pair)}")
-    if recipe.mask == "elm" and recipe.mask_init in ("local", "conv"):
-        raise RecipeError(f"mask_init of an elm must be paper or identity, got {recipe.mask_init!r}")
-    if recipe.mask == "gmm" and recipe.mask_init == "conv" and recipe.mode != "log":
-        raise RecipeError(
-            f"mask_init conv needs mode log (--mode log), or another start (--mask-init local), got {recipe.mode!r}"
-        )
-    if recipe.mask == "gmm" and recipe.mask_init == "conv" and recipe.num_kernels < 2:
-        raise RecipeError("mask_init conv needs num_kernels of at least 2, a peak and a constant, got 1")
+    if recipe.mask != "none":
+        _check_start(recipe)
     if recipe.shard and recipe.optimizer == "muon":
         raise RecipeError(
             "optimizer muon needs whole matrices, which shard splits; take --no-shard or --optimizer adamw"
@@ -218,6 +254,19 @@ def _check_ranges(recipe: Recipe) -> None:
     unknown = set(recipe.loggers) - {"tensorboard", "wandb", "trackio"}
     if unknown:
         raise RecipeError(f"loggers must be among ['tensorboard', 'trackio', 'wandb'], got {short(sorted(unknown))}")
+
+
+def _check_start(recipe: Recipe) -> None:
+    """Whether the mask can begin so."""
+    starts = MASK_STARTS[recipe.mask]
+    if recipe.mask_init not in (None, *starts):
+        raise RecipeError(f"mask_init of an {recipe.mask} must be {' or '.join(starts)}, got {recipe.mask_init!r}")
+    if recipe.mask_init == "conv" and recipe.mode != "log":
+        raise RecipeError(
+            f"mask_init conv needs mode log (--mode log), or another start (--mask-init local), got {recipe.mode!r}"
+        )
+    if recipe.mask_init == "conv" and recipe.num_kernels < 2:
+        raise RecipeError("mask_init conv needs num_kernels of at least 2, a peak and a constant, got 1")
 
 
 def _check_library(recipe: Recipe) -> None:
@@ -244,11 +293,7 @@ def library_of(model: str) -> tuple[str, str] | None:
     return (library, name) if colon and library in ("timm", "hf") else None
 
 
-# What a recipe says of the size of a model of ours; of no meaning to another family.
-SIZES = ("size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "stem", "position_std", "pool")
-
-# What a recipe says of its mask; of no meaning to another kind of mask.
-_OF_THE_MASK = ("mode", "mask_init", "num_kernels", "covariance", "learn_center", "elm_per_head")
+SIZES = fields_of("size")
 
 
 def recipe_names() -> list[str]:
@@ -299,11 +344,11 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     if overrides.get("model", written.model) != written.model:
         left_out |= {*SIZES, "model_args", "pretrained"}
     if overrides.get("mask", written.mask) != written.mask:
-        left_out |= {*_OF_THE_MASK}
+        left_out |= {*fields_of("mask")}
     if overrides.get("pretrained") and library_of(overrides.get("model", written.model)):
         left_out.add("mask_init")  # the model should mean what it meant: the mask is the identity at first
     if overrides.get("pretrained"):
-        left_out |= {"optimizer", "lr", "muon_lr_scale"}  # those of a start from nothing would undo the weights
+        left_out |= {*fields_of("scratch")}  # which would undo the weights
     values = {name: value for name, value in values.items() if name not in left_out}
     return make_recipe({**values, **overrides}, "the given values" if overrides else f"recipe {path.name}")
 
@@ -319,17 +364,16 @@ def masking_options(recipe: Recipe) -> dict[str, Any]:
 
     A Gaussian mask starts local; in a model with given weights as the identity, so that they mean what they meant.
     """
-    options: dict[str, Any] = {"mask": recipe.mask, "mode": recipe.mode}
-    if recipe.mask == "gmm":
-        start = "identity" if recipe.pretrained else "local"
-        kinds = {"num_kernels": recipe.num_kernels, "covariance": recipe.covariance}
-        options["mask_options"] = kinds | {
-            "learn_center": recipe.learn_center,
-            "init": recipe.mask_init or start,
-        }
-    elif recipe.mask == "elm":
-        options["mask_options"] = {"per_head": recipe.elm_per_head, "init": recipe.mask_init or "identity"}
-    return options
+    masking: dict[str, Any] = {"mask": recipe.mask, "mode": recipe.mode}
+    if recipe.mask == "none":
+        return masking
+    start = "local" if "local" in MASK_STARTS[recipe.mask] and not recipe.pretrained else "identity"
+    options = {
+        f.metadata["options"][recipe.mask]: getattr(recipe, f.name)
+        for f in dataclasses.fields(recipe)
+        if recipe.mask in f.metadata["options"]
+    }
+    return masking | {"mask_options": options | {"init": recipe.mask_init or start}}
 
 
 def model_options(recipe: Recipe) -> dict[str, Any]:

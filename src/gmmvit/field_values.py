@@ -1,4 +1,4 @@
-"""Values of a recipe's fields, as YAML and the command line give them, brought to the type of the field."""
+"""A field of a recipe: what is known of it, and its value as YAML and the command line give it."""
 
 import ast
 import dataclasses
@@ -16,8 +16,45 @@ class RecipeError(ValueError):
     """A field of a recipe that does not exist or holds a value that does not fit; one sentence."""
 
 
+_NO_OPTIONS: Mapping[str, str] = types.MappingProxyType({})
+
+
+def opt(
+    group: str,
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    *,
+    range: tuple[float, float] | None = None,
+    marks: str = "",
+    options: Mapping[str, str] = _NO_OPTIONS,
+) -> Any:
+    """A field of the recipe, with all that is known of it.
+
+    Args:
+        group: the head that `--help` shows it under.
+        help: its line there.
+        choices: the words that it may be.
+        range: smallest and largest number.
+        marks: words that `config.fields_of` finds it by, one or more of
+            "size": of a model of our own families;
+            "mask", "mask_training": of the mask, and of no meaning to another kind of mask, or without a mask;
+            "scratch": suits a training from random weights;
+            "movable": may change before an interrupted training goes on;
+            "incidental": not part of the method, so that runs that differ in it are compared as one;
+            "process": the same in all trainings of a process;
+            "path": of a file or folder.
+        options: by kind of mask, the option of its class that this is.
+    """
+    known = {"help": help, "choices": choices, "group": group, "range": range, "options": options}
+    return dataclasses.field(default=default, metadata=known | {"marks": {group, *marks.split()}})
+
+
 def coerced(f: "dataclasses.Field[Any]", value: Any) -> Any:
-    """`value` as the type of the field; raises RecipeError that names the field, the value and what fits."""
+    """`value` as the type of the field and in its range.
+
+    Raises RecipeError that names the field, the value and what fits.
+    """
     kinds = typing.get_args(f.type) if isinstance(f.type, types.UnionType) else (f.type,)
     if value is None and types.NoneType in kinds:
         return None
@@ -31,6 +68,10 @@ def coerced(f: "dataclasses.Field[Any]", value: Any) -> Any:
         result = result == "true"
     if result is None:
         raise RecipeError(f"{f.name} must be {_describe(kinds)}, got {short(value)} ({type(value).__name__})")
+    within = f.metadata["range"]
+    for number in () if within is None else result if isinstance(result, tuple) else (result,):
+        if not within[0] <= number <= within[1]:
+            raise RecipeError(f"{f.name} must be {within[0]:g} to {within[1]:g}, got {short(number)}")
     return result
 
 

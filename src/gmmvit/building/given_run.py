@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gmmvit.config import SIZES, Recipe, RecipeError
+from gmmvit.config import SIZES, Recipe, RecipeError, fields_of
 from gmmvit.masks import ElementwiseMask
 from gmmvit.models import create_model
 from gmmvit.models.layers import Grid
@@ -15,7 +15,7 @@ from gmmvit.runs.files import RunError
 from gmmvit.runs.run_folder import CONFIG, load_config, recipe_of
 
 _OF_MODEL = ("model", "model_args", *SIZES)
-_OF_MASK = ("mask", "mode", "num_kernels", "covariance", "learn_center", "elm_per_head")
+_OF_MASK = ("mask", *(name for name in fields_of("mask") if name != "mask_init"))
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,15 @@ from cyclopts import Group, Parameter
 
 from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
 
-# The help shows the fields of a recipe under these heads, each from the named field on.
-_SECTIONS = {
-    "dataset": "Data",
-    "model": "Model",
-    "crop_padding": "Augmentation",
-    "epochs": "Optimisation",
-    "seed": "Machine",
-}
-
 
 def _recipe_flags(*sections: str, without: str = "") -> Any:
     """A TypedDict of fields of a recipe, none required: the command line hands on only what was given. All fields, or
     those of some sections without one."""
     flags: dict[str, Any] = {}
-    section, group = "", None
+    groups: dict[str, Group] = {}
     for order, field in enumerate(dataclasses.fields(Recipe)):
-        if field.name in _SECTIONS:
-            section = _SECTIONS[field.name]
-            group = Group(section, sort_key=order)
+        section = field.metadata["group"]
+        group = groups.setdefault(section, Group(section, sort_key=order))
         if (sections and section not in sections) or field.name == without:
             continue
         kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)

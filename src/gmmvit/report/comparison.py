@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gmmvit.config import as_dict
+from gmmvit.config import as_dict, fields_of
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, percent, row, table
 from gmmvit.report.runs import RunRecord, count, epochs_of, plain, seed_of, time_taken
@@ -20,11 +20,7 @@ HEADS += ["gain, points [95 %]", "parameters", "images/s", "wall time"]
 RUN_HEADS = ["run", "mask", "data, model", "seed", "epochs", "test, best", "test, last", "validation"]
 RUN_HEADS += ["images/s", "wall time"]
 
-# What a recipe says of the machine, not of the training.
-_MACHINE = {"device", "dtype", "compile", "shard", "deterministic", "threads", "loggers", "cache_dir", "data_dir"}
-# What it says of the mask alone.
-_MASK = {"mask", "mask_init", "mask_lr_scale", "mask_weight_decay", "mode", "num_kernels", "covariance"}
-_MASK |= {"learn_center", "elm_per_head"}
+_MASK = {"mask", *fields_of("mask"), *fields_of("mask_training")}  # what a recipe says of the mask alone
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ class Arm:
 
 
 def _told(record: RunRecord) -> dict[str, Any]:
-    return {name: value for name, value in as_dict(record.recipe).items() if name not in _MACHINE | {"seed", "fold"}}
+    left_out = {"seed", "fold", *fields_of("incidental")}
+    return {name: value for name, value in as_dict(record.recipe).items() if name not in left_out}
 
 
 def _kind(record: RunRecord) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gmmvit.augment import normalize
 from gmmvit.building import build_model, first_line
-from gmmvit.config import Recipe, as_dict
+from gmmvit.config import Recipe, as_dict, fields_of
 from gmmvit.data import DataError, decode_image, each_image
 from gmmvit.runs.ensemble import Ensemble
 from gmmvit.runs.files import RunError, is_there, replace_file, write_whole
@@ -88,8 +88,7 @@ def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 # Where a training runs and what it says may change between its parts; nothing that decides its result may.
-_MAY_CHANGE = {"device", "threads", "compile", "cuda_graph", "loggers", "shard", "cache_dir", "data_dir", "dataset",
-               "skip_broken"}  # fmt: skip
+_MAY_CHANGE = fields_of("movable")
 
 
 def changed_fields(saved: dict[str, Any], now: dict[str, Any]) -> str:

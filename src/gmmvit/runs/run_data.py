@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gmmvit.config import Recipe, library_of
+from gmmvit.config import Recipe, fields_of, library_of
 from gmmvit.data import Dataset, Inspection, Split, inspect_dataset, load_dataset
 
 
@@ -25,12 +25,9 @@ def inspect_data(recipe: Recipe, report: Callable[[str], None] | None = None) ->
 
 def _data_options(recipe: Recipe) -> dict[str, Any]:
     size = recipe.image_size
-    same = (
-        "data_dir channels fit val_fraction test_fraction split_seed train_per_class cache_dir dedupe folds fold "
-        "train_on_all"
-    )
-    named = {name: getattr(recipe, name) for name in same.split()}
-    return {"image_size": None if size is None else (size[0], size[-1]), **named}
+    others = {"dataset", "skip_broken"}
+    options = {name: getattr(recipe, name) for name in fields_of("Data") if name not in others}
+    return options | {"image_size": None if size is None else (size[0], size[-1])}
 
 
 def fingerprint(split: Split) -> str:
@@ -81,7 +78,7 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     library = library_of(recipe.model)
     if library is not None and library[0] == "hf" and (Path(library[1]).expanduser() / "config.json").is_file():
         changes["model"] = f"hf:{os.path.abspath(os.path.expanduser(library[1]))}"
-    for name in ("data_dir", "cache_dir", "pretrained"):
+    for name in fields_of("path"):
         value = getattr(recipe, name)
         if isinstance(value, str):
             changes[name] = os.path.abspath(os.path.expanduser(value))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gmmvit.building import first_line
-from gmmvit.config import Recipe, RecipeError
+from gmmvit.config import Recipe, RecipeError, fields_of
 from gmmvit.data import Dataset
 from gmmvit.distributed import Team, full_weights, join
 from gmmvit.runs import checkpoint, claim, files, run_folder
@@ -17,18 +17,13 @@ from gmmvit.training.session import Setting, State, prepare
 
 Started = tuple[Setting, State]
 
-# Fields of a recipe that decide what data it loads, or that hold for the whole process.
-_SHARED = ("threads", "deterministic", "device", "dataset", "data_dir", "image_size", "channels", "fit",
-           "val_fraction", "test_fraction", "split_seed", "train_per_class", "cache_dir", "dedupe",
-           "skip_broken", "folds", "fold", "train_on_all")  # fmt: skip
-
 
 def shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
     """The data of a training of this process, for another; raises RecipeError where they need different data."""
     if known is None:
         return None
     setting, _ = known
-    for name in _SHARED:
+    for name in fields_of("process") + fields_of("Data"):
         mine, theirs = getattr(recipe, name), getattr(setting.recipe, name)
         if mine != theirs:
             raise RecipeError(f"several trainings in one process share their {name}, got {theirs!r} and {mine!r}")

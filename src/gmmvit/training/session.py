@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gmmvit.augment import Augment
 from gmmvit.building import check_model, start_model
-from gmmvit.config import Recipe, RecipeError
+from gmmvit.config import Recipe, RecipeError, fields_of
 from gmmvit.data import Dataset
 from gmmvit.device import choose_device, choose_dtype
 from gmmvit.distributed import (
@@ -143,24 +143,10 @@ def make_augment(recipe: Recipe, data: Dataset) -> Augment:
     """The recipe's augmentation; what it leaves open is what suits the data set."""
     balanced = recipe.class_weights == "balanced"
     weights = balanced_weights(data.train.labels, len(data.classes)).tolist() if balanced else None
-    return Augment(
-        num_classes=len(data.classes),
-        mean=data.mean,
-        std=data.std,
-        crop_padding=recipe.crop_padding,
-        flip=data.flip if recipe.flip is None else recipe.flip,
-        policy=recipe.policy or data.policy,
-        rand_ops=recipe.rand_ops,
-        rand_magnitude=recipe.rand_magnitude,
-        erase_prob=recipe.erase_prob,
-        erase_area=recipe.erase_area,
-        erase_aspect=recipe.erase_aspect,
-        mix_prob=recipe.mix_prob,
-        mixup_alpha=recipe.mixup_alpha,
-        cutmix_alpha=recipe.cutmix_alpha,
-        label_smoothing=recipe.label_smoothing,
-        class_weights=weights,
-    )
+    options = {name: getattr(recipe, name) for name in fields_of("Augmentation")}
+    options["flip"] = data.flip if recipe.flip is None else recipe.flip
+    options["policy"] = recipe.policy or data.policy
+    return Augment(num_classes=len(data.classes), mean=data.mean, std=data.std, class_weights=weights, **options)
 
 
 def _compiled(model: nn.Module, own_graphs: bool) -> Callable[[Tensor], Tensor]:
