@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import resource
+import sys
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -74,8 +74,22 @@ def _container() -> int | None:
         return None
 
 
+def peak_memory() -> int | None:
+    """The most bytes of memory that this process has held at a time; None where the system does not count them."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def _addresses() -> int | None:
     """What `ulimit -v` leaves of the addresses of this process."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return None

@@ -1,4 +1,4 @@
-"""How many epochs a training may have to end within its minutes: measured before its first step, then fixed."""
+"""How fast a training is, measured before its first step: how many epochs end within its minutes, how long it takes."""
 
 import copy
 import dataclasses
@@ -25,6 +25,8 @@ RESERVE = 0.05  # of the minutes, for what varies
 FEWEST, MOST = 10, 100  # epochs, about; each of which is validated and checkpointed
 _FIRST_STEPS = 2  # in which kernels are compiled and memory is found
 _MEASURED_S, _MEASURED_PART = 10.0, 0.03  # how long steps are measured: so many seconds, or this part of the minutes
+_FORECAST_S = 1.5  # how long they are where only the time is to be said
+_SHORT_S = 20.0  # the steps of a training that is over before it would pay to measure the rest
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ def within_minutes(setting: Setting, state: State, started: float) -> Setting:
     Raises RecipeError where not even one pass over the images would end in time.
     """
     recipe, team = setting.recipe, setting.team
+    assert recipe.minutes is not None
+    seconds = min(_MEASURED_S, _MEASURED_PART * 60 * recipe.minutes)
     with _untouched(state):
-        speed = measure(setting, state)
+        speed = measure(setting, state, seconds)
 
     def decide() -> Recipe:
         return fitting(recipe, len(setting.data.train), time.perf_counter() - started, speed)
@@ -87,35 +91,63 @@ def fitting(recipe: Recipe, train_images: int, gone_s: float, speed: Speed) -> R
     return dataclasses.replace(recipe, epochs=epochs, passes=passes, warmup_epochs=warmup, restarts=None)
 
 
-def measure(setting: Setting, state: State) -> Speed:
-    """Trains some steps, validates and keeps a checkpoint for their time; changes `state`."""
-    quiet = dataclasses.replace(setting, progress=Progress(quiet=True))
-    seconds = min(_MEASURED_S, _MEASURED_PART * 60 * (setting.recipe.minutes or 1))
+def forecast(setting: Setting, state: State) -> tuple[float, float]:
+    """Seconds that the training will take, and images a second; `state` stays as it was.
+
+    Costs about three seconds, or two steps where they take longer. Of a training of seconds only steps are counted.
+    """
+    recipe, images = setting.recipe, len(setting.data.train)
+    total = recipe.epochs * setting.steps_per_epoch
+    with _untouched(state):
+        quick = _step_s(setting, state, 0.0)
+        if setting.team.from_leader(partial(lt, total * quick, _SHORT_S)):
+            return total * quick, step_images(recipe, images) / quick
+        speed = measure(setting, state, _FORECAST_S)
+    seconds = total * speed.step_s + recipe.epochs * speed.epoch_s + speed.test_s
+    return seconds, step_images(recipe, images) / speed.step_s
+
+
+def measure(setting: Setting, state: State, seconds: float) -> Speed:
+    """Trains steps for at least so many seconds, validates and keeps a checkpoint for their time; changes `state`."""
+    step_s = _step_s(setting, state, seconds)
+    image_s = step_s / step_images(setting.recipe, len(setting.data.train))
+    evaluation = _evaluation_s(setting, state, max(1, int(seconds / image_s)))
+    data = setting.data
+    test = 0.0 if data.test is None else 2 * len(data.test) * evaluation  # the best weights and the last
+    validation = 0.0 if data.val is None else len(data.val) * evaluation
+    return Speed(step_s, validation + _keeping_s(state), test)
+
+
+def _step_s(setting: Setting, state: State, seconds: float) -> float:
+    """Seconds that a step takes, measured for at least so many seconds, or for an epoch."""
+    still = dataclasses.replace(setting.recipe, lr=1e-12, min_lr=0.0)  # nothing is learned, so nothing diverges
+    quiet = dataclasses.replace(setting, recipe=still, progress=Progress(quiet=True))
+    most, longer = setting.steps_per_epoch, setting.team.from_leader
 
     def steps(count: int) -> float:
         start = time.perf_counter()
         train_epoch(dataclasses.replace(quiet, steps_per_epoch=count), state)
         return time.perf_counter() - start
 
-    most = setting.steps_per_epoch
-    steps(min(_FIRST_STEPS, most))
-    count, taken = min(_FIRST_STEPS, most), steps(min(_FIRST_STEPS, most))
-    while count < most and setting.team.from_leader(partial(lt, taken, seconds)):
+    taken = steps(1)
+    eager = setting.device.type == "cpu" and not setting.recipe.compile
+    if eager and longer(partial(lt, seconds, taken)):  # a step of seconds has nothing left to warm up
+        return taken
+    count = min(_FIRST_STEPS, most)
+    taken = steps(count)
+    while count < most and longer(partial(lt, taken, seconds)):
         count = min(2 * count, most)
         taken = steps(count)
-    evaluation = _evaluation_s(setting, state)
-    data = setting.data
-    test = 0.0 if data.test is None else 2 * len(data.test) * evaluation  # the best weights and the last
-    validation = 0.0 if data.val is None else len(data.val) * evaluation
-    return Speed(taken / count, validation + _keeping_s(state), test)
+    return taken / count
 
 
-def _evaluation_s(setting: Setting, state: State) -> float:
-    """Seconds that an image takes in evaluation; 0 where none is evaluated."""
+def _evaluation_s(setting: Setting, state: State, most: int) -> float:
+    """Seconds that an image takes in evaluation, of at most so many images; 0 where none is evaluated."""
     part = setting.data.val if setting.data.test is None else setting.data.test
     if part is None:
         return 0.0
-    some = Split(part.images[: 2 * EVAL_BATCH], part.labels[: 2 * EVAL_BATCH], part.names[: 2 * EVAL_BATCH])
+    count = min(most, 2 * EVAL_BATCH)
+    some = Split(part.images[:count], part.labels[:count], part.names[:count])
     for _ in range(2):  # what is compiled is compiled in the first
         start = time.perf_counter()
         predict(state.evaluated(), some, setting.data, setting.device, setting.dtype, setting.team)

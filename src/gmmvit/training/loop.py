@@ -36,7 +36,7 @@ def train_epoch(setting: Setting, state: State, look: Callable[[], None] = lambd
     `look` is called after every step.
     """
     recipe, device, team = setting.recipe, setting.device, setting.team
-    generator = seed_everything(recipe.seed, state.epoch, team.rank)
+    start, generator = time.perf_counter(), seed_everything(recipe.seed, state.epoch, team.rank)
     sums = state.step.sums.zero_()
     watch = Watch(sums)
     state.model.train()
@@ -53,11 +53,8 @@ def train_epoch(setting: Setting, state: State, look: Callable[[], None] = lambd
         if so_far is not None:
             _check_finite(so_far[0], state.epoch, step, recipe)
         if setting.progress.advance() and so_far is not None:
-            loss_so_far, top1_so_far = (so_far[:2] / so_far[2]).tolist()
-            setting.progress.show(
-                f"epoch {state.epoch + 1}/{recipe.epochs} step {step + 1}/{setting.steps_per_epoch}"
-                f"  loss {loss_so_far:.3f}  train {top1_so_far:.1%}"
-            )
+            speed = (step + 1) * images / (time.perf_counter() - start)
+            setting.progress.show(_step_line(setting, state, step + 1, so_far, speed))
     loss_sum, hits_sum, seen = team.total(sums).tolist()
     _check_finite(loss_sum, state.epoch, setting.steps_per_epoch, recipe)
     state.images_seen += int(seen)
@@ -183,6 +180,15 @@ def _hand_over(
 
     if setting.team.leads:
         writer.begin(lambda: _keep(setting, row, saved, last), tell)
+
+
+def _step_line(setting: Setting, state: State, step: int, so_far: Tensor, images_per_s: float) -> str:
+    loss, top1 = (so_far[:2] / so_far[2]).tolist()
+    best = f"  best val {state.best['val_top1']:.1%}" if state.best["val_top1"] >= 0 else ""
+    return (
+        f"epoch {state.epoch + 1}/{setting.recipe.epochs} step {step}/{setting.steps_per_epoch}  loss {loss:.3f}  "
+        f"train {top1:.1%}{best}  {images_per_s:,.0f} images/s"
+    )
 
 
 def _epoch_line(row: dict[str, Any], recipe: Recipe, left: str) -> str:

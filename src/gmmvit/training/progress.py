@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,12 @@ def clock(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def bar(done: int, total: int, width: int = 16) -> str:
+    """A part done as [######----------]  38%."""
+    filled = width * done // max(1, total)
+    return f"[{'#' * filled}{'-' * (width - filled)}] {100 * done // max(1, total):3}%"
 
 
 class Progress:
@@ -60,7 +67,8 @@ class Progress:
         if not self.live:
             self.line(text)
             return
-        _write(f"\r\x1b[K{self.label}{text}")
+        columns = shutil.get_terminal_size().columns - 1  # a longer line would not be renewed but repeated
+        _write(f"\r\x1b[K{f'{self.label}{bar(self.step, self.total)} {text}'[:columns]}")
 
     def line(self, text: str) -> None:
         """A line that stays."""

@@ -12,7 +12,8 @@ from gmmvit.distributed import Team, full_weights, join
 from gmmvit.runs import checkpoint, claim, files, run_folder
 from gmmvit.runs.run_data import with_data_at
 from gmmvit.training.loop import is_over, save_weights
-from gmmvit.training.progress import Progress
+from gmmvit.training.memory import check_memory, naming_memory
+from gmmvit.training.progress import Progress, clock
 from gmmvit.training.session import Setting, State, prepare
 
 Started = tuple[Setting, State]
@@ -71,7 +72,13 @@ def continued(
         last = full_weights(state.evaluated())
         team.from_leader(lambda: save_weights(setting, state.best["weights"], last))
     team.from_leader(lambda: run_folder.rewind_rows(folder, state.epoch))
-    progress.line(f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}")
+    with naming_memory(setting):
+        check_memory(setting, state)
+    left = clock(state.wall_s / state.epoch * (recipe.epochs - state.epoch)) if state.epoch else ""
+    progress.line(
+        f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}"
+        + (f": about {left} more at the speed until now" if left else "")
+    )
     return setting, state
 
 

@@ -13,16 +13,16 @@ import torch
 
 from gmmvit.building import first_line
 from gmmvit.config import Recipe, RecipeError
-from gmmvit.data.memory import refusal
 from gmmvit.distributed import join, lost_contact
 from gmmvit.runs import claim, run_folder
 from gmmvit.runs.run_data import absolute_paths
-from gmmvit.training.budget import within_minutes
+from gmmvit.training.budget import forecast, within_minutes
 from gmmvit.training.loop import fit
+from gmmvit.training.memory import Need, check_memory, measured_in_words, naming_memory
 from gmmvit.training.optim import warmup_share
 from gmmvit.training.progress import Progress, clock
 from gmmvit.training.resuming import Started, continued, fold_label, shared_data
-from gmmvit.training.session import Setting, State, prepare, step_images
+from gmmvit.training.session import Setting, State, prepare
 from gmmvit.training.step import TrainingError
 
 
@@ -188,16 +188,22 @@ def _start_all(
 
     team.from_leader(check)
     started: list[Started] = []
-    described = []
+    described, expected = [], []
     for recipe, folder in zip(recipes, folders, strict=True):
         progress = Progress(quiet or not team.leads, f"{_name(recipe)}: " if len(recipes) > 1 else fold_label(recipe))
         begun, recipe = time.perf_counter(), absolute_paths(recipe)
         data = shared_data(recipe, started[0] if started else None)
         setting, state, told = prepare(recipe, folder, progress, team, data=data)
-        if recipe.minutes is not None:
-            setting = within_minutes(setting, state, begun)
+        with naming_memory(setting):
+            need = check_memory(setting, state)
+            if recipe.minutes is not None:
+                setting = within_minutes(setting, state, begun)
+            elif not quiet:
+                expected.append(_tell_forecast(setting, state, need))
         started.append((setting, state))
         described.append(told)
+    if len(expected) > 1:
+        started[0][0].progress.line(f"all {len(expected)} trainings take about {clock(sum(expected))}")
 
     def take() -> None:
         for folder in folders:
@@ -212,10 +218,25 @@ def _start_all(
     return started
 
 
+def _tell_forecast(setting: Setting, state: State, need: Need | None) -> float:
+    """Says how long the training will take and what memory; returns the seconds."""
+    recipe = setting.recipe
+    seconds, images_per_s = forecast(setting, state)
+    most = ", less where its patience ends it" if recipe.patience is not None else ""
+    folds = f", all {recipe.folds} folds {clock(recipe.folds * seconds)}" if recipe.folds and recipe.fold == 1 else ""
+    memory = measured_in_words(setting, need)
+    setting.progress.line(
+        f"{recipe.epochs * setting.steps_per_epoch:,} steps at {images_per_s:,.0f} images/s: about {clock(seconds)}"
+        f"{folds}{most}{f'; takes up to {memory}' if memory else ''}"
+    )
+    return seconds
+
+
 def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -> dict[str, Any]:
-    """`_fitted`; where it is interrupted, what goes on with it and with those that wait for it is told."""
+    """`fit`; where it is interrupted, what goes on with it and with those that wait for it is told."""
     try:
-        return _fitted(setting, state)
+        with naming_memory(setting):
+            return fit(setting, state)
     except KeyboardInterrupt:
         folders = shlex.join(str(left.folder) for left, _ in ((setting, state), *waiting))
         raise KeyboardInterrupt(
@@ -227,22 +248,6 @@ def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -
         raise TrainingError(
             "another process of this training ended or cannot be reached; `gmmvit resume` goes on after epoch "
             f"{state.kept}"
-        ) from error
-
-
-def _fitted(setting: Setting, state: State) -> dict[str, Any]:
-    """`fit`; where memory runs out, what asked for it is told."""
-    try:
-        return fit(setting, state)
-    except (MemoryError, RuntimeError) as error:
-        if (memory := refusal(error)) is None:
-            raise
-        recipe, images = setting.recipe, setting.data.train.images
-        height, width = images.shape[2:]
-        raise TrainingError(
-            f"the memory of {setting.device} ran out ({memory}) in a step of {step_images(recipe, len(images))} images "
-            f"{height} x {width} through {recipe.model}; take a smaller --batch-size (with --accumulate for the same "
-            "step), a smaller --image-size or model, or larger patches"
         ) from error
 
 
