@@ -6,10 +6,19 @@ import signal
 import sys
 from contextlib import suppress
 
-from gmmvit.cli import inspect, predict, runs, sweeps, tools
+from gmmvit.cli import cache, inspect, predict, runs, sweeps, tools
 from gmmvit.cli.app import EXIT_FAILED, app, exit_status, one_line
 
-__all__ = ["app", "inspect", "main", "predict", "runs", "sweeps", "tools"]  # these modules register their commands
+__all__ = [
+    "app",
+    "cache",
+    "inspect",
+    "main",
+    "predict",
+    "runs",
+    "sweeps",
+    "tools",
+]  # these modules register their commands
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -5,6 +5,7 @@
 torch.Size([1293, 1, 8, 8])
 """
 
+from gmmvit.data.cached import Cached, cached, clear_cache
 from gmmvit.data.given import each_image
 from gmmvit.data.image import decode_image
 from gmmvit.data.inspection import Inspection, inspect_dataset
@@ -13,11 +14,14 @@ from gmmvit.data.named import class_names, numbered_classes
 from gmmvit.data.records import DataError, Dataset, Split
 
 __all__ = [
+    "Cached",
     "DataError",
     "Dataset",
     "Inspection",
     "Split",
+    "cached",
     "class_names",
+    "clear_cache",
     "count_training",
     "dataset_names",
     "decode_image",

@@ -46,9 +46,23 @@ def cache_folder(option: str | os.PathLike[str] | None, report: Report) -> Path 
 def cache_path(folder: Path, name: str, location: str, shape: tuple[int, int, int], fit: str) -> Path:
     """Where the decoded images of a data set at one place, one shape (C, H, W) and one fit are kept."""
     key = hashlib.sha256(json.dumps([_FORMAT, name, location, shape, fit]).encode()).hexdigest()[:16]
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[-40:].strip("-")
     channels, height, width = shape
-    return folder / f"{readable}-{height}x{width}x{channels}-{key}.images"
+    return folder / f"{readable_name(name)}-{height}x{width}x{channels}-{key}.images"
+
+
+def readable_name(name: str) -> str:
+    """What a data set is called in the name of its cache file."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[-40:].strip("-")
+
+
+def is_cache_file(path: Path) -> bool:
+    """Whether a file ends as those that are written here, those of older formats too."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(_MAGIC), os.SEEK_END)
+            return re.fullmatch(rb"gmmvit\d\d", file.read()) is not None
+    except OSError:  # absent, unreadable, or shorter than that
+        return False
 
 
 def fingerprint(location: str, files: Sequence[str]) -> str:
