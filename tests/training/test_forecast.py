@@ -98,7 +98,7 @@ def test_too_little_memory_is_said_before_an_old_run_goes(tmp_path):
         "from gmmvit.cli import main\nsys.exit(main())\n"
     )
     command = [sys.executable, "-c", code, "train", *large, "--overwrite", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 1
     assert re.fullmatch(
         r"gmmvit: training needs at least \S+ GiB of memory, \S+ GiB of it for a step of 512 images 64 x 64 through "
