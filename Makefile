@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench gpu gpu-tune gpu-paper soak clean
+.PHONY: demo test test-matrix lint wheel bench gpu gpu-tune gpu-paper soak clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,metrics,timm,hf,export,sweep,ray]' tensorboard
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,metrics,timm,hf,export,sweep,ray,demo]' tensorboard
 	touch $@
 
 # Trains GMM-ViT and the plain ViT on the digits, prints both accuracies and the path of the report.
@@ -28,6 +28,16 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadscope
+
+# Other Pythons, the oldest and the newest torch, timm and transformers: an hour, each in an environment of its own.
+test-matrix: $(READY)
+	$(BIN)/python tests/packaging/matrix.py
+
+# dist/gmmvit-VERSION.tar.gz and .whl, their metadata and the README checked.
+wheel: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # The figures in README and docs that a CPU can give (an hour); `ORIGINAL=path` adds the original's training loop.
 bench: $(READY)
@@ -57,4 +67,4 @@ soak: $(READY)
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .matrix build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -50,7 +50,8 @@ class Step:
     ) -> None:
         self.forward, self.model, self.optimizer, self.average, self.scaler = forward, model, optimizer, average, scaler
         self.recipe, self.dtype, self.device, self.team = recipe, dtype, device, team
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, images
+        self._exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        self.sums = torch.zeros(3, dtype=self._exact, device=device)  # loss, hits, images
         self._records = recordable(recipe, device, team)
         # Graphs of torch.compile give the memory of gradients back when the next one begins.
         self._keeps_gradients = recipe.compile and recipe.accumulate > 1 and not self._records
@@ -82,8 +83,8 @@ class Step:
             if self._keeps_gradients and self.taken == 0:
                 self._own_gradients()
             hits = (logits.detach().argmax(1) == targets.argmax(1)).sum()
-            count = loss.new_full((), len(inputs), dtype=torch.float64)
-            self.sums += torch.stack([loss.detach().double() * count, hits.double(), count])
+            count = loss.new_full((), len(inputs), dtype=self._exact)
+            self.sums += torch.stack([loss.detach().to(self._exact) * count, hits.to(self._exact), count])
         if self.recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
