@@ -2,6 +2,7 @@
 
 import os
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -64,7 +65,8 @@ def make_demo(run: LoadedRun, weights: str = "best") -> Any:
         try:
             found = run.predict(path)
         except DataError as error:
-            raise gradio.Error(str(error), print_exception=False) from None
+            told = str(error).replace(path, Path(path).name)  # not where Gradio has put it
+            raise gradio.Error(told, print_exception=False) from None
         return dict(found.top(_TOP)[0]), looked_at(drawn, path, note)
 
     height, width = run.image_size
@@ -77,6 +79,8 @@ def make_demo(run: LoadedRun, weights: str = "best") -> Any:
             image = gradio.Image(
                 type="filepath", image_mode=None, sources=["upload", "clipboard"], label="An image", height=320
             )
+            # The file as it came: Gradio would open it itself, and answer to one that is broken with a traceback.
+            image.preprocess = lambda file: None if file is None else file.path
             classes = gradio.Label(num_top_classes=_TOP, label="Classes")
         gradio.HTML("<h2>Where it looked</h2>")
         attention = gradio.HTML()
