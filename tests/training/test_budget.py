@@ -1,6 +1,7 @@
 """Trainings that end within their minutes: epochs from the measured speed, fixed before the first step."""
 
 import dataclasses
+import re
 import time
 
 import pytest
@@ -100,10 +101,12 @@ def test_minutes_too_short_leave_no_folder(tmp_path):
 
 def test_the_command_says_what_was_chosen_and_where_the_warm_up_was_cut(tmp_path, capsys):
     sizes = ["--dim=16", "--depth=1", "--num-heads=2", "--threads=1"]
-    assert main(["train", *sizes, "--minutes=0.1", "--out", str(tmp_path / "a")]) == 0
-    assert "0.1 minutes at " in capsys.readouterr().err
     assert main(["train", *sizes, "--epochs=3", "--passes=1", "--out", str(tmp_path / "b")]) == 0
     assert "the warm-up is cut from 2 epochs to 0.75, a quarter of the training" in capsys.readouterr().err
+    assert main(["train", *sizes, "--minutes=0.1", "--out", str(tmp_path / "a")]) == 0
+    told = capsys.readouterr().err
+    assert "0.1 minutes at " in told
+    assert re.search(r"\ntakes up to \S+ [MG]iB of memory\n", told)
     assert main(["train", "--minutes=1", "--epochs=3", "--out", str(tmp_path / "c")]) == 2
     assert "give one of --minutes and --epochs" in capsys.readouterr().err
 

@@ -198,6 +198,8 @@ def _start_all(
             need = check_memory(setting, state)
             if recipe.minutes is not None:
                 setting = within_minutes(setting, state, begun)
+                if memory := measured_in_words(setting, need):
+                    progress.line(f"takes up to {memory}")
             elif not quiet:
                 expected.append(_tell_forecast(setting, state, need))
         started.append((setting, state))
