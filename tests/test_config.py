@@ -5,8 +5,22 @@ import dataclasses
 import pytest
 import yaml
 
+from gmmvit.attention import MODES
 from gmmvit.cli.flags import RecipeFlags
-from gmmvit.config import RECIPES, Recipe, RecipeError, as_dict, load_recipe, make_recipe, model_options, recipe_names
+from gmmvit.config import (
+    MASK_STARTS,
+    RECIPES,
+    Recipe,
+    RecipeError,
+    as_dict,
+    load_recipe,
+    make_recipe,
+    masking_options,
+    model_options,
+    recipe_names,
+)
+from gmmvit.masks import KINDS, MASKS, create_mask
+from gmmvit.models.stem import STEMS
 
 
 def test_the_promised_recipes_are_there():
@@ -149,3 +163,18 @@ def test_a_pretrained_model_of_a_library_starts_with_the_identity_unless_asked_f
     assert load_recipe("small", model=name, pretrained=True).mask_init is None
     assert load_recipe("small", model=name).mask_init == "conv"
     assert load_recipe("small", model=name, pretrained=True, mask_init="local", mode="multiply").mask_init == "local"
+
+
+def test_a_recipe_knows_the_masks_modes_and_stems_of_the_library():
+    fields = {f.name: f for f in dataclasses.fields(Recipe)}
+    assert fields["mask"].metadata["choices"] == MASKS
+    assert fields["mode"].metadata["choices"] == tuple(MODES)
+    assert fields["stem"].metadata["choices"] == STEMS
+    for mask, kind in KINDS.items():
+        options = {f.metadata["options"][mask]: f.name for f in fields.values() if mask in f.metadata["options"]}
+        assert set(options) == set(kind.options)
+        for start in MASK_STARTS[mask]:
+            recipe = Recipe(mask=mask, mask_init=start, mode="log")
+            create_mask(mask, (4, 4), 2, mode=recipe.mode, **masking_options(recipe)["mask_options"])
+        with pytest.raises(ValueError, match="init of the mask must be one of"):
+            create_mask(mask, (4, 4), 2, init="random")

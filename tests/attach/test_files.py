@@ -112,6 +112,20 @@ def test_masks_of_windows_are_not_those_of_images():
     assert not mask_parameters(swin)
 
 
+@pytest.mark.parametrize(("number", "mode"), list(enumerate(("multiply", "log", "post"))))
+def test_files_of_before_modes_were_saved_by_name_are_read(number, mode):
+    model, images = attach(small_vit(), mode=mode, init="paper"), torch.randn(1, 3, 32, 32)
+    state = model.state_dict()
+    assert bytes(state["blocks.0.attn.gmm_mask.site._extra_state"][8:].tolist()).decode() == mode
+    for index in (0, 1):
+        site(index, number, index, 2, 1, 4, 4, 0, 0, 0)(state)
+    again = load_masks(small_vit(), state)
+    again.load_state_dict(state)
+    assert torch.equal(again(images), model(images))
+    with pytest.raises(RuntimeError, match=f"was saved in mode '{mode}', not '{'log' if number == 0 else 'multiply'}'"):
+        attach(small_vit(), mode="log" if number == 0 else "multiply").load_state_dict(state)
+
+
 def damaged(change):
     """The masks of a model of two layers with one tensor changed."""
     state = attach(small_vit()).state_dict()
@@ -130,6 +144,8 @@ def site(index, *numbers):
         (site(1, 0, -1, 2, 1, 4, 4, 0, 0, 0), r"blocks\.1\.attn: its gmm_mask\.site is none that attach saves"),
         (site(1, 7, 1, 2, 1, 4, 4, 0, 0, 0), "none that attach saves"),
         (site(1, 0, 1), "none that attach saves"),
+        (site(1, 1, 2, 1, 4, 4, 0, 0, 0, *b"logs"), "none that attach saves"),
+        (site(1, 1, 2, 1, 4, 4, 0, 0, 0, 2**40), "none that attach saves"),
         (site(1, 0.5, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
         (site(1, torch.inf, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
         (site(1, torch.nan, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gmmvit.attach import describe
 from gmmvit.cli import main
@@ -167,6 +167,29 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, kind
     for name in ("last.safetensors", "model.safetensors"):
         whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
         assert all(torch.equal(whole[key], cut[key]) for key in whole), name
+
+
+def test_a_run_of_before_modes_were_saved_by_name_goes_on_and_is_given_on(tmp_path, vit_folder):
+    """Its marks are nine numbers, of which the first is the mode."""
+    old, given = tmp_path / "old", tmp_path / "given"
+    command = ["train", *arguments("timm-vit", vit_folder), *FAST]
+    assert main([*command, "--out", str(old)]) == 0
+    expected = load_run(old).logits(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+    def numbered(state):
+        return {
+            n: torch.tensor([0, *t[:8].tolist()]) if n.endswith("site._extra_state") else t for n, t in state.items()
+        }
+
+    for path in (old / "model.safetensors", old / "last.safetensors"):
+        save_file(numbered(load_file(path)), path)
+    saved = torch.load(old / "checkpoint.pt")
+    saved["model"], saved["best"]["weights"] = numbered(saved["model"]), numbered(saved["best"]["weights"])
+    torch.save(saved, old / "checkpoint.pt")
+    assert torch.equal(load_run(old).logits(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)), expected)
+    assert main([*command, "--out", str(given), "--pretrained", str(old)]) == 0
+    for epochs in ("2", "3"):
+        assert main(["resume", str(old), "--epochs", epochs, "--quiet"]) == 0
 
 
 def test_the_config_repeats_the_run(runs, tmp_path):

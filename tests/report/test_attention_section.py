@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import gmmvit
-from gmmvit.report.attention import attention_maps, attention_section, attention_weights
+from gmmvit.report.attention import attention_maps, attention_section, layer_weights
 from gmmvit.report.pictures import heat_over
 from gmmvit.runs.checkpoint import load_run
 
@@ -29,7 +29,7 @@ def test_the_attention_drawn_is_the_attention_computed(trained: Path, mode: str,
     assert isinstance(layer, gmmvit.MaskedAttention)
     x = torch.randn(3, 8 + (pool == "cls"), 16)
     q, k, v = layer.project(x)
-    torch.testing.assert_close(layer.merge(attention_weights(layer, q, k, None) @ v), layer(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer.merge(layer_weights(layer, q, k, None) @ v), layer(x), atol=1e-5, rtol=1e-4)
     heat, cell = maps[0].heat()
     prefix = int(pool == "cls")
     assert cell == (None if prefix else (2, 1))

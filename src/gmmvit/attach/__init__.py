@@ -21,15 +21,14 @@ from gmmvit.attach.maps import attention_maps
 from gmmvit.attach.place import Grid, GridBox, Mark, Record, Site
 from gmmvit.attach.refuse import check_module, refuse_unfit
 from gmmvit.attach.saved import FLOATS, load_mask, read_masks
-from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, is_elementwise, restore, swap, unrestorable
+from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, restore, swap, unrestorable
 from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
 from gmmvit.checks import integer, known_options, one_of, pair
-from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
+from gmmvit.masks import KINDS, Mask, create_mask
 
 __all__ = ["Layer", "Layers", "attach", "attention_maps", "describe", "detach", "load_masks", "mask_parameters"]
 
-_OPTIONS = {"gmm": ("covariance", "learn_center"), "elm": ("per_head",)}  # beside the arguments of `attach`
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -104,9 +103,10 @@ def attach(
     Source: arXiv 2309.05375, section 3; the identity start is this project's.
     """
     refuse_unfit(model)
-    one_of("mask", mask, ("gmm", "elm"))
+    one_of("mask", mask, KINDS)
     one_of("mode", mode, MODES)
-    known_options(f"the {mask} mask", options, _OPTIONS[mask])
+    known = KINDS[mask].options
+    known_options(f"the {mask} mask", options, [name for name in known if name != "num_kernels"])
     if isinstance(grid, Mapping):
         grid = {name: pair(own, f"grid of {name!r}", "(rows, cols)") for name, own in grid.items()}
     elif grid is not None:
@@ -122,7 +122,7 @@ def attach(
         raise ValueError(f"{type(model).__name__} has no attention that can carry a mask: {what}")
     if isinstance(grid, Mapping):
         _check_named(grid, places)
-    if mask == "gmm":
+    if "num_kernels" in known:
         options["num_kernels"] = num_kernels
     free, places = places, _chosen(places, layers)
     sites = _sites(places, mode, grid, prefix_tokens)
@@ -131,7 +131,7 @@ def attach(
     with torch.inference_mode(False):  # parameters made inside of it could never be trained
         for i, (item, site) in enumerate(zip(places, sites, strict=True)):
             said = (item.window is not None, _said(grid, item) is not None, prefix_tokens is not None)
-            mark = Mark(MODES.index(mode), free.index(item), len(free), site.prefix_tokens, *site.box.grid, *said)
+            mark = Mark(mode, free.index(item), len(free), site.prefix_tokens, *site.box.grid, *said)
             depth = i / max(1, len(places) - 1)
             modules.append(_mask_of(item, site, mask, mark, dtype, init=init, depth=depth, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
@@ -244,7 +244,7 @@ def _mask_of(item: Found, site: Site, mask: str, mark: Mark, dtype: torch.dtype 
     with weight.device:  # whatever default device the caller has set
         module: Any = create_mask(mask, site.box.grid, heads, mode=site.mode, steps=item.steps, **options)
         # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
-        module.add_module("site", Record(mark, one_grid=mask == "elm"))
+        module.add_module("site", Record(mark, module.one_grid))
     module.to(dtype=torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)
     for parameter in module.parameters() if dtype is not None else ():  # its offsets stay exact
         parameter.data = parameter.data.to(dtype)
@@ -318,7 +318,7 @@ def load_masks(
 def mask_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of every mask in `model`, attached or of our own families: for an optimizer group of their own."""
     check_module(model)
-    masks = (m for m in model.modules() if isinstance(m, GaussianMixtureMask | ElementwiseMask))
+    masks = (m for m in model.modules() if isinstance(m, Mask))
     frozen = peft.originals(model)
     return [parameter for module in masks if module not in frozen for parameter in module.parameters()]
 
@@ -335,9 +335,8 @@ def describe(model: nn.Module) -> Layers:
 def _layer(item: Found) -> Layer:
     module = item.module
     if isinstance(module, MaskedDonor):
-        action = "elm" if is_elementwise(module.gmm_mask) else "gmm"
         grid, prefix = module.gmm_window(module) or module.gmm_site.box.known, module.gmm_site.prefix_tokens
-        return Layer(item.name, item.kind, action, grid, module.gmm_heads(module), prefix)
+        return Layer(item.name, item.kind, module.gmm_mask.kind, grid, module.gmm_heads(module), prefix)
     if item.adapter is None:
         return Layer(item.name, item.kind, "left alone", reason=item.reason)
     own = item.window or (item.tower.grid if item.tower else None)

@@ -1,6 +1,7 @@
 """Where a mask sits: the grid of the images that are in the model now, and what is saved beside its parameters."""
 
 import math
+import sys
 import threading
 import weakref
 from collections.abc import Collection, Sequence
@@ -139,15 +140,19 @@ class Site:
         return (rows, cols), positions
 
 
-class Mark(NamedTuple):
-    """What is saved beside a mask's parameters, as int64 numbers in this order.
+# Files of before modes were saved by name have a number of this list.
+_NUMBERED_MODES = ("multiply", "log", "post")
 
-    `mode` counts in MODES; the mask is that of the `place`-th of `places` attentions that could carry one. `rows` and
-    `cols` are those of its grid when it was made, of a `window` or of the image; `grid_given` and `prefix_given` tell
-    whether the caller of `attach` said the grid and the number of prefix tokens.
+
+class Mark(NamedTuple):
+    """What is saved beside a mask's parameters, as int64: the numbers in this order, then the letters of `mode`.
+
+    The mask is that of the `place`-th of `places` attentions that could carry one. `rows` and `cols` are those of its
+    grid when it was made, of a `window` or of the image; `grid_given` and `prefix_given` say whether the caller of
+    `attach` said the grid and the number of prefix tokens.
     """
 
-    mode: int
+    mode: str
     place: int
     places: int
     prefix_tokens: int
@@ -157,17 +162,28 @@ class Mark(NamedTuple):
     grid_given: int
     prefix_given: int
 
+    def write(self) -> Tensor:
+        """What `read` reads."""
+        mode, *numbers = self
+        return torch.tensor([*map(int, numbers), *mode.encode()], device="cpu")
+
     @classmethod
     def read(cls, tensor: Tensor, layer: str) -> "Mark":
         """Raises ValueError that names the layer where the numbers cannot be those that `attach` saves."""
         plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
         numbers: Sequence[Any] = tensor.flatten().tolist() if plain else []
         # Files that were averaged or cast to another precision hold the same numbers as floats.
-        if len(numbers) == len(cls._fields) and all(math.isfinite(x) and x == int(x) for x in numbers):
-            mark = cls(*map(int, numbers))
-            within = 0 <= mark.mode < len(MODES) and 0 <= mark.place < mark.places
-            if within and min(mark) >= 0 and min(mark.rows, mark.cols) > 0 and max(mark[-3:]) <= 1:
-                return mark
+        if all(math.isfinite(x) and x == int(x) and x >= 0 for x in numbers):
+            count, whole = len(cls._fields) - 1, [int(x) for x in numbers]
+            if len(whole) == count + 1:
+                first, whole = whole[0], whole[1:]
+                mode = _NUMBERED_MODES[first] if first < len(_NUMBERED_MODES) else ""
+            else:
+                mode = "".join(map(chr, whole[count:])) if max(whole, default=0) <= sys.maxunicode else ""
+            if mode in MODES:
+                mark = cls(mode, *whole[:count])
+                if mark.place < mark.places and min(mark.rows, mark.cols) > 0 and max(mark[-3:]) <= 1:
+                    return mark
         raise ValueError(f"{layer}: its gmm_mask.site is none that attach saves, got {numbers[:10]}")
 
     def said(self) -> dict[str, Any]:
@@ -181,7 +197,7 @@ class Mark(NamedTuple):
     def misfit(self, saved: "Mark") -> str:
         """Why a mask that was saved with that mark computes something else at this place; empty if it does not."""
         if saved.mode != self.mode:
-            return f"was saved in mode {MODES[saved.mode]!r}, not {MODES[self.mode]!r}"
+            return f"was saved in mode {saved.mode!r}, not {self.mode!r}"
         if saved.said() != self.said():
             theirs, own = (
                 ", ".join(f"{name}={value}" for name, value in mark.said().items()) or "neither grid nor prefix_tokens"
@@ -203,7 +219,7 @@ class Record(nn.Module):
         self.mark, self.one_grid = mark, one_grid
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.mark, device="cpu")
+        return self.mark.write()
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing: the mask stays where it is."""

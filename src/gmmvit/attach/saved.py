@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gmmvit.attach.peft import trained_copy
 from gmmvit.attach.place import Grid, Mark
-from gmmvit.attention import MODES
+from gmmvit.masks import KINDS
 from gmmvit.weight_files import read_tensors, unwrapped
 
 _MASK = "gmm_mask."
@@ -26,14 +26,13 @@ class SavedMask(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """The options of `attach` that make one like it, but for its grid."""
-        mode, shapes = MODES[self.mark.mode], {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        if "weight" in shapes:
-            return {"mask": "elm", "mode": mode, "per_head": len(shapes["weight"]) == 3, **self.mark.said_prefix()}
-        if len(shapes.get("alpha", ())) != 2 or "sigma" not in shapes:
-            raise ValueError(f"{self.layer}: its mask must have sigma and alpha [heads, Gaussians], it has {shapes}")
-        covariance = "full" if "correlation" in shapes else "diag" if len(shapes["sigma"]) == 3 else "spherical"
-        kinds = {"num_kernels": shapes["alpha"][1], "covariance": covariance, "learn_center": "center" in shapes}
-        return {"mask": "gmm", "mode": mode, **kinds, **self.mark.said_prefix()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        for name, kind in KINDS.items():
+            if (options := kind.options_of(shapes)) is not None:
+                return {"mask": name, "mode": self.mark.mode, **options, **self.mark.said_prefix()}
+        raise ValueError(
+            f"{self.layer}: its mask must have sigma and alpha [heads, Gaussians], or a weight; it has {shapes}"
+        )
 
 
 class SavedMasks(NamedTuple):

@@ -14,8 +14,7 @@ from gmmvit.attach import peft
 from gmmvit.attach.place import Grid, GridBox, Record, Site
 from gmmvit.attention import OffsetTable, gmm_attention, with_prefix
 from gmmvit.attention.eager import eager_attention, eager_weights
-from gmmvit.attention.reference import EVERY_PATCH, Steps, mask_at, modulate
-from gmmvit.masks import ElementwiseMask
+from gmmvit.attention.reference import EVERY_PATCH, Steps, attention_weights, mask_at
 
 
 class Swapped(nn.Module):
@@ -271,7 +270,7 @@ class MaskedDonor(Swapped):
     def gmm_mask_at(self, positions: Tensor, grid: Grid) -> Tensor:
         """The mask of patches that each sample has elsewhere, with its prefix: [B, H, T, T]."""
         own = self.gmm_mask.grid
-        if is_elementwise(self.gmm_mask) and grid[0] <= own[0] and grid[1] <= own[1]:
+        if self.gmm_mask.one_grid and grid[0] <= own[0] and grid[1] <= own[1]:
             grid = own  # the images that are smaller than its grid take a part of it
         mask = self.gmm_mask(grid)
         if isinstance(mask, OffsetTable):
@@ -286,9 +285,7 @@ class MaskedDonor(Swapped):
 
     def gmm_softmax(self, scores: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attention weights from scaled scores [B, H, Tq, Tk] and a mask of the same last sizes."""
-        mode = self.gmm_site.mode
-        weights = modulate(scores, mask, bias, mode).softmax(-1)
-        return weights * mask if mode == "post" else weights
+        return attention_weights(scores, mask, bias, self.gmm_site.mode)
 
 
 _DROPOUTS = ("attn_drop", "dropout")  # what donors call the dropout behind their softmax
@@ -300,11 +297,6 @@ def hooked(module: nn.Module | None) -> bool:
         return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
-
-
-def is_elementwise(mask: nn.Module) -> bool:
-    """Also of a mask inside of peft's wrapper, which has the attributes of the mask."""
-    return hasattr(mask, ElementwiseMask.resample.__name__)
 
 
 def additive(bias: Tensor | None) -> Tensor | None:

@@ -1,14 +1,11 @@
 """Plain torch in the precision of its inputs: runs anywhere and compiles into fused code."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from gmmvit.attention.reference import modulate
-
-_SOFTMAX = partial(torch.softmax, dim=-1)
+from gmmvit.attention.reference import SOFTMAX, attention_weights
 
 
 def eager_attention(
@@ -42,12 +39,11 @@ def eager_weights(
     scale: float,
     bias: Tensor | None = None,
     mode: str = "multiply",
-    softmax: Callable[[Tensor], Tensor] = _SOFTMAX,
+    softmax: Callable[[Tensor], Tensor] = SOFTMAX,
 ) -> Tensor:
     """What the values are weighed with, before the dropout: [B, H, Tq, Tk] in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
     # The scale goes onto q: D values a token instead of T, and half-precision scores stay in range.
     scores = ((q * scale) @ k.transpose(-2, -1)).to(wide)
     mask = None if mask is None else mask.to(wide)
-    weights = softmax(modulate(scores, mask, bias, mode))
-    return weights * mask if mask is not None and mode == "post" else weights
+    return attention_weights(scores, mask, bias, mode, softmax)

@@ -11,6 +11,8 @@ Source: Li and Zhang, "Gaussian mixture mask attention", arXiv 2309.05375, secti
 whole quotient: taking exp(-d2) first underflows beyond ten patches in float32.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,6 @@ from torch import Tensor
 from gmmvit.checks import is_integer, pair
 
 EPSILON = 1e-5  # added to sigma^2, as in the paper: a Gaussian never becomes narrower than the patch it sits on
-MODES = ("multiply", "log", "post")
 
 
 class OffsetTable(NamedTuple):
@@ -163,13 +164,37 @@ def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
     return (scores.unflatten(0, (-1, groups)) + bias).flatten(0, 1)
 
 
-def modulate(scores: Tensor, mask: Tensor | None, bias: Tensor | None = None, mode: str = "multiply") -> Tensor:
-    """The logits that go into the softmax, from the scaled scores [B, H, T, T] and a dense mask [H, T, T] or [T, T]."""
-    if mask is not None and mode == "multiply":
-        scores = scores * mask
-    elif mask is not None and mode == "log":
-        scores = scores + log_mask(mask)
-    return scores if bias is None else add_bias(scores, bias)
+class Mode(NamedTuple):
+    """How a mask acts: on the scaled scores before the softmax, or on the weights behind it, whose rows are not
+    normalised again; `positive` where it needs M > 0."""
+
+    on_scores: Callable[[Tensor, Tensor], Tensor] | None = None
+    on_weights: Callable[[Tensor, Tensor], Tensor] | None = None
+    positive: bool = False
+
+
+MODES: dict[str, Mode] = {
+    "multiply": Mode(on_scores=torch.mul),  # the paper's
+    "log": Mode(on_scores=lambda scores, mask: scores + log_mask(mask), positive=True),
+    "post": Mode(on_weights=torch.mul),
+}
+SOFTMAX = partial(torch.softmax, dim=-1)
+
+
+def attention_weights(
+    scores: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None = None,
+    mode: str = "multiply",
+    softmax: Callable[[Tensor], Tensor] = SOFTMAX,
+) -> Tensor:
+    """What the values are weighed with, from the scaled scores [B, H, T, T], a dense mask [H, T, T] or [T, T] and a
+    bias as in `add_bias`."""
+    on_scores, on_weights, _ = Mode() if mask is None else MODES[mode]
+    if on_scores is not None:
+        scores = on_scores(scores, mask)  # type: ignore[arg-type]
+    weights = softmax(scores if bias is None else add_bias(scores, bias))
+    return weights if on_weights is None else on_weights(weights, mask)  # type: ignore[arg-type]
 
 
 def reference_attention(
@@ -188,8 +213,6 @@ def reference_attention(
     dtype = torch.promote_types(q.dtype, torch.float32)
     scores = scale * (q.to(dtype) @ k.to(dtype).transpose(-2, -1))
     mask = None if mask is None else mask.to(dtype)
-    weights = modulate(scores, mask, bias, mode).softmax(-1)
-    if mask is not None and mode == "post":
-        weights = weights * mask
+    weights = attention_weights(scores, mask, bias, mode)
     weights = torch.nn.functional.dropout(weights, dropout_p)
     return (weights @ v.to(dtype)).to(q.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gmmvit.config import SIZES, Recipe, RecipeError, fields_of
-from gmmvit.masks import ElementwiseMask
+from gmmvit.masks import Mask
 from gmmvit.models import create_model
 from gmmvit.models.layers import Grid
 from gmmvit.runs.files import RunError
@@ -26,7 +26,7 @@ class GivenRun:
     classes: tuple[str, ...]
     patch: tuple[int, int] | None
     grid: Grid | None
-    masks: dict[str, Grid]  # of element-wise masks, by the name of their tensor
+    masks: dict[str, Grid]  # of masks that belong to one grid, by the name of their tensor
 
     def fields(self) -> dict[str, Any]:
         """The fields of a recipe that make its model again."""
@@ -57,7 +57,8 @@ def given_run(pretrained: Any) -> GivenRun | None:
                 model = create_model(**config["model"])
         except (TypeError, ValueError, RuntimeError) as error:
             raise RecipeError(f"pretrained: {folder / CONFIG} does not describe a model: {error}") from error
-        masks = {f"{name}.weight": m.grid for name, m in model.named_modules() if isinstance(m, ElementwiseMask)}
+        fixed = {name: m for name, m in model.named_modules() if isinstance(m, Mask) and m.one_grid}
+        masks = {f"{name}.{own}": m.grid for name, m in fixed.items() for own, _ in m.named_parameters()}
         patch, grid = getattr(model.patch_embed, "patch_size", None), getattr(model, "grid", None)
     return GivenRun(recipe, tuple(config["data"]["classes"]), patch, grid, masks)
 

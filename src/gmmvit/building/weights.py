@@ -11,7 +11,7 @@ from gmmvit.attach.place import Mark
 from gmmvit.attach.saved import SITE
 from gmmvit.config import RecipeError
 from gmmvit.data.records import listing
-from gmmvit.masks import ElementwiseMask, is_mask_parameter
+from gmmvit.masks import Mask, is_mask_parameter
 from gmmvit.models.layers import Grid, resample_position
 from gmmvit.weight_files import read_tensors, without_prefix
 
@@ -157,10 +157,9 @@ def _fitted_masks(model: nn.Module, state: State, old_grids: Mapping[str, Grid],
     fitted = {}
     for name in state.keys() & old_grids.keys():
         own, old = model.get_submodule(name.rpartition(".")[0]), old_grids[name]
-        if isinstance(own, ElementwiseMask) and own.grid != old and own.weight.dim() == state[name].dim():
-            mask = ElementwiseMask(old, own.num_heads, per_head=own.weight.dim() == 3)
-            mask.weight = nn.Parameter(state[name])
-            fitted[name] = mask.resample(own.grid).weight.detach()
+        alike = model.get_parameter(name).dim() == state[name].dim()
+        if isinstance(own, Mask) and own.one_grid and own.grid != old and alike:
+            fitted[name] = own.fitted(state[name], old)
     if fitted:
         tell(f"{len(fitted)} element-wise masks are interpolated to other numbers of patches")
     return fitted
@@ -174,7 +173,7 @@ def _of_classifier(name: str) -> bool:
 def _fitted(
     name: str, given: Tensor, own: Tensor, grid: Grid | None, old_grid: Grid | None, tell: Callable[[str], None]
 ) -> Tensor:
-    if given.shape == own.shape:
+    if given.shape == own.shape or name.endswith(SITE):  # which loading compares by what it means
         return given
     if "pos" in name and grid is not None and given.dim() == own.dim() and given.shape[-1] == own.shape[-1]:
         prefix = own.shape[-2] - grid[0] * grid[1]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention.reference import modulate
+from gmmvit.attention.reference import attention_weights
 from gmmvit.checks import pair
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.layers import (
@@ -38,10 +38,11 @@ class TalkingHeads(nn.Module):
         wide = torch.promote_types(q.dtype, torch.float32)
         scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).to(wide)
         mask = None if mask is None else mask.to(wide)
-        scores = modulate(scores, mask, mode=mode)
-        weights = torch.einsum("bhij,hg->bgij", scores, self.before.to(scores.dtype)).softmax(-1)
-        if mask is not None and mode == "post":
-            weights = weights * mask
+
+        def mixed_softmax(logits: Tensor) -> Tensor:
+            return torch.einsum("bhij,hg->bgij", logits, self.before.to(logits.dtype)).softmax(-1)
+
+        weights = attention_weights(scores, mask, mode=mode, softmax=mixed_softmax)
         weights = torch.einsum("bhij,hg->bgij", weights, self.after.to(weights.dtype))
         return weights.to(v.dtype) @ v
 

@@ -16,7 +16,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from gmmvit.masks import MASKS, ElementwiseMask
+from gmmvit.masks import MASKS, Mask
 from gmmvit.models import FAMILIES, SIZES
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.cait import CaiT
@@ -255,20 +255,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: TimmModel) -> dic
             continue  # of another kind of model: loading names it
         if name == "pos_embed":
             fitted[name] = resample_position(state_dict[name], source.grid, model.grid, model.prefix_tokens)
-        elif name.endswith(".mask.weight"):
-            owner = name.removesuffix(".weight")
-            fitted[name] = _fit_mask(state_dict[name], source.get_submodule(owner), model.get_submodule(owner))
+        elif isinstance(mask := model.get_submodule(name.rpartition(".")[0]), Mask):
+            fitted[name] = mask.fitted(state_dict[name], source.get_submodule(name.rpartition(".")[0]).grid)
         elif name == "patch_embed.proj.weight":
             fitted[name] = _fit_channels(state_dict[name], channels, model.in_chans)
     return fitted
-
-
-def _fit_mask(weight: Tensor, source: nn.Module, own: nn.Module) -> Tensor:
-    assert isinstance(source, ElementwiseMask)
-    assert isinstance(own, ElementwiseMask)
-    mask = ElementwiseMask(source.grid, own.num_heads, per_head=weight.dim() == 3)
-    mask.weight = nn.Parameter(weight)
-    return mask.resample(own.grid).weight.detach()
 
 
 def _fit_channels(weight: Tensor, old: int, new: int) -> Tensor:

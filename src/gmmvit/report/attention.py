@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gmmvit.attach import attach
 from gmmvit.attach.surgery import MaskedDonor, additive
-from gmmvit.attention.reference import modulate, with_prefix
+from gmmvit.attention.reference import attention_weights, with_prefix
 from gmmvit.augment import normalize
 from gmmvit.config import library_of
 from gmmvit.models.layers import Grid, MaskedAttention
@@ -47,20 +47,17 @@ class AttentionMap:
         return seen.unflatten(1, self.grid), cell
 
 
-def attention_weights(
+def layer_weights(
     layer: MaskedAttention, q: Tensor, k: Tensor, grid: tuple[int, int] | None, bias: Tensor | None = None
 ) -> Tensor:
-    """Softmax of the modulated logits of one layer for q and k [B, H, T, D]: [B, H, T, T]; in mode "post" times the
-    mask, as the values are weighed."""
+    """What one layer weighs the values with, for q and k [B, H, T, D]: [B, H, T, T]."""
     mask = None if layer.mask is None else with_prefix(layer.mask.dense(grid), layer.prefix_tokens)  # type: ignore[operator]
-    return _weights(q, k, mask, layer.scale, bias, layer.mode)
+    return attention_weights(_scores(q, k, layer.scale), mask, bias, layer.mode)
 
 
-def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None, bias: Tensor | None, mode: str) -> Tensor:
+def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (q.shape[-1] ** -0.5 if scale is None else scale) * (q.to(wide) @ k.to(wide).transpose(-2, -1))
-    weights = modulate(scores, mask, bias, mode).softmax(-1)
-    return weights * mask if mask is not None and mode == "post" else weights
+    return (q.shape[-1] ** -0.5 if scale is None else scale) * (q.to(wide) @ k.to(wide).transpose(-2, -1))
 
 
 @contextmanager
@@ -94,7 +91,7 @@ def _recording(layer: MaskedAttention, name: str, whole: Grid | None, images: in
         patches = grid or getattr(layer.mask, "grid", None) or whole
         # Windows make a larger batch, and a layer with more than patches and prefix has another geometry.
         if patches and q.shape[0] == images and q.shape[2] == patches[0] * patches[1] + layer.prefix_tokens:
-            weights = attention_weights(layer, q, k, grid, bias)
+            weights = layer_weights(layer, q, k, grid, bias)
             maps.append(AttentionMap(name, weights.cpu(), (patches[0], patches[1]), layer.prefix_tokens))
         return attend(q, k, v, grid, bias)
 
@@ -111,7 +108,7 @@ def _recording_donor(layer: MaskedDonor, name: str, images: int, maps: list[Atte
         if ordered and q.shape[0] == images and q.shape[2] == k.shape[2]:
             grid = options.get("grid") or layer.gmm_grid(q.shape[2])
             mask = with_prefix(layer.gmm_mask.dense(grid), site.prefix_tokens)
-            weights = _weights(q, k, mask, options.get("scale"), additive(bias), site.mode)
+            weights = attention_weights(_scores(q, k, options.get("scale")), mask, additive(bias), site.mode)
             maps.append(AttentionMap(name, weights.cpu(), grid, site.prefix_tokens))
         return attend(q, k, v, bias, **options)
 

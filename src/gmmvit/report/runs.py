@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from gmmvit.config import Recipe, as_dict
-from gmmvit.masks import is_mask_parameter
+from gmmvit.masks import KINDS, is_mask_parameter
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, percent, row, table
 from gmmvit.runs.evaluate import interval
@@ -82,10 +82,10 @@ def time_taken(value: Any) -> str:
 
 def title(record: RunRecord) -> str:
     """What was trained, in a line, and whether it is still under way."""
-    words = {"gmm": "Gaussian mixture masks", "elm": "element-wise masks", "none": "plain attention"}
     recipe = record.recipe
+    masks = "plain attention" if recipe.mask == "none" else KINDS[recipe.mask].words
     state = "" if record.finished else "Unfinished: "
-    return f"{state}{last_name(recipe.model)} with {words[recipe.mask]} on {last_name(recipe.dataset)}"
+    return f"{state}{last_name(recipe.model)} with {masks} on {last_name(recipe.dataset)}"
 
 
 def last_name(name: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gmmvit.attach.saved import SITE
 from gmmvit.augment import normalize
 from gmmvit.building import build_model, first_line
 from gmmvit.config import Recipe, as_dict, fields_of
@@ -84,7 +85,12 @@ def _check_tensors(path: Path, state: dict[str, Any]) -> None:
 
 
 def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
-    return {name: tensor.shape if isinstance(tensor, Tensor) else None for name, tensor in weights.items()}
+    """Of all but the marks of attached masks, which have other sizes in files of older versions."""
+    return {
+        name: tensor.shape if isinstance(tensor, Tensor) else None
+        for name, tensor in weights.items()
+        if not name.endswith(SITE)
+    }
 
 
 # Where a training runs and what it says may change between its parts; nothing that decides its result may.

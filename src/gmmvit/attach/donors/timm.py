@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gmmvit.attach.place import Grid
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Tower
-from gmmvit.attention.reference import modulate
+from gmmvit.attention.reference import attention_weights
 
 _PROJECTIONS = frozenset({"qkv", "q_proj", "k_proj", "v_proj", "attn_drop", "proj", "proj_drop"})
 _NORMS = frozenset({"q_norm", "k_norm", "norm", "gate"})
@@ -121,9 +121,13 @@ class TalkingHeads(MaskedDonor):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = split_qkv(self, x)
         scores = (q * self.scale) @ k.transpose(-2, -1)
-        mask, mode = self.gmm_dense(self.gmm_grid(x.shape[1]), scores), self.gmm_site.mode
-        weights = self.gmm_mix(modulate(scores, mask, None, mode), self.proj_l).softmax(-1)
-        weights = self.gmm_mix(weights * mask if mode == "post" else weights, self.proj_w)
+        mask = self.gmm_dense(self.gmm_grid(x.shape[1]), scores)
+
+        def mixed_softmax(logits: Tensor) -> Tensor:
+            return self.gmm_mix(logits, self.proj_l).softmax(-1)
+
+        weights = attention_weights(scores, mask, None, self.gmm_site.mode, mixed_softmax)
+        weights = self.gmm_mix(weights, self.proj_w)
         out = (self.gmm_drop(weights) @ v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out))
 

@@ -1,11 +1,10 @@
-"""The learned masks: parameters and their start. The formula itself is in `attention/reference.py`.
+"""The Gaussian mixture mask: its parameters and their start. The formula itself is in `attention/reference.py`.
 
 Letters: N patches (rows * cols), H heads, K Gaussians per head.
 """
 
-import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,25 +12,16 @@ from torch import Tensor, nn
 
 from gmmvit.attention import OffsetTable, dense_mask, gaussian_mixture_table, patch_offsets
 from gmmvit.attention.reference import EVERY_PATCH, Steps
-from gmmvit.checks import boolean, integer, known_options, one_of, pair, real
+from gmmvit.checks import boolean, integer, one_of, real
+from gmmvit.masks.base import MOST_HEADS, Drawing, Grid, Mask, Picture, checked_grid
 
 INITS = ("paper", "identity", "local", "conv")
 COVARIANCES = ("spherical", "diag", "full")
-MASKS = ("none", "elm", "gmm")
 # A Gaussian this wide is 1 within float32 rounding on 16 x 16 patches, and within 2e-6 on 64 x 64; float16 can hold it.
 _CONSTANT_SIGMA = 6e4
 # Of the start "conv": a peak that leaves exp(-1.39) of itself on the cell beside it, over a constant.
 _PEAK_SIGMA, _FLOOR = 0.6, 0.02
-_MOST_PATCHES = 2**20
-_MOST_PATCHES_ELEMENTWISE = 2**14  # whose mask is 1 GB already
-_MOST = 1024  # heads, Gaussians
-
-
-def _checked_grid(grid: int | tuple[int, int], most: int = _MOST_PATCHES) -> tuple[int, int]:
-    rows, cols = pair(grid, "grid", "(rows, cols)")
-    if rows * cols > most:
-        raise ValueError(f"grid must have at most {most:,} patches, got {rows} x {cols}")
-    return rows, cols
+_MOST_KERNELS = 1024
 
 
 def stencil(heads: int, depth: float = 0.0) -> list[tuple[int, int]]:
@@ -65,7 +55,7 @@ def _as_float32_tells(offsets: Tensor) -> Tensor:
     return offsets * torch.where(squared > 87.3, (told / squared.clamp_min(1)).sqrt(), 1.0)
 
 
-class GaussianMixtureMask(nn.Module):
+class GaussianMixtureMask(Mask):
     """M[h,i,j] = sum_k alpha[h,k] * exp(-d2(i,j) / (2 * (sigma[h,k]^2 + 1e-5))), from two scalars a Gaussian.
 
     Args:
@@ -95,11 +85,19 @@ class GaussianMixtureMask(nn.Module):
     as a convolution: d'Ascoli et al., arXiv 2103.10697.
     """
 
+    kind = "gmm"
+    words = "Gaussian mixture masks"
+    shown = (
+        "Each picture shows the factor on the attention logits for every offset between two patches; the dot is the "
+        "patch itself (offset 0), one cell is one grid step."
+    )
+    options = ("num_kernels", "covariance", "learn_center")
+    random_starts = ("paper",)
     offsets: Tensor
 
     def __init__(
         self,
-        grid: int | tuple[int, int],
+        grid: int | Grid,
         num_heads: int,
         num_kernels: int = 5,
         init: str = "identity",
@@ -112,9 +110,9 @@ class GaussianMixtureMask(nn.Module):
         steps: Steps = EVERY_PATCH,
     ) -> None:
         super().__init__()
-        self.grid = _checked_grid(grid)
-        integer("num_heads", num_heads, most=_MOST)
-        integer("num_kernels", num_kernels, most=_MOST)
+        self.grid = checked_grid(grid)
+        integer("num_heads", num_heads, most=MOST_HEADS)
+        integer("num_kernels", num_kernels, most=_MOST_KERNELS)
         for name, flag in (("learn_center", learn_center), ("float32_table", float32_table), ("positive", positive)):
             boolean(name, flag)
         real("depth", depth)
@@ -124,7 +122,7 @@ class GaussianMixtureMask(nn.Module):
         one_of("covariance of the mask", covariance, COVARIANCES)
         if init == "conv" and num_kernels < 2:
             raise ValueError("num_kernels must be at least 2 for init='conv', a peak and a constant, got 1")
-        self.init, self.covariance = init, covariance
+        self.num_heads, self.init, self.covariance = num_heads, init, covariance
         self.depth, self.positive, self.float32_table, self.steps = depth, positive, float32_table, steps
         axes = () if covariance == "spherical" else (2,)
         self.sigma = nn.Parameter(torch.empty(num_heads, num_kernels, *axes))
@@ -173,7 +171,7 @@ class GaussianMixtureMask(nn.Module):
         device = self.alpha.device if self.offsets.is_meta else self.offsets.device
         self.offsets = patch_offsets(self.grid, device, self.steps.shift).to(self.offsets.dtype)
 
-    def table(self, grid: int | tuple[int, int] | None = None) -> Tensor:
+    def table(self, grid: int | Grid | None = None) -> Tensor:
         """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""
         wanted = self._grid(grid)
         own = all(type(side) is int for side in wanted) and wanted == self.grid
@@ -186,14 +184,14 @@ class GaussianMixtureMask(nn.Module):
                 self.sigma, self.alpha, offsets, correlation=self.correlation, center=self.center
             )
 
-    def _grid(self, grid: int | tuple[int, int] | None) -> tuple[int, int]:
-        return self.grid if grid is None or grid is self.grid else _checked_grid(grid)
+    def _grid(self, grid: int | Grid | None) -> Grid:
+        return self.grid if grid is None or grid is self.grid else checked_grid(grid)
 
-    def dense(self, grid: int | tuple[int, int] | None = None) -> Tensor:
+    def dense(self, grid: int | Grid | None = None) -> Tensor:
         """The mask for every pair of patches: [H, N, N], or [H, Nq, Nk] with `steps`."""
         return dense_mask(self(grid), self.steps)
 
-    def forward(self, grid: int | tuple[int, int] | None = None) -> OffsetTable:
+    def forward(self, grid: int | Grid | None = None) -> OffsetTable:
         """What `gmm_attention` takes; another grid than at construction needs no new parameters."""
         return OffsetTable(self.table(grid), self._grid(grid))
 
@@ -201,125 +199,40 @@ class GaussianMixtureMask(nn.Module):
         heads, kernels = self.alpha.shape
         return f"grid={self.grid}, num_heads={heads}, num_kernels={kernels}, covariance={self.covariance!r}"
 
+    @classmethod
+    def options_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+        if len(shapes.get("alpha", ())) != 2 or "sigma" not in shapes:
+            return None
+        covariance = "full" if "correlation" in shapes else "diag" if len(shapes["sigma"]) == 3 else "spherical"
+        return {"num_kernels": shapes["alpha"][1], "covariance": covariance, "learn_center": "center" in shapes}
 
-class ElementwiseMask(nn.Module):
-    """M itself is the parameter: [N, N] shared by the heads, or [H, N, N] with `per_head`; [Nq, Nk] with `steps`, as in
-    `GaussianMixtureMask`.
+    def view(self) -> Tensor:
+        """The table: the factor for every offset between two patches."""
+        return self.table()
 
-    `init` is "identity" (ones) or "paper" (zeros: attention starts uniform). It belongs to one grid; `resample` makes
-    it fit another.
+    def drawing(self) -> Drawing:
+        numbers = [self._numbers(head) for head in range(self.num_heads)]
+        heads = [
+            [Picture(cells, f"head {head}", f"head {head}: {'; '.join(texts)}", dot=True)]
+            for head, (cells, texts) in enumerate(zip(self.view(), numbers, strict=True), 1)
+        ]
+        columns = [f"Gaussian {k}" for k in range(1, self.alpha.shape[1] + 1)]
+        columns += ["centre"] if self.center is not None else []
+        return Drawing(heads, f"σ (grid steps) and α of the {self.alpha.numel()} Gaussians", columns, numbers)
 
-    Source: arXiv 2309.05375, section 3.1.
-    """
-
-    def __init__(
-        self,
-        grid: int | tuple[int, int],
-        num_heads: int,
-        *,
-        per_head: bool = False,
-        init: str = "identity",
-        steps: Steps = EVERY_PATCH,
-    ) -> None:
-        super().__init__()
-        self.grid = _checked_grid(grid, _MOST_PATCHES_ELEMENTWISE)
-        integer("num_heads", num_heads, most=_MOST)
-        boolean("per_head", per_head)
-        one_of("init of the mask", init, ("paper", "identity"))
-        self.num_heads, self.init, self.steps = num_heads, init, steps
-        sides = [math.prod(side) for side in self._sides(self.grid)]
-        self.weight = nn.Parameter(torch.empty(*([num_heads] if per_head else []), *sides))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Starts the parameter anew as `init` says."""
-        self.weight.fill_(1.0 if self.init == "identity" else 0.0)
-
-    def _sides(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
-        """Rows and columns of the queries and of the keys that stand on `grid`."""
-        return [(-(-grid[0] // step[0]), -(-grid[1] // step[1])) for step in (self.steps.query, self.steps.key)]
-
-    def dense(self, grid: int | tuple[int, int] | None = None) -> Tensor:
-        """The mask for every pair of patches: [H, N, N], or [H, Nq, Nk] with `steps`.
-
-        Raises ValueError for another grid than its own.
-        """
-        return self(grid).expand(self.num_heads, -1, -1)
-
-    def forward(self, grid: int | tuple[int, int] | None = None) -> Tensor:
-        """What `gmm_attention` takes: [N, N] or [H, N, N]."""
-        if grid is None or grid is self.grid:
-            return self.weight
-        rows, cols = _checked_grid(grid)
-        if (rows, cols) != self.grid:
-            raise ValueError(
-                f"an element-wise mask learned on a {self.grid[0]} x {self.grid[1]} grid does not fit a "
-                f"{rows} x {cols} grid; call resample({(rows, cols)}) on it first, or use a Gaussian mixture mask"
-            )
-        return self.weight
-
-    @torch.no_grad()
-    def resample(self, grid: int | tuple[int, int]) -> "ElementwiseMask":
-        """Fits the mask to another grid in place, bilinearly over the queries' and the keys' positions."""
-        new = _checked_grid(grid, _MOST_PATCHES_ELEMENTWISE)
-        queries, keys = self._sides(self.grid)
-        weight = self.weight.detach().reshape(-1, *queries, *keys).float()
-        for side in reversed(self._sides(new)):  # the keys' axes, then the queries'
-            flat = nn.functional.interpolate(weight.flatten(1, 2), side, mode="bilinear", align_corners=False)
-            weight = flat.unflatten(1, weight.shape[1:3]).permute(0, 3, 4, 1, 2)
-        weight = weight.flatten(3).flatten(1, 2).to(self.weight)
-        self.weight = nn.Parameter(weight if self.weight.dim() == 3 else weight[0])
-        self.grid = new
-        return self
-
-    def extra_repr(self) -> str:
-        return f"grid={self.grid}, num_heads={self.num_heads}, per_head={self.weight.dim() == 3}"
-
-
-def is_mask_parameter(name: str) -> bool:
-    """Whether a parameter, by its name in the model, belongs to a learned mask."""
-    return not {"mask", "gmm_mask"}.isdisjoint(name.split(".")[:-1])  # of our families, and attached ones
-
-
-def check_mask_options(mask: str, options: Iterable[str]) -> None:
-    """Raises ValueError unless `mask` is a mask by name, TypeError for an option that it does not have."""
-    one_of("mask", mask, MASKS)
-    if mask == "none":
-        return
-    kind = ElementwiseMask if mask == "elm" else GaussianMixtureMask
-    decided = ("grid", "num_heads", "depth", "positive", "steps")  # by the layer that the mask sits in
-    known_options(f"the {mask} mask", options, [o for o in inspect.signature(kind).parameters if o not in decided])
-
-
-def check_start(init: object, mode: str) -> None:
-    """Raises ValueError for a start that the mode cannot begin with."""
-    if init == "conv" and mode != "log":
-        raise ValueError(
-            f"init='conv' of the mask needs mode='log', got mode={mode!r}: a factor on logits near zero moves no "
-            "attention, its logarithm does"
-        )
-
-
-def create_mask(
-    mask: str,
-    grid: tuple[int, int],
-    num_heads: int,
-    *,
-    mode: str = "multiply",
-    depth: float = 0.5,
-    steps: Steps = EVERY_PATCH,
-    **options: object,
-) -> nn.Module | None:
-    """The mask of one attention layer by name: "none" (None), "elm" or "gmm"; `options` go to its constructor.
-
-    Raises as `check_mask_options`.
-    """
-    check_mask_options(mask, options)
-    if mask == "none":
-        return None
-    check_start(options.get("init"), mode)
-    if mask == "elm":
-        return ElementwiseMask(grid, num_heads, steps=steps, **options)  # type: ignore[arg-type]
-    positive = mode == "log"
-    return GaussianMixtureMask(grid, num_heads, depth=depth, positive=positive, steps=steps, **options)  # type: ignore[arg-type]
+    def _numbers(self, head: int) -> list[str]:
+        """A text for each Gaussian of a head: sigma in grid steps (rows × columns where there are two), alpha,
+        correlation; then the head's centre, if it is learned. The sign of sigma has no meaning and is left out."""
+        texts = []
+        for k, alpha in enumerate(self.alpha[head].tolist()):
+            widths = self.sigma[head, k].detach().abs().reshape(-1).tolist()
+            # A Gaussian a hundred times as wide as the grid is flat on it to four digits.
+            shown = ["∞" if width > 100 * max(self.grid) else f"{width:.2f}" for width in widths]
+            text = f"σ {' × '.join(shown)}, α {alpha:.2f}".replace("-", "−")
+            if self.correlation is not None:
+                text += f", ρ {0.99 * self.correlation[head, k].tanh().item():.2f}"
+            texts.append(text)
+        if self.center is not None:
+            down, right = self.center[head].tolist()
+            texts.append(f"{down:+.2f} rows, {right:+.2f} columns".replace("-", "−"))
+        return texts
