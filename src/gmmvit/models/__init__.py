@@ -1,5 +1,4 @@
-"""The model families by name and their sizes. A family is one file with one class; these tables are all that another
-one needs."""
+"""The model families by name. A family is one file with one class, and its name in `FAMILIES`."""
 
 import inspect
 from collections.abc import Sequence
@@ -18,34 +17,10 @@ from gmmvit.models.swin import Swin
 from gmmvit.models.t2t import T2T
 from gmmvit.models.vit import ViT
 
-FAMILIES: dict[str, type[Any]] = {"vit": ViT, "swin": Swin, "cait": CaiT, "pit": PiT, "t2t": T2T}
-CONVNETS: dict[str, type[Any]] = {"resnet": ResNet}  # to compare with: no attention, so mask "none" alone
+FAMILIES: dict[str, type[Any]] = {cls.family: cls for cls in (ViT, Swin, CaiT, PiT, T2T)}
+CONVNETS: dict[str, type[Any]] = {cls.family: cls for cls in (ResNet,)}  # to compare with: no attention for a mask
 _ALL = FAMILIES | CONVNETS
-
-# "tiny" is the size of the paper's tables. The ViTs named by depth (and width) are those of the paper's code.
-SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "vit": {
-        "tiny": {},
-        "small": {"dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
-        "d6": {"dim": 252, "depth": 6},
-        "d8": {"dim": 192, "depth": 8, "num_heads": 6, "patch_size": 2},
-        "d8-256": {"dim": 256, "depth": 8, "num_heads": 4, "patch_size": 2},
-        "d15": {"dim": 144, "depth": 15},
-        "d30": {"dim": 72, "depth": 30},
-        "d30-108": {"dim": 108, "depth": 30},
-        "d30-192": {"dim": 192, "depth": 30},
-        "d60": {"dim": 72, "depth": 60},
-    },
-    "swin": {"tiny": {}},
-    "cait": {"tiny": {}, "small": {"dim": 192, "mlp_ratio": 2.0}},
-    "pit": {"tiny": {}},
-    "t2t": {"tiny": {}},
-    "resnet": {"tiny": {}},
-}
-
-NOTES = {
-    "t2t": "the original also carries a class token and a norm that no forward pass uses (1,408 parameters at tiny)",
-}
+SIZES: dict[str, dict[str, dict[str, Any]]] = {name: cls.sizes for name, cls in _ALL.items()}
 
 
 def create_model(
@@ -129,7 +104,7 @@ def _cost(family: str, size: str, mask: str, shape: tuple[int, int, int], num_cl
         "parameters": sum(trainable.values()),
         "mask_parameters": sum(count for name, count in trainable.items() if is_mask_parameter(name)),
         "macs": macs,
-        "note": NOTES.get(family, ""),
+        "note": _ALL[family].note,
     }
 
 

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from gmmvit.checks import above_zero, fraction, integer, is_integer, one_of
 from gmmvit.masks import is_mask_parameter
 from gmmvit.models.layers import Block, Grid, init_weights, resample_position
-from gmmvit.models.stem import ConvStem, init_stem
 from gmmvit.weight_files import load_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -54,11 +53,14 @@ class Stage(nn.Module):
 class VisionTransformer(nn.Module):
     """Base of the families. Input [B, channels, height, width], normalised; output logits [B, num_classes].
 
-    A family builds `patch_embed`, its `blocks` or `stages` and the rest in its constructor. `config` holds the
-    arguments of construction.
+    A family builds `patch_embed`, its `blocks` or `stages` and the rest in its constructor, whose arguments `config`
+    holds. It takes at least image_size, channels, num_classes, mask, mode, mask_options, dropout and drop_path, and
+    sets `grid` and `prefix_tokens`, or calls `build_embedding`, which does.
     """
 
-    family: ClassVar[str]
+    family: ClassVar[str]  # its name
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}}  # arguments by name; "tiny" is that of the paper's tables
+    note: ClassVar[str] = ""  # what `gmmvit models` says beside its numbers
     hierarchical: ClassVar[bool] = False  # stages of several resolutions instead of blocks of one
     norm_before_pool: ClassVar[bool] = False  # mean of the normed tokens, or norm of the mean
     patch_embed: Any  # a module with a `grid` of images
@@ -89,11 +91,11 @@ class VisionTransformer(nn.Module):
         if given.get("head_dim") is not None:
             integer("head_dim", given["head_dim"])
         integer("num_classes", given["num_classes"], 2)
-        above_zero("mlp_ratio", given["mlp_ratio"])
+        for name in ("mlp_ratio", "position_std"):
+            if name in given:
+                above_zero(name, given[name])
         for name in ("dropout", "drop_path"):
             fraction(name, given[name])
-        if "position_std" in given:
-            above_zero("position_std", given["position_std"])
         options = given["mask_options"]
         if options is not None and not isinstance(options, dict):
             raise TypeError(f"mask_options must be a dict of options of the mask, or None, got {options!r}")
@@ -112,8 +114,8 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         self.apply(self.init_layer)
-        if isinstance(self.patch_embed, ConvStem):
-            self.patch_embed.apply(init_stem)
+        if (own_start := getattr(self.patch_embed, "init_layer", None)) is not None:
+            self.patch_embed.apply(own_start)
         self.init_tokens()
 
     @staticmethod

@@ -6,7 +6,7 @@ Source: Touvron et al., arXiv 2103.17239, at the size that arXiv 2309.05375 trai
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,7 @@ class CaiT(VisionTransformer):
     """
 
     family = "cait"
+    sizes: ClassVar = {"tiny": {}, "small": {"dim": 192, "mlp_ratio": 2.0}}
     cls_token: nn.Parameter
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.checks import fraction, integer, pair
+from gmmvit.checks import pair
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.layers import DropPath, Grid, check_images
 
@@ -68,13 +68,9 @@ class ResNet(VisionTransformer):
             raise ValueError(
                 f"resnet has no attention for a mask to act on: mask must be 'none', got {given['mask']!r}"
             )
-        for name in ("channels", "dim", "depth"):
-            integer(name, given[name])
+        super()._check_arguments(given)
         if given["depth"] % 6 != 2 or given["depth"] < 8:
             raise ValueError(f"depth of resnet must be 6 n + 2 (8, 14, 20, 26, 32 ...), got {given['depth']}")
-        integer("num_classes", given["num_classes"], 2)
-        for name in ("dropout", "drop_path"):
-            fraction(name, given[name])
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:

@@ -40,6 +40,12 @@ class ConvStem(nn.Module):
                 layers.append(ResidualBlock(widths[i + 1]))
         self.layers = nn.Sequential(*layers)
 
+    @staticmethod
+    def init_layer(module: nn.Module) -> None:
+        """Convolutions start so that the variance of what goes through stays (He et al., arXiv 1502.01852)."""
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
     def grid(self, images: Tensor) -> Grid:
         """As `PatchEmbedding.grid`."""
         check_images(images, self.channels)
@@ -90,9 +96,3 @@ def make_stem(stem: str, patch_size: tuple[int, int], channels: int, dim: int, n
     """
     one_of("stem", stem, STEMS)
     return PatchEmbedding(patch_size, channels, dim, norm) if stem == "patch" else ConvStem(patch_size, channels, dim)
-
-
-def init_stem(module: nn.Module) -> None:
-    """Convolutions of a stem start so that the variance of what goes through stays (He et al., arXiv 1502.01852)."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -141,6 +141,7 @@ class T2T(VisionTransformer):
     """
 
     family = "t2t"
+    note = "the original also carries a class token and a norm that no forward pass uses (1,408 parameters at tiny)"
     norm_before_pool = True
 
     def __init__(

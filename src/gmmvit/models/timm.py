@@ -6,6 +6,7 @@ names of the weights are those of `gmmvit.models`, so a file fits both ways.
 Letters: B batch, T tokens (prefix first), C channels.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -21,10 +22,6 @@ from gmmvit.models import FAMILIES, SIZES
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.cait import CaiT
 from gmmvit.models.layers import one_of, pair, resample_position
-from gmmvit.models.pit import PiT
-from gmmvit.models.swin import Swin
-from gmmvit.models.t2t import T2T
-from gmmvit.models.vit import ViT
 
 _OUR_POOL = {"avg": "mean", "token": "cls"}
 _LAST = (99999,)  # timm's sign for "belongs to the group before"
@@ -83,10 +80,9 @@ class TimmModel(VisionTransformer):
         if dtype is not None:
             self.to(dtype=dtype)
         # What was chosen for this image size is saved with the model, so that its weights fit at another one.
-        self._model_args = {name: options[name] for name in ("pool", "stem") if name in options} | self._patching()
-
-    def _patching(self) -> dict[str, Any]:
-        return {"patch_size": self.patch_embed.patch_size}
+        self._model_args = {name: options[name] for name in ("pool", "stem") if name in options} | {
+            name: getattr(self.patch_embed, name) for name in ("patch_size", "strides") if name in self.config
+        }
 
     def _feature_info(self, size: tuple[int, int]) -> list[dict[str, Any]]:
         names = {id(module): name for name, module in self.named_modules()}
@@ -94,7 +90,7 @@ class TimmModel(VisionTransformer):
         steps = self.steps()
         return [
             {
-                "num_chs": steps[step].norm1.normalized_shape[0],
+                "num_chs": getattr(steps[step], "norm1", self.norm).normalized_shape[0],
                 "reduction": first * (2**index if self.hierarchical else 1),
                 "module": names[id(steps[step])],
             }
@@ -183,18 +179,6 @@ class TimmModel(VisionTransformer):
         }
 
 
-class TimmViT(TimmModel, ViT):
-    """`ViT` with timm's interface."""
-
-    pools = ("avg", "token", "")
-
-
-class TimmSwin(TimmModel, Swin):
-    """`Swin` with timm's interface."""
-
-    pools = ("avg", "")
-
-
 class TimmCaiT(TimmModel, CaiT):
     """`CaiT` with timm's interface; its class token is no prefix, it joins behind the patch layers."""
 
@@ -211,22 +195,18 @@ class TimmCaiT(TimmModel, CaiT):
         return taken
 
 
-class TimmPiT(TimmModel, PiT):
-    """`PiT` with timm's interface."""
-
-    pools = ("token", "avg", "")
-
-
-class TimmT2T(TimmModel, T2T):
-    """`T2T` with timm's interface."""
-
-    pools = ("avg", "")
-
-    def _patching(self) -> dict[str, Any]:
-        return {"strides": self.patch_embed.strides}
+def _with_timms_interface(family: type[Any]) -> type[TimmModel]:
+    """The class of a family in timm; a family may have one of its own here."""
+    name = f"Timm{family.__name__}"
+    if name not in globals():
+        pool = inspect.signature(family).parameters.get("pool")
+        pools = ("avg", "") if pool is None else ("token", "avg", "") if pool.default == "cls" else ("avg", "token", "")
+        body = {"pools": pools, "__module__": __name__, "__doc__": f"`{family.__name__}` with timm's interface."}
+        globals()[name] = type(name, (TimmModel, family), body)
+    return globals()[name]
 
 
-CLASSES: dict[str, type[TimmModel]] = {model.family: model for model in (TimmViT, TimmSwin, TimmCaiT, TimmPiT, TimmT2T)}
+CLASSES: dict[str, type[TimmModel]] = {name: _with_timms_interface(family) for name, family in FAMILIES.items()}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: TimmModel) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ Source: Dosovitskiy et al., arXiv 2010.11929, at the sizes that arXiv 2309.05375
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -39,6 +39,18 @@ class ViT(VisionTransformer):
     """
 
     family = "vit"
+    sizes: ClassVar = {  # "tiny" and those named by depth (and width) are of the paper's code
+        "tiny": {},
+        "small": {"dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
+        "d6": {"dim": 252, "depth": 6},
+        "d8": {"dim": 192, "depth": 8, "num_heads": 6, "patch_size": 2},
+        "d8-256": {"dim": 256, "depth": 8, "num_heads": 4, "patch_size": 2},
+        "d15": {"dim": 144, "depth": 15},
+        "d30": {"dim": 72, "depth": 30},
+        "d30-108": {"dim": 108, "depth": 30},
+        "d30-192": {"dim": 192, "depth": 30},
+        "d60": {"dim": 72, "depth": 60},
+    }
 
     def __init__(
         self,

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 from gmmvit.checks import one_of, pair
 from gmmvit.config import Recipe
 from gmmvit.data import class_names, load_dataset, numbered_classes
-from gmmvit.masks import MASKS
-from gmmvit.models import FAMILIES
-from gmmvit.original.weights import is_named, load_reference
+from gmmvit.original.weights import MASK_TENSORS, NAMES, is_named, load_reference
 from gmmvit.runs import claim, files, run_folder
 from gmmvit.runs.checkpoint import save_weights
 from gmmvit.weight_files import WeightsError, not_finite, read_tensors, without_prefix
@@ -63,8 +61,8 @@ def convert(
     Raises:
         ValueError: naming the tensor or size that does not fit; RunError for the folder.
     """
-    one_of("family", family, FAMILIES)
-    one_of("mask", mask, MASKS)
+    one_of("family", family, NAMES)
+    one_of("mask", mask, MASK_TENSORS)
     if dataset is not None:
         one_of("dataset", dataset, DATASETS)
     folder = Path(out)

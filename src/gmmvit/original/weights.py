@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from gmmvit.checks import one_of
-from gmmvit.masks import MASKS
 from gmmvit.models import FAMILIES
 from gmmvit.models.base import VisionTransformer
 from gmmvit.original.sizes import check_sizes, is_distance_table, model_arguments
@@ -96,6 +95,10 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "swin": (r"layers\.\d+\.blocks\.\d+\.(attn_mask|attn\.relative_position_index)",),
     "t2t": (r"cls_token", r"pos_embed", r"tokens_to_token\.norm\.(weight|bias)"),
 }
+
+
+# What a model with that mask has in every layer, by our names.
+MASK_TENSORS = {"none": "", "elm": ".mask.weight", "gmm": ".mask.alpha"}
 
 
 def _weights(state_dict: Mapping[str, Any], family: str) -> dict[str, Tensor]:
@@ -193,8 +196,8 @@ def load_reference(
             tensors do not tell; for weights that have our names already.
         TypeError: for an unknown size or one that is no number; for a state_dict that is no mapping.
     """
-    one_of("family", family, FAMILIES)
-    one_of("mask", mask, MASKS)
+    one_of("family", family, NAMES)
+    one_of("mask", mask, MASK_TENSORS)
     sizes = {name: value for name, value in sizes.items() if value is not None}
     check_sizes(family, sizes)
     if _is_ours(unwrapped(state_dict, "the state_dict")):
@@ -203,7 +206,7 @@ def load_reference(
             "load_state_dict on it, or read the folder they came in with load_run or from_pretrained"
         )
     tensors = convert_tensors(state_dict, family)
-    own = {"none": "", "elm": ".mask.weight", "gmm": ".mask.alpha"}[mask]
+    own = MASK_TENSORS[mask]
     if not any(name.endswith(own) for name in tensors):
         raise ValueError(f"tensor '*.attn{own}' (our name) is missing from the checkpoint: is mask={mask!r} right?")
     arguments = model_arguments(tensors, unwrapped(state_dict, "the state_dict"), family, mask, sizes)
