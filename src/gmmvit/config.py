@@ -1,7 +1,6 @@
 """A training configuration: one frozen dataclass, its YAML files in `recipes/`, and their checks. Loads no torch."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 
 from gmmvit.field_values import RecipeError as RecipeError
 from gmmvit.field_values import coerced, opt
-from gmmvit.text import short
+from gmmvit.text import nearest, short
 from gmmvit.yaml_files import YamlError, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -306,8 +305,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     known = [f.name for f in dataclasses.fields(Recipe)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(str(name)[:80], known, 1, 0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else "; `gmmvit train --help` lists the fields"
+            hint = nearest(name, known, cutoff=0.5, otherwise="; `gmmvit train --help` lists the fields")
             raise RecipeError(f"{source} has an unknown field {short(name)}{hint}")
     try:
         return Recipe(**values)
@@ -328,8 +326,7 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
         raise TypeError(f"name must be that of a recipe or the path of a YAML file, got {name!r}")
     path = RECIPES / f"{name}.yaml" if str(name) in recipe_names() else Path(name)
     if not path.is_file():
-        near = difflib.get_close_matches(str(name), recipe_names(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, recipe_names())
         raise RecipeError(f"no recipe and no file {str(name)!r}; shipped are {', '.join(recipe_names())}{hint}")
     try:
         values = read_yaml(path) or {}

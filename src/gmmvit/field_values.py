@@ -2,14 +2,13 @@
 
 import ast
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from gmmvit.text import short
+from gmmvit.text import nearest, short
 
 
 class RecipeError(ValueError):
@@ -60,8 +59,7 @@ def coerced(f: "dataclasses.Field[Any]", value: Any) -> Any:
         return None
     choices = f.metadata["choices"]
     if choices and value not in choices:
-        near = difflib.get_close_matches(short(value).strip("'"), choices, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(short(value).strip("'"), choices)
         raise RecipeError(f"{f.name} must be one of {list(choices)}, got {short(value)}{hint}")
     result = next((r for k in kinds if k is not types.NoneType and (r := _convert(k, value)) is not None), None)
     if kinds == (bool, str) and result in ("true", "false"):  # as the command line says it

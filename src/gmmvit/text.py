@@ -1,8 +1,10 @@
 """Text for a terminal, a log or a page: on one line, printable, of bearable length. Loads nothing."""
 
+import difflib
 import re
 import reprlib
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 1000  # characters of a line that says something
@@ -35,6 +37,12 @@ def line_of(text: str) -> str:
 def short(value: Any) -> str:
     """`repr` of a value, shortened at every depth."""
     return _SHORT.repr(value)
+
+
+def nearest(name: object, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6, otherwise: str = "") -> str:
+    """ "; did you mean ...?" with the names nearest to one that does not exist, or `otherwise` where none is near."""
+    near = difflib.get_close_matches(str(name)[:80], list(known), most, cutoff)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 def columns(text: str) -> int:

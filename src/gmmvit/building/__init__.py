@@ -3,7 +3,6 @@
 What `start_model` returns beside the model is plain data; `build_model` makes the same model of it without network.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from gmmvit.building.size import HELD, TRAINED, check_size
 from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
 from gmmvit.models import CONVNETS, SIZES, create_model
+from gmmvit.text import nearest
 
 __all__ = ["GivenRun", "build_model", "check_model", "first_line", "given_run", "start_model"]
 
@@ -34,8 +34,7 @@ def check_model(recipe: Recipe) -> None:
         _LIBRARIES[library].check_name(name)
         return
     if recipe.model not in SIZES:
-        near = difflib.get_close_matches(recipe.model, SIZES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(recipe.model, SIZES)
         raise RecipeError(
             f"model must be one of {list(SIZES)}, timm:NAME or hf:NAME_OR_PATH, got {recipe.model!r}{hint}"
         )

@@ -1,8 +1,7 @@
 """What is asked of another library's model, and how its faults are reported."""
 
-import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gmmvit.config import Recipe
@@ -44,12 +43,6 @@ def require(library: str) -> None:
             raise
         hint = f"models of {library}: need {package}; install it: pip install {package}"
         raise ModuleNotFoundError(hint, name=package) from error
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean ...?" with the names nearest to one that does not exist; empty where none is near."""
-    near = difflib.get_close_matches(name, list(known), 3)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gmmvit.building.request import nearest
 from gmmvit.config import RecipeError
+from gmmvit.text import nearest
 
 _WORD = re.compile(r"[\w.+ -]*")  # no path, no address, no name on the Hub
 # Arguments that say where weights, files or code come from; as numbers, as in `pretrained_window_sizes`, they do not.
@@ -29,7 +29,7 @@ def check_arguments(arguments: Mapping[str, Any], known: Iterable[str], where: s
     known = set(known)
     for name in arguments:
         if name not in known:
-            raise RecipeError(f"{where} has no argument {name!r}{nearest(str(name), known)}")
+            raise RecipeError(f"{where} has no argument {name!r}{nearest(name, known, most=3)}")
     _check(arguments, where)
 
 

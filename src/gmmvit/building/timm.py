@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gmmvit.building.request import Request, first_line, nearest
+from gmmvit.building.request import Request, first_line
 from gmmvit.building.safe import check_arguments
 from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
+from gmmvit.text import nearest
 from gmmvit.weight_files import without_prefix
 
 
@@ -23,7 +24,7 @@ def check_name(name: str) -> None:
         raise RecipeError(f"timm:{name} is no name of timm's own; name the architecture, and weights with --pretrained")
     if timm.is_model(name):
         return
-    raise RecipeError(f"timm {timm.__version__} has no model {name!r}{nearest(name, timm.list_models())}")
+    raise RecipeError(f"timm {timm.__version__} has no model {name!r}{nearest(name, timm.list_models(), most=3)}")
 
 
 def start(request: Request) -> tuple[dict[str, Any], nn.Module]:

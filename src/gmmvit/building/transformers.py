@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from gmmvit.building import timm
-from gmmvit.building.request import Request, first_line, nearest
+from gmmvit.building.request import Request, first_line
 from gmmvit.building.safe import check_arguments, names_place
 from gmmvit.building.weights import read_state, split_masks, transfer
 from gmmvit.config import RecipeError
 from gmmvit.models.layers import Grid
+from gmmvit.text import nearest
 
 _OF_OTHER_WEIGHTS = {"id2label", "label2id", "transformers_version", "dtype"}
 _DECIDED = ("num_labels", "num_channels", "model_type", "id2label", "label2id")
@@ -44,7 +45,7 @@ def check_name(name: str) -> None:
     if name not in types and Path(name).is_dir():
         raise RecipeError(f"hf:{name} is a folder without a config.json of transformers")
     if name not in types and "/" not in name:
-        hint = nearest(name, types) or f"; known are {', '.join(types)}"
+        hint = nearest(name, types, most=3, otherwise=f"; known are {', '.join(types)}")
         raise RecipeError(
             f"transformers has no image classifier {name!r}{hint}; one of the Hub is named ORGANISATION/NAME, and a "
             "folder needs a config.json"
@@ -173,7 +174,7 @@ def _changes(request: Request, config: Any) -> dict[str, Any]:
         if name in _DECIDED:
             raise RecipeError(f"model_args cannot hold {name}: the data or another field of the recipe decides it")
         if name not in known:
-            raise RecipeError(f"{recipe.model} has no argument {name!r} (model_args){nearest(name, known)}")
+            raise RecipeError(f"{recipe.model} has no argument {name!r} (model_args){nearest(name, known, most=3)}")
     rates = {"drop_path_rate": recipe.drop_path, "hidden_dropout_prob": recipe.dropout}
     size = list(request.image_size) if isinstance(known.get("image_size"), list | tuple) else request.size
     changes: dict[str, Any] = {"num_channels": request.channels, "image_size": size} | rates

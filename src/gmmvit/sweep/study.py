@@ -1,12 +1,12 @@
 """A study: a YAML file that says which trainings are compared. Loads no torch."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gmmvit import text
 from gmmvit.config import Recipe, RecipeError, recipe_names
 from gmmvit.yaml_files import YamlError, read_yaml
 
@@ -97,8 +97,7 @@ def read_study(path: str | Path) -> Study:
 def nearest(name: object, known: Iterable[str]) -> str:
     """The names that there are, and the one nearest to a name that there is not."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; it must be among {', '.join(known)}"
+    return text.nearest(name, known, cutoff=0.5, otherwise=f"; it must be among {', '.join(known)}")
 
 
 def _base(path: Path, name: Any) -> str | Path:
