@@ -60,6 +60,14 @@ class Stripes(VisionTransformer):
         self.build_head(dim, num_classes)
 '''
 
+STUDY = """
+recipe: digits
+data: [digits]
+grid: {model: [vit, stripes]}
+seeds: [0]
+controls: {model: {model: vit}}
+"""
+
 WALK = """
 import json, sys
 from pathlib import Path
@@ -87,7 +95,6 @@ said["predict"] = main(["predict", run, str(here / "a.png"), "--json"])
 said["export"] = main(["export", run, "--format", "torch"])
 said["report"] = main(["report", run])
 said["models"] = main(["models", "--json"])
-(here / "study.yaml").write_text("recipe: digits\\ngrid:\\n  model: [vit, stripes]\\nseeds: [0]\\n")
 said["sweep"] = main(["sweep", str(here / "study.yaml"), "--dry-run"])
 said["convert"] = main(["convert", str(here / "a.png"), "--family", "stripes", "--mask", "gmm", "--out", again + "2"])
 try:
@@ -125,6 +132,7 @@ def walked(tmp_path_factory):
     assert len(changed.splitlines()) == len(table.splitlines()) + 1
     (models / "__init__.py").write_text(changed)
     (here / "walk.py").write_text(WALK)
+    (here / "study.yaml").write_text(STUDY)
     try:
         import timm  # noqa: F401
 
@@ -144,6 +152,7 @@ def test_every_command_takes_a_new_family(walked):
     assert {step: said[step] for step in steps} == dict.fromkeys(steps, 0), done.stderr
     assert "stripes" in (here / "run" / "report.html").read_text()
     assert '"family": "stripes"' in done.stdout
+    assert "digits-model=stripes-s0" in done.stdout
     assert (here / "run" / "model.pt2").is_file()
     assert "what the central patch sees" in (here / "run" / "report.html").read_text()
 
@@ -151,7 +160,7 @@ def test_every_command_takes_a_new_family(walked):
 def test_the_original_code_has_no_such_family_and_that_is_said(walked):
     said, done, _ = walked
     assert said["reference"].startswith("family must be one of ['vit', 'cait', 'pit', 'swin', 't2t'], got 'stripes'")
-    assert said["convert"] == 1
+    assert said["convert"] == 2
     assert "family must be one of ['vit', 'cait', 'pit', 'swin', 't2t'], got 'stripes'" in done.stderr
 
 
