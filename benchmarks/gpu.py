@@ -75,9 +75,9 @@ def kernels(tiny: bool) -> None:
 
 
 def checks(tiny: bool) -> None:
-    """The checks of training steps; raises SystemExit as they end. A rehearsal makes two: the suite has more."""
+    """The checks of training steps; raises SystemExit as they end. A rehearsal makes three: the suite has more."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_checks.py")]
-    sys.exit(subprocess.run([*command, *(["--tiny", "--only", "eager,average"] if tiny else [])]).returncode)
+    sys.exit(subprocess.run([*command, *(["--tiny", "--only", "eager,average,muon"] if tiny else [])]).returncode)
 
 
 def run_part(name: str, out: Path, tiny: bool) -> None:

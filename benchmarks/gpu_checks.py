@@ -49,10 +49,10 @@ class Checks:
         self.small: dict[str, Any] = {"dim": 16, "depth": 2, "num_heads": 2} if tiny else {}
         self.data = random_data(self.device, STEPS * self.batch)
 
-    def begun(self, **fields: Any) -> Training:
-        """A training of the paper's ViT with 20 steps an epoch."""
+    def begun(self, name: str = "paper", **fields: Any) -> Training:
+        """A training by the recipe of that name with 20 steps an epoch."""
         options = {"passes": 1, "batch_size": self.batch, "epochs": 2, **self.small, **fields}
-        recipe = load_recipe("paper", device=str(self.device), **options)
+        recipe = load_recipe(name, device=str(self.device), **options)
         setting, state, _ = prepare(recipe, Path(tempfile.gettempdir()), Progress(quiet=True), data=self.data)
         return setting, state
 
@@ -128,6 +128,11 @@ class Checks:
         eager, graph = (self.losses(self.begun(cuda_graph=on, clip_norm=0.1, dtype="float32")) for on in (False, True))
         return close(graph, eager, 2e-3)
 
+    def muon(self) -> str:
+        """Recipe `small`, whose matrices Muon moves."""
+        eager, graph = (self.losses(self.begun("small", cuda_graph=on, dtype="float32"), 2) for on in (False, True))
+        return close(graph, eager, 1e-2)
+
     def float16(self) -> str:
         if self.device == "cpu":
             return "left out: no float16 on a CPU"
@@ -197,7 +202,7 @@ def close(found: list[float], expected: list[float], within: float) -> str:
     return f"{shown(found)}, curves differ by {worst:.1e}"
 
 
-NAMES = ("eager", "graph", "graph_equals_eager", "average", "clipped", "float16", "resumed", "compiled",
+NAMES = ("eager", "graph", "graph_equals_eager", "average", "clipped", "muon", "float16", "resumed", "compiled",
          "compiled_graph", "compiled_graph_equals_eager", "accumulated", "speed")  # fmt: skip
 
 

@@ -7,6 +7,7 @@ Letters: B batch, H heads, N patches, D head width.
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,28 +144,36 @@ def augmentation(tiny: bool) -> Rows:
 
 
 def training(tiny: bool) -> Rows:
-    """Images/s of the loop with the paper's ViT, with mask and without, in turns; the first turn compiles and is not
-    counted."""
+    """Images/s of the loop: the paper's ViT with mask and without, recipe `small` with Muon as one graph a step and
+    operation by operation, then the paper's compiled."""
     from train_throughput import ours
 
     device = the_device()
     data = random_images(device, 90 if tiny else 45_000)
-    options = argparse.Namespace(data_dir=None, batch_size=8 if tiny else 128, steps=2 if tiny else 150)
-    turns = 1 if tiny else 3
-    for compiled in (False,) if tiny else (False, True):  # `profile` compiles in a rehearsal
-        suffix = ", compiled" if compiled else ""
-        fields = {"compile": compiled} | (TINY_MODEL if tiny else {})
-        runs = {mask: ours(data, options, mask=mask, **fields) for mask in ("gmm", "none")}
-        speeds: dict[str, list[float]] = {mask: [] for mask in runs}
-        for turn in range(turns + 1):
-            for mask, run in runs.items():
-                speed = run()
-                if turn:
-                    speeds[mask].append(speed)
-        for mask, values in speeds.items():
-            yield row(f"training, ViT, {mask}{suffix}", "images/s", values, device)
-        ratios = [b / a for a, b in zip(speeds["gmm"], speeds["none"], strict=True)]
-        yield row(f"step time, gmm / no mask{suffix}", "times", ratios, device)
+    model = TINY_MODEL if tiny else {}
+
+    def compared(
+        names: tuple[str, str], fields: tuple[dict[str, Any], ...], batch: int, steps: int, ratio: str
+    ) -> Rows:
+        """Two contenders in turns, and the time of the first divided by that of the second; the first turn, in which
+        kernels are compiled, is not counted."""
+        options = argparse.Namespace(data_dir=None, batch_size=8 if tiny else batch, steps=2 if tiny else steps)
+        runs = [ours(data, options, **model, **own) for own in fields]
+        turns = [[run() for run in runs] for _ in range(2 if tiny else 4)][1:]
+        for name, values in zip(names, zip(*turns, strict=True), strict=True):
+            yield row(f"training, {name}", "images/s", list(values), device)
+        yield row(f"step time, {ratio}", "times", [second / first for first, second in turns], device)
+
+    paper: tuple[dict[str, Any], ...] = ({"mask": "gmm"}, {"mask": "none"})
+    small: tuple[dict[str, Any], ...] = ({"recipe": "small"}, {"recipe": "small", "cuda_graph": False})
+    yield from compared(("ViT, gmm", "ViT, none"), paper, 128, 150, "gmm / no mask")
+    names = ("recipe small, Muon, a graph a step", "recipe small, Muon, operation by operation")
+    yield from compared(names, small, 64, 60, "recipe small, graph / operations")
+    if not tiny:  # `profile` compiles in a rehearsal
+        compiled = tuple(own | {"compile": True} for own in paper)
+        yield from compared(
+            ("ViT, gmm, compiled", "ViT, none, compiled"), compiled, 128, 150, "gmm / no mask, compiled"
+        )
 
 
 def profile(tiny: bool) -> Rows:

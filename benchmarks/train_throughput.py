@@ -57,11 +57,11 @@ class Timed:
         self.images_per_s = images / (time.perf_counter() - start)
 
 
-def ours(data: Dataset, args: argparse.Namespace, **fields: Any) -> Callable[[], float]:
-    """A function that trains `steps` batches of ours and returns images/s."""
-    recipe = load_recipe("paper", data_dir=args.data_dir, passes=1, batch_size=args.batch_size, **fields)
+def ours(data: Dataset, args: argparse.Namespace, recipe: str = "paper", **fields: Any) -> Callable[[], float]:
+    """A function that trains `steps` batches of ours by a shipped recipe and returns images/s."""
+    chosen = load_recipe(recipe, data_dir=args.data_dir, passes=1, batch_size=args.batch_size, **fields)
     folder = Path(tempfile.mkdtemp())
-    setting, state, _ = prepare(recipe, folder, Progress(quiet=True), data=data)
+    setting, state, _ = prepare(chosen, folder, Progress(quiet=True), data=data)
 
     def part(steps: int) -> Dataset:
         count = steps * args.batch_size

@@ -43,6 +43,8 @@ def test_everything_is_measured_in_a_rehearsal_without_what_a_device_may_lack(tm
     rows = rows_of(tmp_path / "out" / "gpu.csv")
     assert {row["part"] for row in rows} >= {"correctness", "attention", "training", "profile", "augmentation"}
     assert {row["commit"] for row in rows} == {"unknown"}
+    training = {row["what"] for row in rows if row["part"] == "training"}
+    assert training >= {f"training, recipe small, Muon, {how}" for how in ("a graph a step", "operation by operation")}
     page = (tmp_path / "out" / "gpu.md").read_text()
     assert "failed" not in page
     assert page.count("| good |") == 8

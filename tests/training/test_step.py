@@ -16,6 +16,8 @@ from gmmvit.training.session import prepare, seed_everything, step_images
 SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "passes": 1, "warmup_epochs": 0, "threads": 1, "epochs": 2}
 EVERYTHING = {"ema": 0.9, "clip_norm": 1.0, "drop_path": 0.2, "dropout": 0.1, "mix_prob": 0.5, "erase_prob": 0.5}
 
+LIKE_SMALL = {"optimizer": "muon", "muon_lr_scale": 3.0, "stem": "conv", "mode": "log", "mask_init": "conv"}
+
 
 def begun(folder, **fields):
     """A training that is about to take its first step, and the parts of its steps."""
@@ -26,7 +28,9 @@ def begun(folder, **fields):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, EVERYTHING, {"accumulate": 2, "dtype": "bfloat16"}, {"optimizer": "muon"}], ids=str
+    "fields",
+    [{}, EVERYTHING, {"accumulate": 2, "dtype": "bfloat16"}, {"optimizer": "muon"}, EVERYTHING | LIKE_SMALL],
+    ids=["plain", "everything", "accumulated", "Muon", "Muon with everything, as in recipe small"],
 )
 def test_every_step_is_the_same_list_of_operations_on_the_same_memory(tmp_path, fields):
     """So one that is recorded does, replayed, what the next would do: no number of the host differs, no tensor of the
