@@ -1,14 +1,18 @@
 """Compiles the kernels that a call of the op launches for a GPU that need not be there.
 
     python tests/attention/compiled.py 90        # compute capability; a JSON row for each kernel of the models' calls
+    python tests/attention/compiled.py 90 --table                  # the same as a table
 
-The op runs on the CPU with recorders in the kernels' places; what they saw is handed to Triton's compiler.
+The op runs on the CPU with recorders in the kernels' places; what they saw is handed to Triton's compiler. Of each
+kernel: registers a thread, bytes that they spill, shared memory, warps; instructions of its inner loop, how many of
+them are products of the tensor cores, and how many there are a pair of tokens: times threads, divided by the pairs of
+a tile.
 """
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -81,19 +85,46 @@ def compiled(launch: tuple[Any, tuple[Any, ...], dict[str, Any]], capability: in
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
 def registers(kernel: Any, capability: int) -> tuple[int, int]:
     """Registers a thread and bytes spilled to memory, as Triton's own ptxas says."""
     name = "ptxas-blackwell" if capability >= 100 else "ptxas"
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     target = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(kernel.asm["ptx"])
-        command = [str(assembler), "-v", f"--gpu-name={target}", str(source), "-o", str(source.with_suffix(".o"))]
+        command = [BINARIES / name, "-v", f"--gpu-name={target}", source, "-o", source.with_suffix(".o")]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     used = int(re.search(r"Used (\d+) registers", said)[1])  # type: ignore[index]
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", said))
     return used, spilled
+
+
+PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
+
+
+def inner_loop(kernel: Any) -> tuple[int, int]:
+    """Instructions of the loop with the most products of tensor cores, and how many these are; 0 and 0 without a loop.
+
+    A loop lies between a jump backwards and where it leads.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [BINARIES / "cuobjdump", "-sass", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)([^;]*);", listing)
+    lines = [(int(place, 16), name, rest) for place, name, rest in found]
+    loops = []
+    for place, name, rest in lines:
+        target = re.search(r"0x([0-9a-f]+)$", rest.strip())
+        if name == "BRA" and target and int(target[1], 16) < place:
+            inside = [other for at, other, _ in lines if int(target[1], 16) <= at <= place]
+            loops.append((sum(other in PRODUCTS for other in inside), -len(inside)))
+    products, length = max(loops, default=(0, 0))
+    return -length, products
 
 
 def attention(
@@ -128,21 +159,52 @@ CALLS: dict[str, Any] = {
     "one tile, wide heads": attention((64, 6, 64, 64), HALF),
     "timm's vit, 224 pixels, class token": attention((128, 3, 196, 64), HALF, prefix=1),
     "swin, windows": attention((512, 3, 16, 32), HALF, groups=4, dropout_p=0.1),
+    "timm's swin, windows of 7 x 7": attention((512, 3, 49, 32), HALF, groups=4),
     "vit, element-wise mask and a bias": attention((16, 3, 196, 64), HALF, "dense", groups=1),
     "long, wide heads, log": attention((2, 12, 4096, 128), HALF, mode="log"),
 }
 
 
+def counted(name: str, launch: tuple[Any, tuple[Any, ...], dict[str, Any]], capability: int) -> dict[str, Any]:
+    """What is known of the kernel of a launch of the call `name`."""
+    kernel = compiled(launch, capability)
+    used, spilled = registers(kernel, capability)
+    loop, products = inner_loop(kernel)
+    constants, warps = launch[2], kernel.metadata.num_warps
+    side = constants.get("BT", constants.get("BM", 0))
+    pairs = side * constants.get("BN", side)
+    return {
+        "call": name,
+        "name": launch[0].__name__,
+        "registers": used,
+        "spilled": spilled,
+        "shared": kernel.metadata.shared,
+        "warps": warps,
+        "loop": loop,
+        "products": products,
+        "per pair": round(32 * warps * loop / pairs, 1) if pairs and products else None,
+    }
+
+
 def main() -> None:
-    capability = int(sys.argv[1])
-    for name in list(CALLS)[: None if capability == 90 else 3]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("capability", type=int, choices=(80, 90, 100), help="compute capability")
+    parser.add_argument("--table", action="store_true", help="a Markdown table instead of JSON rows")
+    parser.add_argument("--only", default="", help="calls and kernels with this in their names")
+    args = parser.parse_args()
+    head: list[str] = []
+    for name in list(CALLS)[: None if args.capability == 90 else 3]:
         for launch in recorded(CALLS[name]):
-            kernel = compiled(launch, capability)
-            used, spilled = registers(kernel, capability)
-            about = {"call": name, "name": launch[0].__name__, "registers": used, "spilled": spilled}
-            print(
-                json.dumps(about | {"shared": kernel.metadata.shared, "warps": kernel.metadata.num_warps}), flush=True
-            )
+            if args.only not in f"{name} {launch[0].__name__}":
+                continue
+            row = counted(name, launch, args.capability)
+            if not args.table:
+                print(json.dumps(row), flush=True)
+                continue
+            if not head:
+                head = list(row)
+                print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+            print(f"| {' | '.join('' if cell is None else str(cell) for cell in row.values())} |", flush=True)
 
 
 if __name__ == "__main__":
