@@ -242,6 +242,16 @@ def test_nothing_in_is_nothing_out(tokens):
     assert (mask.grad == 0).all()
 
 
+@pytest.mark.parametrize("tokens", [6, 40], ids=["one tile", "tiles"])
+def test_a_grid_without_patches_is_plain_attention(tokens):
+    q, k, v = (torch.randn(1, 2, tokens, 8, device=DEVICE, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 0, 0, device=DEVICE, requires_grad=True)
+    out = gmm_attention(q, k, v, mask, prefix_tokens=tokens, backend="triton")
+    torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=2e-5)
+    out.sum().backward()
+    assert mask.grad.shape == mask.shape
+
+
 def arguments(tokens: int = 9, **change: Any) -> tuple[Any, ...]:
     """Of the op itself: a 3 x 3 grid, table, no bias."""
     q, k, v = (torch.randn(1, 2, tokens, 4, device=DEVICE, requires_grad=True) for _ in range(3))

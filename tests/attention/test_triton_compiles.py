@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one program may have
+MEASURED = "3.8."  # the version of Triton whose spills stand below; what others spill is only bounded
+# Bytes a thread that today's kernels spill, by capability, call and kernel; those that are not here spill nothing.
+SPILLED = {
+    (90, "one tile, wide heads", "short_backward"): 8,
+    (90, "timm's swin, windows of 7 x 7", "short_backward"): 632,
+}
 
 
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
@@ -24,4 +30,5 @@ def test_the_kernels_of_models_compile(capability):
     assert {kernel["name"] for kernel in kernels} >= {"short_forward", "short_backward", "long_backward_q"}
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY[capability], kernel
-        assert kernel["spilled"] <= 512, kernel  # bytes a thread; where the tiles do not fit it is many thousands
+        today = SPILLED.get((capability, kernel["call"], kernel["name"]), 0)
+        assert kernel["spilled"] <= (today if triton.__version__.startswith(MEASURED) else today + 512), kernel

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gmmvit import GaussianMixtureMask, create_model, load_recipe
+from gmmvit.attention import unpack
 from gmmvit.config import RecipeError
 from gmmvit.masks import create_mask, stencil
 from gmmvit.models.layers import MaskedAttention
@@ -50,8 +51,9 @@ def test_at_the_border_a_head_without_its_cell_attends_as_if_there_were_no_mask(
     with torch.no_grad():
         mask.sigma[:, 0], mask.alpha[:, 1] = 0.02, 1e-30
     x = torch.randn(1, 12, 18, dtype=torch.float64)
-    q, k, v = layer.project(x)
-    masked = layer.attend(q, k, v, None)
+    qkv = layer.project(x)
+    masked = layer.attend(qkv, None)
+    q, k, v = unpack(qkv)
     head = stencil(9).index((-1, 0))  # looks up: the first row has nothing there
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(masked[:, head, :4], plain[:, head, :4])

@@ -19,6 +19,7 @@ from gmmvit.attention.reference import (
     gaussian_mixture_table,
     patch_offsets,
     reference_attention,
+    unpack,
     with_prefix,
 )
 from gmmvit.attention.triton.op import triton_attention, triton_refusal
@@ -32,8 +33,10 @@ __all__ = [
     "explain",
     "gaussian_mixture_table",
     "gmm_attention",
+    "gmm_attention_packed",
     "patch_offsets",
     "reference_attention",
+    "unpack",
     "with_prefix",
 ]
 
@@ -142,7 +145,59 @@ def gmm_attention(
 
     Source: arXiv 2309.05375, section 3.
     """
-    _check_tokens(q, k, v, mode, dropout_p, prefix_tokens)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor) or x.dim() != 4:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name} must be a tensor [batch, heads, tokens, head width], got {got}")
+    return _attend((q, k, v), (q, k, v), mask, scale, bias, prefix_tokens, mode, dropout_p, backend)
+
+
+def gmm_attention_packed(
+    qkv: Tensor,
+    mask: Tensor | OffsetTable | None,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    prefix_tokens: int = 0,
+    mode: str = "multiply",
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """`gmm_attention` of a joint projection as it comes, whose gradient the fused backends write as one tensor: the
+    projection takes that without a copy.
+
+    Args:
+        qkv: [B, T, 3, H, D]: of each token its query, key and value of all heads.
+        mask, scale, bias, prefix_tokens, mode, dropout_p, backend: as in `gmm_attention`.
+
+    Returns:
+        [B, H, T, D] in the dtype of qkv, differentiable as that of `gmm_attention`, which it equals.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what it was and what is allowed.
+    """
+    if not isinstance(qkv, Tensor) or qkv.dim() != 5 or qkv.shape[2] != 3:
+        got = tuple(qkv.shape) if isinstance(qkv, Tensor) else type(qkv).__name__
+        raise TypeError(f"qkv must be a tensor [batch, tokens, 3, heads, head width], got {got}")
+    parts = unpack(qkv)
+    return _attend(parts, (qkv, None, None), mask, scale, bias, prefix_tokens, mode, dropout_p, backend)
+
+
+def _attend(
+    parts: tuple[Tensor, Tensor, Tensor],
+    given: tuple[Tensor, Tensor | None, Tensor | None],
+    mask: Tensor | OffsetTable | None,
+    scale: float | None,
+    bias: Tensor | None,
+    prefix_tokens: int,
+    mode: str,
+    dropout_p: float,
+    backend: str,
+) -> Tensor:
+    """Checks the arguments of both entries and calls a backend; `parts` are q, k and v, `given` is what came in, which
+    fused backends take as it is."""
+    q = parts[0]
+    _check_tokens(*parts, mode, dropout_p, prefix_tokens)
     _check_mask(mask, q, prefix_tokens)
     _check_bias(bias, q)
     if scale is None:
@@ -152,16 +207,13 @@ def gmm_attention(
     chosen = _choose(backend, _Request(q, mask, bias, mode, dropout_p))
     rest: dict[str, Any] = {"scale": scale, "bias": bias, "mode": mode, "dropout_p": dropout_p}
     if chosen == "triton":
-        return triton_attention(q, k, v, mask, prefix_tokens=prefix_tokens, **rest)
+        return triton_attention(*given, mask, prefix_tokens=prefix_tokens, **rest)
     dense = dense_mask(mask) if isinstance(mask, OffsetTable) else mask
-    return BACKENDS[chosen](q, k, v, None if dense is None else with_prefix(dense, prefix_tokens), **rest)
+    dense = None if dense is None else with_prefix(dense, prefix_tokens)
+    return BACKENDS[chosen](*(given if chosen == "chunked" else parts), dense, **rest)
 
 
 def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mode: str, dropout_p: float, prefix_tokens: int) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor) or x.dim() != 4:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{name} must be a tensor [batch, heads, tokens, head width], got {got}")
     if q.shape != k.shape or q.shape != v.shape:
         raise ValueError(f"q, k and v must have one shape, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[1] == 0 or q.shape[3] == 0:

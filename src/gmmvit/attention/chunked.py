@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from gmmvit.attention.reference import log_mask
+from gmmvit.attention.reference import log_mask, unpack
 
 # Scores of one chunk: about the level-2 and level-3 cache that two cores have to themselves.
 CHUNK_BYTES = 3 << 20
@@ -22,8 +22,8 @@ LOG2_E = math.log2(math.e)
 
 def chunked_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     mask: Tensor | None,
     *,
     scale: float,
@@ -32,7 +32,7 @@ def chunked_attention(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Masked attention on the CPU; arguments and result as in `reference_attention`, modes "multiply" and "log" and no
-    dropout. The scores are float32 or wider."""
+    dropout. The scores are float32 or wider. Without k and v, q is the projection of `gmm_attention_packed`."""
     if mode == "log" and mask is not None:
         logarithm = log_mask(mask)
         mask, bias = None, logarithm if bias is None else bias + logarithm
@@ -103,11 +103,14 @@ class _ChunkedAttention(torch.autograd.Function):
     """softmax(scale * q k^T * factor + bias) v with factor [H, T, T] or [T, T].
 
     Scores and their gradients are float32 or wider. Where the CPU is fast in bfloat16 and q has it (`narrow`), the
-    weights are kept and multiplied in it, as flash attention does.
+    weights are kept and multiplied in it, as flash attention does. Without k and v, q is all three packed.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, factor, bias, scale, keep_weights):  # type: ignore[no-untyped-def]
+        ctx.packed = k is None
+        if ctx.packed:
+            q, k, v = unpack(q)
         batch, heads, tokens, width = q.shape
         wide = torch.promote_types(q.dtype, torch.float32)
         narrow = q.dtype if q.dtype == torch.bfloat16 and fast_bfloat16() else wide
@@ -144,7 +147,11 @@ class _ChunkedAttention(torch.autograd.Function):
         batch = q.shape[0]
         wide, narrow = torch.promote_types(q.dtype, torch.float32), weights.dtype
         scaled = None if factor is None else factor * ctx.scale
-        grad_q, grad_k, grad_v = (torch.empty_like(out) for _ in range(3))
+        if ctx.packed:
+            packed = q.new_empty(batch, q.shape[2], 3, q.shape[1], q.shape[3])
+            grad_q, grad_k, grad_v = unpack(packed)
+        else:
+            grad_q, grad_k, grad_v = (torch.empty_like(out) for _ in range(3))
         grad_factor = torch.zeros_like(factor) if ctx.needs_input_grad[3] else None
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
         # Written anew in every chunk: what is allocated anew costs page faults.
@@ -173,7 +180,8 @@ class _ChunkedAttention(torch.autograd.Function):
             grad_k[chunk] = torch.bmm(grad_s.transpose(1, 2), qc).view_as(q[chunk])
         if grad_factor is not None:
             grad_factor *= ctx.scale
-        return grad_q, grad_k, grad_v, grad_factor, grad_bias, None, None
+        grads = (packed, None, None) if ctx.packed else (grad_q, grad_k, grad_v)
+        return *grads, grad_factor, grad_bias, None, None
 
 
 def _accumulate(grad_bias: Tensor, grad_s: Tensor) -> None:

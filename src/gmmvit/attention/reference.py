@@ -143,6 +143,12 @@ def mask_at(table: OffsetTable, positions: Tensor) -> Tensor:
     return values.flatten(1).index_select(1, cells.flatten()).unflatten(1, cells.shape).transpose(0, 1)
 
 
+def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [B, H, T, D] where they lie in a joint projection [B, T, 3, H, D]."""
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    return q, k, v
+
+
 def with_prefix(mask: Tensor, prefix_tokens: int) -> Tensor:
     """Rows and columns of ones for tokens that have no place on the grid: [..., N, N] -> [..., T, T]."""
     if prefix_tokens == 0:

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention.reference import attention_weights
+from gmmvit.attention.reference import attention_weights, unpack
 from gmmvit.checks import pair
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.layers import (
+    QKV,
     Block,
     Grid,
     MaskedAttention,
@@ -54,7 +55,8 @@ class TalkingHeadsAttention(MaskedAttention):
         super().__init__(dim, num_heads, **options)
         self.talk = TalkingHeads(num_heads)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+    def attend(self, qkv: QKV, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+        q, k, v = unpack(qkv) if isinstance(qkv, Tensor) else qkv
         mask = None if self.mask is None else self.mask.dense(grid)  # type: ignore[operator]
         return self.talk(q, k, v, mask, self.mode)
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmvit.attention import MODES, gmm_attention
+from gmmvit.attention import MODES, gmm_attention, gmm_attention_packed
 from gmmvit.checks import above_zero, fraction, integer, one_of, pair, real
 from gmmvit.masks import check_mask_options, create_mask
 
 Grid = tuple[int, int]  # (rows, cols) in patches
+QKV = Tensor | tuple[Tensor, Tensor, Tensor]  # [B, T, 3, H, D], or each [B, H, T, D]
 
 
 class MaskedAttention(nn.Module):
@@ -69,18 +70,17 @@ class MaskedAttention(nn.Module):
         self.proj = nn.Linear(inner, dim if out_dim is None else out_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """q, k, v of [B, T, dim]: each [B, H, T, D]."""
-        # Taken apart where the three lie, so that the gradients of q, k and v are put together without another copy.
-        parts = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
-        return tuple(part.transpose(1, 2) for part in parts)
+    def project(self, x: Tensor) -> Tensor:
+        """q, k, v of [B, T, dim], packed: [B, T, 3, H, D]."""
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
-        """Each [B, H, T, D] -> [B, H, T, D]."""
+    def attend(self, qkv: QKV, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+        """Packed as `project` gives them, whose gradient then takes no copy, or apart -> [B, H, T, D]."""
         mask = None if self.mask is None else self.mask(grid)
-        return gmm_attention(
-            q, k, v, mask, scale=self.scale, bias=bias, prefix_tokens=self.prefix_tokens, mode=self.mode
-        )
+        options: Any = {"scale": self.scale, "bias": bias, "prefix_tokens": self.prefix_tokens, "mode": self.mode}
+        if isinstance(qkv, Tensor):
+            return gmm_attention_packed(qkv, mask, **options)
+        return gmm_attention(*qkv, mask, **options)
 
     def merge(self, x: Tensor) -> Tensor:
         """Heads joined and projected: [B, H, T, D] -> [B, T, out_dim]."""
@@ -89,8 +89,7 @@ class MaskedAttention(nn.Module):
     def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
         """[B, T, dim] -> [B, T, out_dim]; `grid` of the patches if it is not the one of construction, `bias` as in
         `gmm_attention`."""
-        q, k, v = self.project(x)
-        return self.merge(self.attend(q, k, v, grid, bias))
+        return self.merge(self.attend(self.project(x), grid, bias))
 
 
 @dataclass(frozen=True)

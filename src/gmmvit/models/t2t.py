@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gmmvit.attention import unpack
 from gmmvit.checks import integer, pair, per_stage
 from gmmvit.models.base import VisionTransformer
 from gmmvit.models.layers import MLP, Block, Grid, MaskedAttention, Masking, check_images
@@ -28,8 +29,8 @@ class TokenAttention(MaskedAttention):
     """Attention from one width to another: its values stand in for the input on the residual path."""
 
     def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
-        q, k, v = self.project(x)
-        return self.merge(self.attend(q, k, v, grid, bias)) + v.transpose(1, 2).flatten(2)
+        q, k, v = unpack(self.project(x))  # apart, since v has a second gradient
+        return self.merge(self.attend((q, k, v), grid, bias)) + v.transpose(1, 2).flatten(2)
 
 
 class TokenTransformer(nn.Module):

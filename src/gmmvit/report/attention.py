@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from gmmvit.attach import attach
 from gmmvit.attach.surgery import MaskedDonor, additive
-from gmmvit.attention.reference import attention_weights, with_prefix
+from gmmvit.attention.reference import attention_weights, unpack, with_prefix
 from gmmvit.augment import normalize
 from gmmvit.config import library_of
-from gmmvit.models.layers import Grid, MaskedAttention
+from gmmvit.models.layers import QKV, Grid, MaskedAttention
 from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import heat_over, image_address
 from gmmvit.runs.checkpoint import LoadedRun
@@ -87,13 +87,14 @@ def _recording(layer: MaskedAttention, name: str, whole: Grid | None, images: in
     """`layer.attend` that also notes its weights."""
     attend = layer.attend
 
-    def recording(q: Tensor, k: Tensor, v: Tensor, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+    def recording(qkv: QKV, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+        q, k, _ = unpack(qkv) if isinstance(qkv, Tensor) else qkv
         patches = grid or getattr(layer.mask, "grid", None) or whole
         # Windows make a larger batch, and a layer with more than patches and prefix has another geometry.
         if patches and q.shape[0] == images and q.shape[2] == patches[0] * patches[1] + layer.prefix_tokens:
             weights = layer_weights(layer, q, k, grid, bias)
             maps.append(AttentionMap(name, weights.cpu(), (patches[0], patches[1]), layer.prefix_tokens))
-        return attend(q, k, v, grid, bias)
+        return attend(qkv, grid, bias)
 
     return recording
 

@@ -8,7 +8,8 @@ Logits, biases and the sums of the softmax are to base 2: exp2 is one instructio
 multiplies, `mask_at` gives it times the scale, so that a logit is one product of q k^T.
 
 Letters: B batch, T tokens, H heads, D head width, i queries, j keys; BT, BD the powers of two that T and D fit in.
-Strides are named by tensor and axis: `q_t` steps one token in q. Gradients and the output lie as [B, T, H, D].
+Strides are named by tensor and axis: `q_t` steps one token in q. The output lies as [B, T, H, D], the
+gradients of q, k and v too or all three as [B, T, 3, H, D]: `grad_t` steps one token in them.
 """
 
 import triton
@@ -19,12 +20,28 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def load_rows(base, t, d, stride_t, stride_d, T, D: tl.constexpr, EVEN: tl.constexpr):
-    """Rows t of one head's q, k or v: [len(t), len(d)], 0 outside of T and D; EVEN says that nothing is outside."""
-    at = base + t[:, None] * stride_t + d[None, :] * stride_d
-    if EVEN:
+def load_rows(
+    base, t, d, stride_t, stride_d, T, D: tl.constexpr, EVEN: tl.constexpr, CLAMP: tl.constexpr = True
+):  # fmt: skip
+    """Rows t of one head's q, k or v: [len(t), len(d)], 0 outside of D; beyond T the last row again (CLAMP) or 0,
+    whichever takes fewer instructions where it is loaded. EVEN says that nothing is outside."""
+    rows = tl.minimum(t, T - 1) if CLAMP and not EVEN else t
+    at = base + rows[:, None] * stride_t + d[None, :] * stride_d
+    if EVEN or (CLAMP and d.shape[0] == D):
         return tl.load(at)
-    return tl.load(at, mask=(t[:, None] < T) & (d[None, :] < D), other=0.0)
+    elif CLAMP:
+        return tl.load(at, mask=d[None, :] < D, other=0.0)
+    else:
+        return tl.load(at, mask=(t[:, None] < T) & (d[None, :] < D), other=0.0)
+
+
+@triton.jit
+def load_sums(at, t, T, EVEN: tl.constexpr, BEYOND: tl.constexpr = 0.0):
+    """A number for each of the rows t, BEYOND for those beyond T."""
+    if EVEN:
+        return tl.load(at + t)
+    else:
+        return tl.load(at + t, mask=t < T, other=BEYOND)
 
 
 @triton.jit
@@ -68,8 +85,8 @@ def mask_at(
     mask, i, j, mask_i, mask_j, T, rows, scale, COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr,
     LOG: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The mask of queries i and keys j, which broadcast against each other, times `mask_factor`; neutral for tokens off
-    the grid. What `lay_out_mask` wrote has the factor already: "by keys", "by queries" and "whole"."""
+    """The mask of queries i and keys j, which broadcast against each other, times `mask_factor`; neutral for the
+    prefix, any value beyond T. What `lay_out_mask` wrote has the factor already: "by keys", "by queries", "whole"."""
     if MASK == "none":
         return 0.0
     elif MASK == "whole":
@@ -79,15 +96,17 @@ def mask_at(
     elif MASK == "by queries":
         return tl.load(mask + (j // COLS - i // COLS) * (4 * COLS) + shifted(j, COLS) + i % COLS)
     else:
+        if not EVEN:  # any value will do for tokens beyond T, and clamped indices cost less than loads that may not be
+            i = tl.minimum(i, T - 1)
+            j = tl.minimum(j, T - 1)
+        at_i = tl.maximum(i, PREFIX) if PREFIX > 0 else i
+        at_j = tl.maximum(j, PREFIX) if PREFIX > 0 else j
         if MASK == "table":
-            at = mask + (centre_of(rows, COLS) + place(j, COLS, PREFIX) - place(i, COLS, PREFIX))
+            m = tl.load(mask + (centre_of(rows, COLS) + place(at_j, COLS, PREFIX) - place(at_i, COLS, PREFIX)))
         else:
-            at = mask + (i - PREFIX) * mask_i + (j - PREFIX) * mask_j
-        if EVEN and PREFIX == 0:
-            m = tl.load(at)
-        else:
-            on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
-            m = tl.load(at, mask=on_grid, other=0.0 if LOG else 1.0)
+            m = tl.load(mask + (at_i - PREFIX) * mask_i + (at_j - PREFIX) * mask_j)
+        if PREFIX > 0:
+            m = tl.where((i >= PREFIX) & (j >= PREFIX), m, 0.0 if LOG else 1.0)
         return m.to(tl.float32) * mask_factor(scale, LOG)
 
 
@@ -95,8 +114,9 @@ def mask_at(
 def bias_at(bias, i, j, bias_i, bias_j, T, BIAS: tl.constexpr):
     if not BIAS:
         return 0.0
-    else:  # Triton leaves out the branch not taken, but not what follows a return
-        return tl.load(bias + i * bias_i + j * bias_j, mask=(i < T) & (j < T), other=0.0).to(tl.float32) * LOG2E
+    else:  # Triton leaves out the branch not taken, but not what follows a return. Beyond T any value will do.
+        at = bias + tl.minimum(i, T - 1) * bias_i + tl.minimum(j, T - 1) * bias_j
+        return tl.load(at).to(tl.float32) * LOG2E
 
 
 @triton.jit
@@ -221,7 +241,7 @@ def short_backward(
     q, k, v, grad_out, lse, mask, bias, seed, grad_q, grad_k, grad_v, grad_mask, grad_bias,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, groups, slices, scale, dropout_p,
+    B, H, T, rows, groups, slices, grad_t, scale, dropout_p,
     COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     GRAD_MASK: tl.constexpr, GRAD_BIAS: tl.constexpr,
@@ -246,7 +266,7 @@ def short_backward(
         keys = load_rows(k + b * k_b + h * k_h, t, d, k_t, k_d, T, D, EVEN)
         values = load_rows(v + b * v_b + h * v_h, t, d, v_t, v_d, T, D, EVEN)
         grads = load_rows(grad_out + b * go_b + h * go_h, t, d, go_t, go_d, T, D, EVEN)
-        log_total = tl.load(lse + (b * H + h) * T + t, mask=t < T, other=0.0)
+        log_total = load_sums(lse + (b * H + h) * T, t, T, EVEN, float("inf"))  # no weight beyond T
         dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         weights = tl.exp2(logits_of(dots, m, a, j, T, scale, MASK, LOG, BIAS, EVEN) - log_total[:, None])
         grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
@@ -255,9 +275,9 @@ def short_backward(
             factor = dropout_factor(seed, b * H + h, i, j, T, dropout_p)
             grad_w *= factor
             dropped = weights * factor
-        out = b * T * H * D + h * D
+        own = b * T * grad_t + h * D
         gv = tl.dot(tl.trans(dropped.to(grads.dtype)), grads, input_precision=PRECISION)
-        store_rows(grad_v + out, t, d, H * D, gv, T, D, EVEN)
+        store_rows(grad_v + own, t, d, grad_t, gv, T, D, EVEN)
         grad_l = weights * (grad_w - tl.sum(weights * grad_w, 1)[:, None])
         if GRAD_BIAS:
             sum_bias += grad_l
@@ -268,9 +288,9 @@ def short_backward(
             grad_l = grad_l * m
         grad_s = grad_l.to(queries.dtype)
         gq = tl.dot(grad_s, keys, input_precision=PRECISION) * scale
-        store_rows(grad_q + out, t, d, H * D, gq, T, D, EVEN)
+        store_rows(grad_q + own, t, d, grad_t, gq, T, D, EVEN)
         gk = tl.dot(tl.trans(grad_s), queries, input_precision=PRECISION) * scale
-        store_rows(grad_k + out, t, d, H * D, gk, T, D, EVEN)
+        store_rows(grad_k + own, t, d, grad_t, gk, T, D, EVEN)
     program = (s * H + h).to(tl.int64)
     if GRAD_BIAS:
         tl.store(grad_bias + program * T * T + i * T + j, sum_bias, mask=(i < T) & (j < T))
@@ -278,9 +298,9 @@ def short_backward(
         patches = T - PREFIX
         on_grid = (i >= PREFIX) & (j >= PREFIX) & (i < T) & (j < T)
         if MASK == "table":
-            own = grad_mask + program * (2 * rows - 1) * (2 * COLS - 1)
+            table = grad_mask + program * (2 * rows - 1) * (2 * COLS - 1)
             sum_mask = tl.where(on_grid, sum_mask, 0.0)
-            add_diagonals(own, sum_mask, mask_grad_factor(scale, LOG), 0, 0, rows, COLS, PREFIX, BT, BT, False, False)
+            add_diagonals(table, sum_mask, mask_grad_factor(scale, LOG), 0, 0, rows, COLS, PREFIX, BT, BT, False, False)
         else:
             at = grad_mask + program * patches * patches + (i - PREFIX) * patches + (j - PREFIX)
             tl.store(at, sum_mask * mask_grad_factor(scale, LOG), mask=on_grid)

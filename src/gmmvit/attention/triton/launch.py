@@ -229,7 +229,7 @@ Sums = tuple[Tensor | None, Tensor | None]  # float32 summands of the gradients 
 def short_backward(
     x: Inputs, lse: Tensor, grad_out: Tensor, grads: tuple[Tensor, ...], mask_wanted: bool, bias_wanted: bool
 ) -> Sums:
-    """Fills `grads` of q, k and v."""
+    """Fills `grads` of q, k and v, separate ones as `like_tokens` makes or parts of a packed one."""
     from gmmvit.attention.triton.kernels import short_backward as kernel
 
     batch, heads = x.q.shape[:2]
@@ -237,7 +237,7 @@ def short_backward(
     grad_mask, grad_bias = _summands(x, slices, mask_wanted, bias_wanted)
     kernel[(heads * slices,)](
         x.q, x.k, x.v, grad_out, lse, x.mask, x.bias, x.seed, *grads, grad_mask, grad_bias,
-        *x.strides(grad_out), *x.sizes(), slices, x.scale, x.dropout_p,
+        *x.strides(grad_out), *x.sizes(), slices, grads[0].stride(2), x.scale, x.dropout_p,
         GRAD_MASK=mask_wanted, GRAD_BIAS=bias_wanted, **x.constants(x.tiles("backward")),
     )  # fmt: skip
     return grad_mask, grad_bias
@@ -252,8 +252,8 @@ def long_backward(
     mask_wanted: bool,
     bias_wanted: bool,
 ) -> Sums:
-    """Fills `grads` of q, k and v: two launches, one more for the gradient of an offset table, a dense mask or a bias,
-    and before them that of a table's layout."""
+    """Fills `grads` of q, k and v as `short_backward` does: two launches, one more for the gradient of an
+    offset table, a dense mask or a bias, and before them that of a table's layout."""
     from gmmvit.attention.triton.long_kernels import (
         long_backward_dense,
         long_backward_kv,
@@ -269,12 +269,13 @@ def long_backward(
         return *reads, *outputs, *x.strides(grad_out), *x.sizes(), *more, x.scale, x.dropout_p
 
     by_keys, by_queries = laid_out(x, backward=True)
+    grad_t = (grads[0].stride(2),)
     tiles = x.tiles("q")
     programs = -(-tokens // tiles.BM) * batch * heads
-    long_backward_q[(programs,)](*common(by_keys, (out, grads[0])), **by_keys.constants(tiles))
+    long_backward_q[(programs,)](*common(by_keys, (out, grads[0]), grad_t), **by_keys.constants(tiles))
     tiles = x.tiles("kv")
     programs = -(-tokens // tiles.BN) * batch * heads
-    long_backward_kv[(programs,)](*common(by_queries, grads[1:]), **by_queries.constants(tiles))
+    long_backward_kv[(programs,)](*common(by_queries, grads[1:], grad_t), **by_queries.constants(tiles))
     grad_table = None
     if x.mask is not None and x.cols and mask_wanted:
         grad_table = torch.zeros_like(x.mask, dtype=torch.float32).unsqueeze(0)

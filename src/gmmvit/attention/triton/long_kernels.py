@@ -17,6 +17,7 @@ from gmmvit.attention.triton.kernels import (
     centre_of,
     dropout_factor,
     load_rows,
+    load_sums,
     logit_unit,
     logits_of,
     mask_at,
@@ -111,7 +112,7 @@ def long_backward_q(
     q, k, v, grad_out, lse, delta, mask, bias, seed, out, grad_q,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, groups, scale, dropout_p,
+    B, H, T, rows, groups, grad_t, scale, dropout_p,
     COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -125,13 +126,12 @@ def long_backward_q(
     i = (tl.program_id(0) % n) * BM + tl.arange(0, BM)
     own_mask = mask + h * mask_h if MASK != "none" else mask
     own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
-    own_out = b * T * H * D + h * D
     queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
     grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
-    outs = load_rows(out + own_out, i, d, H * D, 1, T, D, EVEN)
+    outs = load_rows(out + b * T * H * D + h * D, i, d, H * D, 1, T, D, EVEN)
     row_sum = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
     tl.store(delta + head * T + i, row_sum, mask=i < T)
-    log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
+    log_total = load_sums(lse + head * T, i, T, EVEN)
     unit = logit_unit(scale, MASK, LOG)
     result = tl.zeros([BM, BD], tl.float32)
     for first in range(0, T, BN):
@@ -150,7 +150,7 @@ def long_backward_q(
         if MASK != "none" and not LOG:
             grad_l = grad_l * m
         result = tl.dot(grad_l.to(keys.dtype), keys, result, input_precision=PRECISION)
-    store_rows(grad_q + own_out, i, d, H * D, result * scale, T, D, EVEN)
+    store_rows(grad_q + b * T * grad_t + h * D, i, d, grad_t, result * scale, T, D, EVEN)
 
 
 @triton.jit
@@ -203,12 +203,12 @@ def long_backward_table(
             i = first_i + t
             j = first_j + t
             left_i, left_j = T - first_i, T - first_j
-            queries = load_rows(q + b * q_b + h * q_h + first_i * q_t, t, d, q_t, q_d, left_i, D, EVEN)
-            keys = load_rows(k + b * k_b + h * k_h + first_j * k_t, t, d, k_t, k_d, left_j, D, EVEN)
-            grads = load_rows(grad_out + b * go_b + h * go_h + first_i * go_t, t, d, go_t, go_d, left_i, D, EVEN)
-            values = load_rows(v + b * v_b + h * v_h + first_j * v_t, t, d, v_t, v_d, left_j, D, EVEN)
-            log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
-            row_sum = tl.load(delta + head * T + i, mask=i < T, other=0.0)
+            queries = load_rows(q + b * q_b + h * q_h + first_i * q_t, t, d, q_t, q_d, left_i, D, EVEN, False)
+            keys = load_rows(k + b * k_b + h * k_h + first_j * k_t, t, d, k_t, k_d, left_j, D, EVEN, False)
+            grads = load_rows(grad_out + b * go_b + h * go_h + first_i * go_t, t, d, go_t, go_d, left_i, D, EVEN, False)
+            values = load_rows(v + b * v_b + h * v_h + first_j * v_t, t, d, v_t, v_d, left_j, D, EVEN, False)
+            log_total = load_sums(lse + head * T, i, T, EVEN)
+            row_sum = load_sums(delta + head * T, i, T, EVEN)
             own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
             a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
             dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
@@ -233,7 +233,7 @@ def long_backward_kv(
     q, k, v, grad_out, lse, delta, mask, bias, seed, grad_k, grad_v,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
     mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
-    B, H, T, rows, groups, scale, dropout_p,
+    B, H, T, rows, groups, grad_t, scale, dropout_p,
     COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -248,18 +248,20 @@ def long_backward_kv(
     j = (tl.program_id(0) % n) * BN + tl.arange(0, BN)
     own_mask = mask + h * mask_h if MASK != "none" else mask
     own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
-    own_out = b * T * H * D + h * D
+    own = b * T * grad_t + h * D
     keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
     values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
     sum_k = tl.zeros([BN, BD], tl.float32)
     sum_v = tl.zeros([BN, BD], tl.float32)
     unit = logit_unit(scale, MASK, LOG)
+    # Rows beyond T are zeros, but what is added to their logits could make their weights infinite.
+    beyond: tl.constexpr = float("inf") if BIAS or LOG else 0.0
     for first in range(0, T, BM):
         i = first + tl.arange(0, BM)
-        queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
-        grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
-        log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
-        row_sum = tl.load(delta + head * T + i, mask=i < T, other=0.0)
+        queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN, False)
+        grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN, False)
+        log_total = load_sums(lse + head * T, i, T, EVEN, beyond)
+        row_sum = load_sums(delta + head * T, i, T, EVEN)
         dots = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
         m = mask_at(own_mask, i[None, :], j[:, None], mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
         a = bias_at(own_bias, i[None, :], j[:, None], bias_i, bias_j, T, BIAS)
@@ -276,8 +278,8 @@ def long_backward_kv(
         if MASK != "none" and not LOG:
             grad_l = grad_l * m
         sum_k = tl.dot(grad_l.to(queries.dtype), queries, sum_k, input_precision=PRECISION)
-    store_rows(grad_k + own_out, j, d, H * D, sum_k * scale, T, D, EVEN)
-    store_rows(grad_v + own_out, j, d, H * D, sum_v, T, D, EVEN)
+    store_rows(grad_k + own, j, d, grad_t, sum_k * scale, T, D, EVEN)
+    store_rows(grad_v + own, j, d, grad_t, sum_v, T, D, EVEN)
 
 
 @triton.jit
@@ -315,8 +317,8 @@ def long_backward_dense(
         keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
         values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
         grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
-        log_total = tl.load(lse + head * T + i, mask=i < T, other=0.0)
-        row_sum = tl.load(delta + head * T + i, mask=i < T, other=0.0)
+        log_total = load_sums(lse + head * T, i, T, EVEN)
+        row_sum = load_sums(delta + head * T, i, T, EVEN)
         dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
         weights = tl.exp2(logits - log_total[:, None])

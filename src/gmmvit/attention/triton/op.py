@@ -1,7 +1,7 @@
 """The fused kernels as one `torch.library` op: what it refuses, its fake versions, its autograd.
 
-The op takes q, k, v as they lie in memory (views of a packed projection included) and the mask as it is, an offset
-table or dense; nothing of size B x H x N x N is stored.
+The op takes q, k, v as they lie in memory, or the joint projection that holds them, whose gradient it then writes as a
+whole; and the mask as it is, an offset table or dense. Nothing of size B x H x N x N is stored.
 
 Letters: B batch, T tokens, N patches, H heads, D head width, G groups of a bias that repeats along the batch.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmmvit.attention.reference import OffsetTable, log_mask
+from gmmvit.attention.reference import OffsetTable, log_mask, unpack
 from gmmvit.attention.triton.launch import (
     SHORT,
     WIDEST,
@@ -88,8 +88,8 @@ def _own_gradient(bias: Tensor, q: Tensor) -> bool:
 
 def triton_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     mask: Tensor | OffsetTable | None,
     *,
     scale: float,
@@ -99,7 +99,7 @@ def triton_attention(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Masked attention in fused kernels; arguments as in `gmm_attention`, the mask an offset table or dense over the
-    patches alone. Modes "multiply" and "log"."""
+    patches alone. Modes "multiply" and "log". Without k and v, q is the projection of `gmm_attention_packed`."""
     values, cols = (mask.values, mask.grid[1]) if isinstance(mask, OffsetTable) else (mask, 0)
     if values is not None and mode == "log":
         values = log_mask(values.to(torch.float32))
@@ -114,8 +114,8 @@ def triton_attention(
 @torch.library.custom_op("gmmvit::masked_attention", mutates_args=())
 def masked_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     mask: Tensor | None,
     bias: Tensor | None,
     seed: Tensor | None,
@@ -127,6 +127,7 @@ def masked_attention(
 ) -> tuple[Tensor, Tensor]:
     """softmax(scale * q k^T * mask + bias) v -> out [B, H, T, D] and log2 of the softmax's sums [B, H, T].
 
+    Without k and v, q is all three packed, [B, T, 3, H, D].
     mask is an offset table [H, 2*rows-1, 2*cols-1], or dense [H, N, N] or [N, N] with cols = 0; with `log` it is added
     to the scores. bias has four dimensions, sizes 1 where it repeats, G along the batch. seed: int64 [1] for dropout.
     """
@@ -134,22 +135,29 @@ def masked_attention(
         return forward(_inputs(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p))
 
 
-def _inputs(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Inputs:
-    cols = rest[2]
-    return Inputs(q, k, v, mask.contiguous() if mask is not None and cols else mask, *rest)
+def _inputs(q: Tensor, k: Tensor | None, v: Tensor | None, mask: Tensor | None, *rest: Any) -> Inputs:
+    if mask is not None:
+        # Where all tokens are prefix there is nothing to read.
+        mask = None if mask.numel() == 0 else mask.contiguous() if rest[2] else mask
+    return Inputs(*_parts(q, k, v), mask, *rest)
+
+
+def _parts(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return unpack(q) if k is None or v is None else (q, k, v)
 
 
 @masked_attention.register_fake
 def _(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p):  # type: ignore[no-untyped-def]
-    return like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    part = _parts(q, k, v)[0]
+    return like_tokens(part), part.new_empty(part.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("gmmvit::masked_attention_backward", mutates_args=())
 def masked_attention_backward(
     grad_out: Tensor,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     out: Tensor,
     lse: Tensor,
     mask: Tensor | None,
@@ -163,17 +171,26 @@ def masked_attention_backward(
     mask_wanted: bool,
     bias_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, mask and bias; the last two empty where they are not wanted."""
-    grads = like_tokens(q), like_tokens(q), like_tokens(q)
+    """Gradients of q, k, v, mask and bias; those of k and v empty where q is all three, the last two where they are not
+    wanted."""
+    grads = _empty_gradients(q, k)
+    parts = _parts(grads[0], None if k is None else grads[1], grads[2])
     x = _inputs(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p)
     sums: Sums = (None, None)
+    wanted = mask_wanted and x.mask is not None, bias_wanted
     with torch.cuda.device_of(q):
         if x.short and q.numel():
-            sums = short_backward(x, lse, grad_out, grads, mask_wanted, bias_wanted)
+            sums = short_backward(x, lse, grad_out, parts, *wanted)
         elif q.numel():
-            sums = long_backward(x, out, lse, grad_out, grads, mask_wanted, bias_wanted)
+            sums = long_backward(x, out, lse, grad_out, parts, *wanted)
     grad_mask = _sum_to(sums[0], mask, mask_wanted, q)
     return (*grads, grad_mask, _sum_to(sums[1], bias, bias_wanted, q))
+
+
+def _empty_gradients(q: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    if k is None:
+        return q.new_empty(q.shape), q.new_empty(0), q.new_empty(0)
+    return like_tokens(q), like_tokens(q), like_tokens(q)
 
 
 def _sum_to(summands: Tensor | None, like: Tensor | None, wanted: bool, q: Tensor) -> Tensor:
@@ -192,7 +209,7 @@ def _(grad_out, q, k, v, out, lse, mask, bias, seed, cols, prefix, scale, log, d
     def like(x, wanted):  # type: ignore[no-untyped-def]
         return x.new_empty(x.shape) if wanted and x is not None else q.new_empty(0)
 
-    return like_tokens(q), like_tokens(q), like_tokens(q), like(mask, mask_wanted), like(bias, bias_wanted)
+    return *_empty_gradients(q, k), like(mask, mask_wanted), like(bias, bias_wanted)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -207,6 +224,8 @@ def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
     *grads, grad_mask, grad_bias = torch.ops.gmmvit.masked_attention_backward(
         grad_out, q, k, v, out, lse, mask, bias, seed, *ctx.rest, mask_wanted, bias_wanted
     )
+    if k is None:
+        grads[1:] = None, None
     return *grads, grad_mask if mask_wanted else None, grad_bias if bias_wanted else None, *[None] * 6
 
 
