@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import gmmvit
+from gmmvit.attention import unpack
 from gmmvit.report.attention import attention_maps, attention_section, layer_weights
 from gmmvit.report.pictures import heat_over
 from gmmvit.runs.checkpoint import load_run
@@ -28,7 +29,7 @@ def test_the_attention_drawn_is_the_attention_computed(trained: Path, mode: str,
     layer = model.get_submodule(maps[0].name)
     assert isinstance(layer, gmmvit.MaskedAttention)
     x = torch.randn(3, 8 + (pool == "cls"), 16)
-    q, k, v = layer.project(x)
+    q, k, v = unpack(layer.project(x))
     torch.testing.assert_close(layer.merge(layer_weights(layer, q, k, None) @ v), layer(x), atol=1e-5, rtol=1e-4)
     heat, cell = maps[0].heat()
     prefix = int(pool == "cls")
