@@ -61,15 +61,15 @@ class Team:
         """What `work` returns in the leading process; the others wait. Where it raises, they end without a word."""
         if self.size == 1:
             return work()
-        told: list[Any] = [False, None]
+        result: list[Any] = [False, None]
         try:
             if self.leads:
-                told = [True, work()]
+                result = [True, work()]
         finally:
-            dist.broadcast_object_list(told, src=0)
-        if not told[0]:
+            dist.broadcast_object_list(result, src=0)
+        if not result[0]:
             raise SystemExit(1)
-        return told[1]
+        return result[1]
 
     def leader_first(self, work: Callable[[], Result]) -> Result:
         """`work` in every process, in the others after the leader has done it: what it caches is there for them."""

@@ -25,8 +25,8 @@ def device_name(device: torch.device | None = None) -> str:
 def commit() -> str:
     """The short hash of the checked-out commit: what the environment's COMMIT says, for machines without git or its
     history, else what git says, else "unknown"."""
-    if told := os.environ.get("COMMIT"):
-        return told
+    if given := os.environ.get("COMMIT"):
+        return given
     try:
         done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     except OSError:

@@ -32,7 +32,7 @@ class WeightsError(ValueError):
 def read_tensors(
     place: str | Path,
     wanted: Callable[[str], bool] = lambda name: True,
-    tell: Callable[[str], object] = lambda text: None,
+    report: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Tensor]:
     """The tensors of a file or of those in a folder (of a run, timm's, transformers'), on the CPU.
 
@@ -40,7 +40,7 @@ def read_tensors(
         place: a safetensors file, a file of `torch.save` with a state_dict (or with one under a name of `NESTED`), or a
             folder with model.safetensors, its parts, pytorch_model.bin or pytorch_model.pth.
         wanted: which names; others are not even read from safetensors.
-        tell: is given a sentence about other weights in the file, such as averaged ones.
+        report: is given a sentence about other weights in the file, such as averaged ones.
 
     Raises:
         FileNotFoundError: no such file or folder, or no weights in it. OSError: it cannot be opened.
@@ -50,7 +50,7 @@ def read_tensors(
     for file in _files(Path(place).expanduser()):
         with file.open("rb") as stream:
             of_torch = stream.read(max(map(len, _TORCH_STARTS))).startswith(_TORCH_STARTS)
-        read = _read_torch(file, wanted, tell) if of_torch else _read_safetensors(file, wanted)
+        read = _read_torch(file, wanted, report) if of_torch else _read_safetensors(file, wanted)
         if twice := sorted(tensors.keys() & read.keys()):
             raise WeightsError(f"{file.parent} holds several checkpoints ({twice[0]} twice): give one of the files")
         tensors |= read
@@ -122,7 +122,7 @@ class _Opaque(list[Any]):
         return id(self)
 
 
-def _read_torch(file: Path, wanted: Callable[[str], bool], tell: Callable[[str], object]) -> dict[str, Tensor]:
+def _read_torch(file: Path, wanted: Callable[[str], bool], report: Callable[[str], object]) -> dict[str, Tensor]:
     left_out: set[str] = set()
     try:
         try:
@@ -139,7 +139,7 @@ def _read_torch(file: Path, wanted: Callable[[str], bool], tell: Callable[[str],
         raise WeightsError(f"{file} holds no state_dict but a {type(content).__name__}{objects}: {expected}")
     if not content and objects:
         raise WeightsError(f"{file} holds no state_dict{objects.replace(', and', ' but')}: {expected}")
-    return {name: tensor for name, tensor in unwrapped(content, str(file), tell).items() if wanted(name)}
+    return {name: tensor for name, tensor in unwrapped(content, str(file), report).items() if wanted(name)}
 
 
 class _WrongState(Exception):
@@ -175,7 +175,7 @@ def _load(file: Path, stand_in: type, left_out: set[str]) -> Any:
 
 
 def unwrapped(
-    content: Mapping[str, Any], where: str, tell: Callable[[str], object] = lambda text: None
+    content: Mapping[str, Any], where: str, report: Callable[[str], object] = lambda text: None
 ) -> dict[str, Tensor]:
     """The tensors of a state_dict, or of a checkpoint that has one under a name of `NESTED` or in one place alone,
     without the `module.` of data parallel training and the `_orig_mod.` of compiled parts.
@@ -186,7 +186,7 @@ def unwrapped(
     if not isinstance(content, Mapping):
         raise TypeError(f"{where} must be a mapping of names to tensors, got {type(content).__name__}")
     inner = content
-    while (nested := _nested(inner, where, tell)) is not None:
+    while (nested := _nested(inner, where, report)) is not None:
         inner = nested
     tensors = _named_tensors(inner)
     if not tensors:
@@ -206,7 +206,7 @@ def _named_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
-def _nested(content: Mapping[Any, Any], where: str, tell: Callable[[str], object]) -> Mapping[Any, Any] | None:
+def _nested(content: Mapping[Any, Any], where: str, report: Callable[[str], object]) -> Mapping[Any, Any] | None:
     """The mapping inside of a checkpoint that has the weights; None where `content` has them itself."""
     known = next((name for name in NESTED if isinstance(content.get(name), Mapping)), None)
     if known is None and _named_tensors(content):
@@ -214,7 +214,7 @@ def _nested(content: Mapping[Any, Any], where: str, tell: Callable[[str], object
     others = [n for n, value in content.items() if n != known and isinstance(value, Mapping) and _named_tensors(value)]
     if known is not None:
         if others:
-            tell(f"{where} also holds {', '.join(map(str, others))}: the weights under {known} are taken")
+            report(f"{where} also holds {', '.join(map(str, others))}: the weights under {known} are taken")
         return content[known]
     if len(others) > 1:
         places = ", ".join(map(str, others))
@@ -223,17 +223,17 @@ def _nested(content: Mapping[Any, Any], where: str, tell: Callable[[str], object
 
 
 def without_prefix(
-    state: Mapping[str, Tensor], fits: Callable[[str], bool], tell: Callable[[str], object]
+    state: Mapping[str, Tensor], fits: Callable[[str], bool], report: Callable[[str], object]
 ) -> dict[str, Tensor]:
     """The tensors without a prefix that all of their names have, where that gives more names that fit the model:
-    training scripts keep the model inside of another module. `tell` is given a sentence about it."""
+    training scripts keep the model inside of another module. `report` is given a sentence about it."""
     parts = next(iter(state), "").split(".")[:-1]
     while parts and not all(name.startswith(".".join([*parts, ""])) for name in state):
         parts.pop()
     prefixes = ["", *(".".join(parts[:i]) + "." for i in range(1, len(parts) + 1))]
     prefix = max(prefixes, key=lambda prefix: sum(fits(name.removeprefix(prefix)) for name in state))
     if prefix:
-        tell(f"all names in the given weights begin with {prefix!r}: it is left out")
+        report(f"all names in the given weights begin with {prefix!r}: it is left out")
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 

@@ -145,7 +145,7 @@ def test_weights_of_several_models_are_never_chosen_in_silence(tmp_path):
     """UniFormer#87 and GLIP#59: averaged weights beside the others; dino#217: a teacher and a student."""
     told = []
     torch.save({"model": STATE, "model_ema": STATE, "args": Namespace()}, tmp_path / "ema.pth")
-    assert list(read_tensors(tmp_path / "ema.pth", tell=told.append)) == ["a", "b.weight"]
+    assert list(read_tensors(tmp_path / "ema.pth", report=told.append)) == ["a", "b.weight"]
     assert told == [f"{tmp_path}/ema.pth also holds model_ema: the weights under model are taken"]
     torch.save({"student": STATE, "teacher": STATE}, tmp_path / "two.pth")
     with pytest.raises(ValueError, match="the tensors of several models, under student, teacher: save one of them"):

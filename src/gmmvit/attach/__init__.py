@@ -85,8 +85,8 @@ def attach(
             "log") as in `GaussianMixtureMask`.
         num_kernels: Gaussians per head; read by "gmm" alone.
         layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
-        grid: (rows, cols) in patches where the model does not tell; it then holds for every image. Where they differ, a
-            mapping of the attentions' names in `describe` to (rows, cols).
+        grid: (rows, cols) in patches, if the model does not give it; it then holds for every image. If the
+            attentions have different grids, a mapping of their names in `describe` to (rows, cols).
         prefix_tokens: class and register tokens before the patches; the model's own by default, 0 in one of your own.
         dtype: of the masks' parameters, by default the model's, but float32 at least. FSDP2 wants one dtype in what it
             shards together: `torch.bfloat16` for a model of that. Masks are computed in float32 in any case.
@@ -259,7 +259,7 @@ def detach(model: Model) -> Model:
     refuse_unfit(model)
     attentions, embeddings = [module for _, module in masked(model)], recorders(model)
     sites = [module.gmm_site for module in attentions]
-    # An embedding that other models share, or that of a part, goes on telling the others.
+    # An embedding that other models share, or that of a part, goes on serving the others.
     needed = {module: [box for box in module.gmm_boxes if box.needed_beside(sites)] for module in embeddings}
     if not attentions and any(needed.values()):
         raise ValueError(

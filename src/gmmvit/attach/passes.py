@@ -18,7 +18,7 @@ class _Alive:
 class Pass(NamedTuple):
     """One forward pass: its grid and, where each sample has its own, the `positions` [B, N, 2] of the patches.
 
-    Of a frozen patch embedding no graph tells whether it may still be repeated: `alive` is None.
+    Of a frozen patch embedding no graph shows whether it may still be repeated: `alive` is None.
     """
 
     grid: Grid
@@ -50,7 +50,7 @@ class Passes:
     def note(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
         """A forward pass begins, in which the patch embedding has `made` that tensor."""
         self._task = torch._C._current_graph_task_id()
-        done = self._repeated  # then those that no graph tells about are taken to be over
+        done = self._repeated  # then those that no graph knows are taken to be over
         self._repeated = False
         self._waiting = [past for past in self._waiting if past.waits() and not (done and past.alive is None)]
         metadata = getattr(made.grad_fn, "metadata", None)

@@ -95,7 +95,7 @@ class GridBox:
         return self._source is not None and self._source() is None
 
     def __reduce__(self) -> Any:
-        return GridBox, (self.known,)  # a copy has a patch embedding of its own, which will tell
+        return GridBox, (self.known,)  # a copy has a patch embedding of its own, which will give it
 
 
 class Site:

@@ -46,7 +46,7 @@ class Swapped(nn.Module):
 class GridRecorder(Swapped):
     """A patch embedding's convolution that notes the grid it makes, for each model that it is a part of."""
 
-    gmm_boxes: tuple[GridBox, ...] = ()  # peft makes further convolutions of its class, which tell nobody
+    gmm_boxes: tuple[GridBox, ...] = ()  # peft makes further convolutions of its class, which report to nobody
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)

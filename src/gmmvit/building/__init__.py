@@ -45,14 +45,14 @@ def check_model(recipe: Recipe) -> None:
 
 
 def start_model(
-    recipe: Recipe, data: dict[str, Any], tell: Callable[[str], None] = lambda text: None
+    recipe: Recipe, data: dict[str, Any], report: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[str, Any], nn.Module]:
     """The model that a training starts from, with the recipe's given weights, and what `build_model` makes it of.
 
     Args:
         recipe: its fields of the model and the mask.
         data: "image_size" [height, width], "channels" and "classes" of the data, as in config.yaml.
-        tell: is given sentences about what was left out or replaced.
+        report: is given sentences about what was left out or replaced.
 
     Raises:
         RecipeError: an argument, image size, mask or file of weights that does not fit; ValueError from our families.
@@ -72,7 +72,7 @@ def start_model(
         check_size(options, TRAINED if on_cpu else HELD)
         model: nn.Module = create_model(**options)
         if recipe.pretrained:
-            state = read_state(str(recipe.pretrained), tell)
+            state = read_state(str(recipe.pretrained), report)
             transfer(
                 model,
                 state,
@@ -81,12 +81,12 @@ def start_model(
                 old_masks=None if run is None else run.masks,
                 classes=data["classes"],
                 old_classes=names,
-                tell=tell,
+                report=report,
             )
         return options, model
     library, name = of_library
     height, width = data["image_size"]
-    request = Request(recipe, name, (height, width), data["channels"], tuple(data["classes"]), tell, names)
+    request = Request(recipe, name, (height, width), data["channels"], tuple(data["classes"]), report, names)
     require(library)
     arguments, model = _LIBRARIES[library].start(request)
     made_for = _LIBRARIES[library].made_for(name, model)
@@ -96,7 +96,7 @@ def start_model(
         _attach(model, options)
         if isinstance(recipe.pretrained, str):
             _, masks = split_masks(read_state(recipe.pretrained))
-            transfer(model, renamed_masks(masks, model), tell=tell, only_masks=True)
+            transfer(model, renamed_masks(masks, model), report=report, only_masks=True)
         _try_images(model, request, made_for)
     _tell_unseen(model, request)
     return options, model
@@ -144,7 +144,7 @@ def _tell_unseen(model: nn.Module, request: Request) -> None:
         return
     rows, cols = (len(line) - 1 - int(line.nonzero().max()) for line in (seen.any(1), seen.any(0)))
     if rows or cols:
-        request.tell(f"{request.recipe.model} does not see the last {rows} rows and {cols} columns of such images")
+        request.report(f"{request.recipe.model} does not see the last {rows} rows and {cols} columns of such images")
 
 
 def _try_images(model: nn.Module, request: Request, made_for: str) -> None:

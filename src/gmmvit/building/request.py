@@ -12,15 +12,16 @@ _PACKAGES = {"timm": "timm", "hf": "transformers"}
 
 @dataclass(frozen=True)
 class Request:
-    """A model of another library by `name`, for images (height, width) of so many channels and these classes; `tell` is
-    given sentences about what was left out or replaced."""
+    """A model of another library by `name`, for images (height, width) of so many channels and these classes.
+
+    `report` is given sentences about what was left out or replaced."""
 
     recipe: Recipe
     name: str
     image_size: tuple[int, int]
     channels: int
     class_names: tuple[str, ...]
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     old_classes: tuple[str, ...] | None = None  # of the given weights, where they are those of a run
 
     @property

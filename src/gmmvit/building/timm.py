@@ -42,20 +42,22 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
         optional["drop_rate"] = recipe.dropout
     weights = {"pretrained": True} if recipe.pretrained is True else {}
     if weights:
-        request.tell(f"fetching the weights of {recipe.model}, unless they are in the cache")
+        request.report(f"fetching the weights of {recipe.model}, unless they are in the cache")
     arguments, model = _built(request, optional, given | decided, weights)
     if weights and timm.get_pretrained_cfg_value(request.name, "num_classes") != request.classes:
-        request.tell(f"the classifier of {recipe.model} is of another width: it starts anew")
+        request.report(f"the classifier of {recipe.model} is of another width: it starts anew")
     elif weights:
-        request.tell(f"the classifier of {recipe.model} is taken as it is, in the order of its {request.classes} rows")
+        request.report(
+            f"the classifier of {recipe.model} is taken as it is, in the order of its {request.classes} rows"
+        )
     if isinstance(recipe.pretrained, str):
-        state, _ = split_masks(read_state(recipe.pretrained, request.tell))
-        state = without_prefix(state, model.state_dict().__contains__, request.tell)
+        state, _ = split_masks(read_state(recipe.pretrained, request.report))
+        state = without_prefix(state, model.state_dict().__contains__, request.report)
         transfer(
             model,
             _filtered(model, state),
             grid=_grid(model),
-            tell=request.tell,
+            report=request.report,
             classes=request.class_names,
             old_classes=request.old_classes,
         )
@@ -65,12 +67,12 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
 def _built(
     request: Request, optional: dict[str, Any], fixed: dict[str, Any], weights: dict[str, Any]
 ) -> tuple[dict[str, Any], nn.Module]:
-    """The model, and the arguments without those of `optional` that it does not take: only building it tells which."""
+    """The model, and the arguments without those of `optional` that it does not take: only building it shows which."""
     name, known = request.recipe.model, known_arguments(request.name)
 
     def leave_out(argument: str) -> None:
         if optional.pop(argument) and argument != "img_size":
-            request.tell(f"{name} takes no {argument}: that field of the recipe is left out")
+            request.report(f"{name} takes no {argument}: that field of the recipe is left out")
 
     for argument in sorted(optional.keys() - known):
         leave_out(argument)
@@ -145,7 +147,7 @@ def _filtered(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     own = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         return own(dict(state), model) if own else state
-    except Exception:  # of weights that are another model's: `transfer` tells which tensors do not fit
+    except Exception:  # weights of another model: `transfer` names the tensors that do not fit
         return state
 
 

@@ -56,7 +56,7 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
     """The model for the images of a request, with its given weights, and the configuration that made it."""
     recipe = request.recipe
     if "/" in request.name and not _is_folder(request.name):
-        request.tell(f"fetching the configuration of {recipe.model}, unless it is in the cache")
+        request.report(f"fetching the configuration of {recipe.model}, unless it is in the cache")
     try:
         given = _config(request)
     except (OSError, ValueError) as error:
@@ -82,7 +82,7 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
             state,
             grid=_grid(model.config),
             old_grid=_grid(given),
-            tell=request.tell,
+            report=request.report,
             classes=request.class_names,
             old_classes=request.old_classes or known,
         )
@@ -180,7 +180,7 @@ def _changes(request: Request, config: Any) -> dict[str, Any]:
     changes: dict[str, Any] = {"num_channels": request.channels, "image_size": size} | rates
     for name in [name for name in changes if name not in known]:
         if changes.pop(name) and name in rates:
-            request.tell(f"{recipe.model} takes no {name}: that field of the recipe is left out")
+            request.report(f"{recipe.model} takes no {name}: that field of the recipe is left out")
     changes |= given
     if _vision(config) is not config:
         changes = {"vision_config": known | changes}
@@ -205,7 +205,7 @@ def _state(request: Request) -> tuple[dict[str, Any], list[str] | None]:
         path = Path(request.recipe.pretrained)
         folder = path if path.is_dir() else path.parent
         if not (folder / "config.json").is_file():
-            return split_masks(read_state(str(path), request.tell))[0], None
+            return split_masks(read_state(str(path), request.report))[0], None
         name = str(folder)
     elif not _is_folder(name) and "/" not in name:
         raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")

@@ -21,10 +21,10 @@ _CLASSIFIERS = ("head", "head_dist", "classifier", "cls_classifier", "distillati
 _NAMED = 3  # names of tensors that an error lists
 
 
-def read_state(place: str, tell: Callable[[str], None] = lambda text: None) -> State:
+def read_state(place: str, report: Callable[[str], None] = lambda text: None) -> State:
     """The tensors of a file or folder, as `read_tensors`; RecipeError where there are none or they are damaged."""
     try:
-        return read_tensors(place, tell=tell)
+        return read_tensors(place, report=report)
     except (FileNotFoundError, ValueError) as error:
         raise RecipeError(f"pretrained: {error}") from error
     except OSError as error:
@@ -66,7 +66,7 @@ def transfer(
     old_masks: Mapping[str, Grid] | None = None,
     classes: Classes | None = None,
     old_classes: Classes | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
     only_masks: bool = False,
 ) -> None:
     """Puts `state` into `model`, in place.
@@ -74,26 +74,26 @@ def transfer(
     Of the classifier, the rows of classes that the weights know by name are taken, or all of them where nobody knows
     the names and the number is the same; other rows start anew, as do masks that the weights lack. Masks that the model
     lacks are left out, position embeddings of another `grid` and element-wise masks of other ones (`old_masks` by the
-    name of the tensor) are interpolated, and a colour convolution is summed for grey images: `tell` is given a sentence
-    about each. With `only_masks` nothing but masks is expected.
+    name of the tensor) are interpolated, and a colour convolution is summed for grey images: `report` is given a
+    sentence about each. With `only_masks` nothing but masks is expected.
 
     Raises RecipeError that names tensors that are missing, superfluous or of another shape.
     """
     own = model.state_dict()
     if only_masks:
         own = split_masks(own)[1]
-    state = without_prefix(state, own.__contains__, tell)
+    state = without_prefix(state, own.__contains__, report)
     rows = _known_rows(classes, old_classes)
     state, anew = _with_classifier(state, own, rows)
     if any(map(_of_classifier, own)):
-        tell(_told_of_classifier(anew, rows, classes, old_classes))
-    state, own = _matched_masks(state, own, tell)
+        report(_classifier_note(anew, rows, classes, old_classes))
+    state, own = _matched_masks(state, own, report)
     differing = {"lack": set(own) - set(state) - set(anew), "have besides": set(state) - set(own)}
     sides = [f"{kind} {len(n)} tensors: {', '.join(sorted(n)[:_NAMED])} ..." for kind, n in differing.items() if n]
     if sides:
         raise RecipeError(f"the given weights do not fit the model: they {' and '.join(sides)}")
-    state |= _fitted_masks(model, state, old_masks or {}, tell)
-    fitted = {name: _fitted(name, tensor, own[name], grid, old_grid, tell) for name, tensor in state.items()}
+    state |= _fitted_masks(model, state, old_masks or {}, report)
+    fitted = {name: _fitted(name, tensor, own[name], grid, old_grid, report) for name, tensor in state.items()}
     try:
         model.load_state_dict(fitted, strict=False)
     except RuntimeError as error:  # masks of another mode
@@ -125,7 +125,7 @@ def _with_classifier(state: State, own: State, rows: list[int | None] | None) ->
     return state, anew
 
 
-def _told_of_classifier(
+def _classifier_note(
     anew: list[str], rows: list[int | None] | None, classes: Classes | None, old_classes: Classes | None
 ) -> str:
     if rows is not None and classes is not None and old_classes is not None:
@@ -140,19 +140,23 @@ def _told_of_classifier(
     return "the given weights do not name their classes: their classifier is taken as it is, in the order of its rows"
 
 
-def _matched_masks(state: State, own: State, tell: Callable[[str], None]) -> tuple[State, State]:
+def _matched_masks(state: State, own: State, report: Callable[[str], None]) -> tuple[State, State]:
     """Both without the tensors of masks that only one of them has."""
     superfluous, missing = (
         [n for n in a if is_mask_parameter(n) and n not in b] for a, b in ((state, own), (own, state))
     )
     if superfluous:
-        tell(f"the model has no place for {len(superfluous)} tensors of masks in the given weights: they are left out")
+        report(
+            f"the model has no place for {len(superfluous)} tensors of masks in the given weights: they are left out"
+        )
         if missing:
-            tell(f"the given weights have no masks of this kind: {len(missing)} tensors of masks start anew")
+            report(f"the given weights have no masks of this kind: {len(missing)} tensors of masks start anew")
     return {n: t for n, t in state.items() if n not in superfluous}, {n: t for n, t in own.items() if n not in missing}
 
 
-def _fitted_masks(model: nn.Module, state: State, old_grids: Mapping[str, Grid], tell: Callable[[str], None]) -> State:
+def _fitted_masks(
+    model: nn.Module, state: State, old_grids: Mapping[str, Grid], report: Callable[[str], None]
+) -> State:
     """The element-wise masks among the weights at the grids of the model."""
     fitted = {}
     for name in state.keys() & old_grids.keys():
@@ -161,7 +165,7 @@ def _fitted_masks(model: nn.Module, state: State, old_grids: Mapping[str, Grid],
         if isinstance(own, Mask) and own.one_grid and own.grid != old and alike:
             fitted[name] = own.fitted(state[name], old)
     if fitted:
-        tell(f"{len(fitted)} element-wise masks are interpolated to other numbers of patches")
+        report(f"{len(fitted)} element-wise masks are interpolated to other numbers of patches")
     return fitted
 
 
@@ -171,7 +175,7 @@ def _of_classifier(name: str) -> bool:
 
 
 def _fitted(
-    name: str, given: Tensor, own: Tensor, grid: Grid | None, old_grid: Grid | None, tell: Callable[[str], None]
+    name: str, given: Tensor, own: Tensor, grid: Grid | None, old_grid: Grid | None, report: Callable[[str], None]
 ) -> Tensor:
     if given.shape == own.shape or name.endswith(SITE):  # which loading compares by what it means
         return given
@@ -181,10 +185,10 @@ def _fitted(
         square = (round(max(patches, 0) ** 0.5),) * 2
         old = old_grid if old_grid is not None and old_grid[0] * old_grid[1] == patches else square
         if prefix >= 0 and old[0] * old[1] == patches:
-            tell(f"{name} is interpolated from {old[0]} x {old[1]} to {grid[0]} x {grid[1]} patches")
+            report(f"{name} is interpolated from {old[0]} x {old[1]} to {grid[0]} x {grid[1]} patches")
             return resample_position(given.reshape(1, *given.shape[-2:]), old, grid, prefix).reshape(own.shape)
     if given.dim() == own.dim() == 4 and own.shape[1] == 1 and given[:, :1].shape == own.shape:
-        tell(f"{name} is summed over its {given.shape[1]} channels for grey images")
+        report(f"{name} is summed over its {given.shape[1]} channels for grey images")
         return given.sum(1, keepdim=True)
     raise RecipeError(
         f"the given weights do not fit the model: {name} is {tuple(given.shape)} there and {tuple(own.shape)} here"

@@ -26,10 +26,10 @@ def cache(*, clear: str | None = None, cache_dir: Path | None = None, as_json: J
     from gmmvit.data import cached, clear_cache
     from gmmvit.data.memory import in_words
 
-    def told(line: str) -> None:
+    def notice(line: str) -> None:
         say(line, error=True)
 
-    files = list(cached(cache_dir, told) if clear is None else clear_cache(clear, cache_dir, told))
+    files = list(cached(cache_dir, notice) if clear is None else clear_cache(clear, cache_dir, notice))
     if as_json:
         rows = [asdict(file) | {"path": str(file.path), "written": file.written.isoformat()} for file in files]
         print(json.dumps(rows, indent=2))

@@ -32,7 +32,7 @@ def _recipe_flags(*sections: str, without: str = "") -> Any:
 
 
 def _default(value: Any) -> str:
-    """What the help says of a default; nothing where the field's own words tell what happens without it."""
+    """What the help says of a default; nothing where the field's own words say what happens without it."""
     if value is None or value == ():
         return ""
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else value

@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Train a model and write its run folder.
 
-    The defaults below are those of fields that the recipe leaves open; `gmmvit recipes` tells what each recipe is for.
+    The defaults below are those of fields that the recipe leaves open; `gmmvit recipes` says what each recipe is for.
 
     Parameters
     ----------
@@ -232,8 +232,8 @@ def evaluate(
     print()
     say(f"{'class':>{width}}  images    top1")
     for name, value in result["per_class"].items():
-        told = "no images" if value is None else f"{value:.4f}"
-        say(f"{' ' * (width - columns(name))}{name}  {result['class_images'][name]:>6}  {told}")
+        score = "no images" if value is None else f"{value:.4f}"
+        say(f"{' ' * (width - columns(name))}{name}  {result['class_images'][name]:>6}  {score}")
 
 
 @app.command

@@ -60,18 +60,18 @@ def sweep(
     folder = out_folder(plan, out)
     pool = make_pool(plan, workers, per_device) if ray is None else make_cluster(plan, ray, workers, per_device)
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         if not quiet:
             print(shown(line), file=sys.stderr, flush=True)
 
-    tell(f"trials at once: {pool.size}; progress of each in {folder / 'logs'}")
-    work = Sweep(plan, folder, tell, nice)
+    report(f"trials at once: {pool.size}; progress of each in {folder / 'logs'}")
+    work = Sweep(plan, folder, report, nice)
     good = work.run(pool)
     from gmmvit.report.study import write_study_page
 
     page = write_study_page(folder, plan, work.rows, work.table)
     print(json.dumps(work.table) if as_json else work.markdown(), end="\n" if as_json else "")
-    tell(f"{folder / 'table.csv'}, table.md, trials.csv and {page.name}")
+    report(f"{folder / 'table.csv'}, table.md, trials.csv and {page.name}")
     failed = [row for row in work.rows if row["status"] == "failed"]
     for row in failed:
         print(f"gmmvit: trial {row['trial']} failed: {row['sentence']}", file=sys.stderr)

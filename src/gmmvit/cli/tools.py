@@ -73,7 +73,7 @@ def convert(
     data_dir
         Where the data set lies, to read class names where they are not known without it.
     num_heads
-        Heads, where the tensors do not tell them (some models without Gaussian mask); one number or one per stage.
+        Heads, where the tensors do not show them (some models without Gaussian mask); one number or one per stage.
     overwrite
         Replace an old run in that folder.
     """

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 _ROWS = 1024
-_FLAT = 4.0  # grey levels of deviation below which a picture has too little in it to be told from another
+_FLAT = 4.0  # grey levels of deviation below which a picture has too little in it to be distinguished from another
 _BITS, _LEVELS = 6, 2.0  # of 64 bits of the outline, and grey levels in the mean, that near copies differ by at most
 _NEIGHBOURS = 4  # in the order of each quarter of the outline
 _PARTS = ("test", "val", "train")

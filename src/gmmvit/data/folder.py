@@ -112,7 +112,7 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
         if not images:
             empty.append(repr(folder.name))
         entries.extend((image, folder.name) for image in images)
-    passed.tell(root, report)
+    passed.report_to(root, report)
     if empty and required:
         known = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
         raise DataError(f"no images in class folder {listing(empty)} of {root}: add some ({known}) or remove it")

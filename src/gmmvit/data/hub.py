@@ -134,7 +134,7 @@ def _read(name: str, parts: Mapping[str, Any], report: Report) -> Contents:
 
 
 def _columns(name: str, features: Mapping[str, Any], report: Report) -> tuple[str, str]:
-    """The columns of images and labels: by their type where it tells, else by their name."""
+    """The columns of images and labels: by their type where that decides, else by their name."""
     import datasets
 
     where = f"hf:{name}"

@@ -68,7 +68,7 @@ def _tell_other_parts(path: Path, report: Report) -> None:
 
 def check_classes_hold_images(root: Path, report: Report) -> None:
     """Raises DataError where the folders of `root` are no classes but hold those: one folder too high, several data
-    sets or folds, parts inside of the classes. Folders inside of classes are told."""
+    sets or folds, parts inside of the classes. Folders inside classes are reported."""
     inside = {folder: [sub.name for sub in visible_folders(folder)] for folder in visible_folders(root)}
     bare = {folder: subs for folder, subs in inside.items() if subs and not loose_images(folder)}
     names = {folder.name.casefold() for folder in inside}

@@ -223,7 +223,7 @@ def decode_source(
 def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Report, *, heard: bool) -> None:
     if catalog.broken:
         broken = [f"{image} ({reason})" for image, reason in catalog.broken]
-        in_lines = skip_broken or (heard and len(broken) > _BROKEN_SHOWN)  # each is told once
+        in_lines = skip_broken or (heard and len(broken) > _BROKEN_SHOWN)  # each is reported once
         for line in broken if in_lines else ():
             report(f"broken image: {line}")
         found = f"{name}: {counted(len(broken), 'broken image')}"
@@ -280,7 +280,7 @@ def _parts_of_fold(
 def _without_leaks(
     catalog: Catalog, groups: np.ndarray, rows: dict[str, np.ndarray], dedupe: bool, report: Report, *, given: bool
 ) -> dict[str, np.ndarray]:
-    """The rows of the parts; copies between them are told, or kept in one part."""
+    """The rows of the parts; copies between them are reported, or kept in one part."""
     if not dedupe:
         for line in told_copies(groups, rows, catalog.labels, catalog.names):
             report(line)

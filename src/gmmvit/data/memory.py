@@ -36,15 +36,15 @@ def in_words(size: int) -> str:
 
 def refusal(error: BaseException) -> str | None:
     """Where an error says that memory ran out, what was asked for and what is free; None for any other error."""
-    told = " ".join(str(error).split())
-    if not isinstance(error, MemoryError) and not re.search(r"allocate memory|out of memory", told):
+    text = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not re.search(r"allocate memory|out of memory", text):
         return None
-    if asked := re.search(r"tried to allocate (\d+) bytes", told):  # torch on the CPU
+    if asked := re.search(r"tried to allocate (\d+) bytes", text):  # torch on the CPU
         free = free_memory()
         known = "" if free is None else f", and {in_words(free)} are free"
         return f"{in_words(int(asked[1]))} were asked for at once{known}"
-    of_gpu = re.search(r"Tried to allocate .*? is free", told)
-    return of_gpu[0] if of_gpu else told
+    of_gpu = re.search(r"Tried to allocate .*? is free", text)
+    return of_gpu[0] if of_gpu else text
 
 
 def free_memory() -> int | None:

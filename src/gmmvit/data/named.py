@@ -71,14 +71,14 @@ NAMED = {
 
 
 def class_names(name: str) -> list[str] | None:
-    """The class names of a named data set in the order of its labels; None where only its files tell them."""
+    """The class names of a named data set in the order of its labels; None where only its files have them."""
     known = NAMED[name].classes
     with packages_for(name):
         return list(known()) if known else None
 
 
 def numbered_classes(count: int) -> list[str]:
-    """What stands for the names of classes that only the files of a data set tell, until these are seen."""
+    """What stands for the names of classes that only the files of a data set have, until these are seen."""
     return [f"class {index}" for index in range(count)]
 
 

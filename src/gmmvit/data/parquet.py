@@ -24,14 +24,14 @@ LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "category", "target")
 _SERIES = re.compile(r"(?P<name>.*)-(?P<index>\d+)-of-(?P<count>\d+)")
 _ROWS = 256
 
-# Part (`train`, `val`, `test`, or None where no name tells it) -> the files of it, in order.
+# Part (`train`, `val`, `test`, or None where no name gives it) -> the files of it, in order.
 Shards = dict[str | None, list[Path]]
 
 
 def find_shards(root: Path) -> dict[Path, Shards]:
     """The parquet files in a folder and below it, by the folder of the configuration that they belong to.
 
-    A part is told by the name of a file (`data/train-00000-of-00002.parquet`), else by that of a folder
+    A part is known by the name of a file (`data/train-00000-of-00002.parquet`), else by that of a folder
     (`default/train/0000.parquet`); the configuration is what lies round it.
 
     Raises:
@@ -70,8 +70,9 @@ def _check_series(files: Sequence[Path]) -> None:
 
 
 def known_parts(shards: Shards, report: Report) -> dict[str, list[Path]]:
-    """The files of each part, or all of them under `all` where no name tells a part; tells which files are left out and
-    which of different names are put together."""
+    """The files of each part, or all of them under `all` if no name gives a part.
+
+    Reports which files are left out, and which of different names are put together."""
     parts: dict[str, list[Path]] = {part: shards[part] for part in ("train", "val", "test") if part in shards}
     rest = [str(file) for file in shards.get(None, ())]
     if not parts:
@@ -96,7 +97,7 @@ def read_shards(
     Args:
         name: what the names of the images start with.
         shards: part name -> files; the key may be `all`.
-        report: told of a part that carries no labels and is left out.
+        report: given a part that carries no labels and is left out.
         classes: class names for whole-number labels where the files do not carry them.
 
     Raises:
@@ -117,7 +118,7 @@ def read_shards(
 
 
 def find_column(columns: Sequence[str], known: Sequence[str], what: str, where: str, report: Report = silent) -> str:
-    """The first of the `known` columns that is there; tells of others of them.
+    """The first of the `known` columns that is there; reports others of them.
 
     Raises:
         DataError: none is.
@@ -152,10 +153,10 @@ def _read_labels(files: Sequence[Path], report: Report) -> tuple[Any, list[str] 
     names: list[str] | None = None
     for file in files:
         with _open(file) as shard:
-            told = silent if columns else report
+            heard = silent if columns else report
             schema = shard.schema_arrow
-            find_column(schema.names, IMAGE_COLUMNS, "images", str(file), told)
-            column = find_column(schema.names, LABEL_COLUMNS, "labels", str(file), told)
+            find_column(schema.names, IMAGE_COLUMNS, "images", str(file), heard)
+            column = find_column(schema.names, LABEL_COLUMNS, "labels", str(file), heard)
             names = names or _class_names(schema, column)
             try:
                 values = shard.read([column])[column]

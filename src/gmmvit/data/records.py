@@ -162,7 +162,7 @@ def packages_for(what: str) -> Iterator[None]:
         if package not in _PACKAGES:
             raise
         title, install = _PACKAGES[package]
-        # A package that is there and damaged tells more than its absence.
+        # A damaged package is a clearer reason than a missing one.
         reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
         raise DataError(f"{what} needs {title}, which cannot be imported{reason}: pip install {install}") from error
 

@@ -28,7 +28,7 @@ class PassedOver:
     extensions: Counter[str] = field(default_factory=Counter)
     links: list[str] = field(default_factory=list)
 
-    def tell(self, root: Path, report: Report) -> None:
+    def report_to(self, root: Path, report: Report) -> None:
         """One line for each kind that was met below `root`."""
         if count := self.extensions.total():
             kinds = [f"{extension} {number}" for extension, number in self.extensions.most_common()]
@@ -82,7 +82,7 @@ def expanded_folders(paths: Iterable[str | Path], report: Report) -> Iterator[st
             continue
         passed = PassedOver()
         images = list(images_below(path, passed))
-        passed.tell(Path(path), report)
+        passed.report_to(Path(path), report)
         yield from images or [str(path)]
 
 

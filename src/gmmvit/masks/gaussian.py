@@ -43,16 +43,16 @@ def stencil(heads: int, depth: float = 0.0) -> list[tuple[int, int]]:
     return cells[:heads]
 
 
-def _as_float32_tells(offsets: Tensor) -> Tensor:
-    """Offsets [2, R, C] as long as the float32 number exp(-d2) says that they are.
+def _as_in_float32(offsets: Tensor) -> Tensor:
+    """Offsets [2, R, C] with the length that the float32 number exp(-d2) stands for.
 
     Below 2^-126 = exp(-87.3) float32 has nothing but multiples of 2^-149 = exp(-103.3), and 0 is infinitely far.
     """
     squared = offsets.square().sum(0)
     smallest = 149 * math.log(2)
     multiples = (smallest - squared).clamp_max(16).exp().round()
-    told = torch.where(multiples > 0, smallest - multiples.clamp_min(1).log(), 1e30)
-    return offsets * torch.where(squared > 87.3, (told / squared.clamp_min(1)).sqrt(), 1.0)
+    distance = torch.where(multiples > 0, smallest - multiples.clamp_min(1).log(), 1e30)
+    return offsets * torch.where(squared > 87.3, (distance / squared.clamp_min(1)).sqrt(), 1.0)
 
 
 class GaussianMixtureMask(Mask):
@@ -177,7 +177,7 @@ class GaussianMixtureMask(Mask):
         own = all(type(side) is int for side in wanted) and wanted == self.grid
         offsets = self.offsets if own else patch_offsets(wanted, self.offsets.device, self.steps.shift)
         if self.float32_table:
-            offsets = _as_float32_tells(offsets)
+            offsets = _as_in_float32(offsets)
         device = self.sigma.device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # there is no autocast for meta
             return gaussian_mixture_table(

@@ -97,7 +97,7 @@ class CaiT(VisionTransformer):
             the class token. The defaults are the paper's 5.1 M parameters.
         mask, mode, mask_options: as in `ViT`; mode "post" weighs the softmax before the second mixing.
         position_std: standard deviation at which the position embeddings start (1 is the paper's); with the mask start
-            "conv", which tells heads where to look, a tenth.
+            "conv", which shows heads where to look, a tenth.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         dropout, drop_path: drop_path is the same in every block.
 

@@ -61,7 +61,7 @@ class PiT(VisionTransformer):
         mlp_ratio: hidden channels of the MLP over its own.
         mask, mode, mask_options: as in `ViT`.
         position_std: standard deviation at which the position embeddings start (1 is the paper's); with the mask start
-            "conv", which tells heads where to look, a tenth.
+            "conv", which shows heads where to look, a tenth.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         pool: "cls", a class token that the mask leaves alone (the paper's), or "mean" of the patches.
         qkv_bias, dropout, drop_path: drop_path is the same in every block.

@@ -27,7 +27,7 @@ class ViT(VisionTransformer):
         mask: "none", "elm" or "gmm"; mode: "multiply", "log" or "post"; mask_options: further arguments of
             `GaussianMixtureMask` or `ElementwiseMask`.
         position_std: standard deviation at which the position embeddings start (1 is the paper's); with the mask start
-            "conv", which tells heads where to look, a tenth.
+            "conv", which shows heads where to look, a tenth.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         pool: "mean" of the patches or "cls", a class token that is read at the end.
         qkv_bias, dropout, drop_path: drop_path is the same in every block, as in the paper's code.

@@ -55,8 +55,8 @@ def convert(
             likeliest one with images and classes like the model's.
         data_dir: where the data set lies; class names are read there where they are not known without it.
         overwrite: replace an old run.
-        report: is told what was assumed: the data set that was chosen, class names that are not known.
-        sizes: as in `load_reference`, where the tensors do not tell them.
+        report: is given what was assumed: the data set that was chosen, class names that are not known.
+        sizes: as in `load_reference`, where the tensors do not show them.
 
     Raises:
         ValueError: naming the tensor or size that does not fit; RunError for the folder.
@@ -67,7 +67,7 @@ def convert(
         one_of("dataset", dataset, DATASETS)
     folder = Path(out)
     claim.check_free(folder, overwrite=overwrite)
-    state = without_prefix(read_tensors(file, tell=report), lambda name: is_named(name, family), report)
+    state = without_prefix(read_tensors(file, report=report), lambda name: is_named(name, family), report)
     model = load_reference(state, family=family, mask=mask, **sizes)
     if (name := not_finite(state)) is not None:
         raise WeightsError(f"tensor {name!r} of {file} is not finite: that training diverged")

@@ -108,7 +108,7 @@ def _root(value: int) -> int | None:
 
 
 def _patches(tensors: Tensors, sizes: Mapping[str, Any], conv: Tensor | None, prefix: int) -> dict[str, Any]:
-    """image_size, patch_size and channels, of square images and patches; without a convolution's shape to tell them
+    """image_size, patch_size and channels, of square images and patches; without a convolution's shape to show them
     apart, three channels or one."""
     pixels = _shape(tensors, "patch_embed.proj.weight", 2)[1]
     patch = sizes.get("patch_size") or (conv.shape[-1] if conv is not None and conv.dim() == 4 else None)

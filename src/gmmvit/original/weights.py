@@ -193,7 +193,7 @@ def load_reference(
 
     Raises:
         ValueError: for a tensor that is missing, not expected or of another shape, by its name; for sizes that the
-            tensors do not tell; for weights that have our names already.
+            tensors do not show; for weights that have our names already.
         TypeError: for an unknown size or one that is no number; for a state_dict that is no mapping.
     """
     one_of("family", family, NAMES)
@@ -218,7 +218,7 @@ def load_reference(
 
 
 def _is_ours(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of one of our models: the linear patch embedding tells them from other libraries'."""
+    """Whether these are weights of one of our models, which unlike other libraries' have a linear patch embedding."""
     embedding = tensors.get("patch_embed.proj.weight")
     blocks = any(name.startswith(("blocks.", "stages.")) for name in tensors)
     return blocks and embedding is not None and embedding.dim() == 2

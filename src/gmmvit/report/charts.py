@@ -132,10 +132,10 @@ def reliability_chart(title: str, points: Sequence[tuple[float, float, float, fl
     parts.append(f'<path class="axis dashed line" d="M{LEFT} {floor}L{WIDTH - RIGHT} {TOP}"/>')
     for confidence, accuracy, low, high, images in points:
         x, y = LEFT + confidence * place_x, floor - accuracy * place_y
-        told = f"confidence {confidence:.1%}, accuracy {accuracy:.1%} ({low:.1%} to {high:.1%}), {images:,} images"
+        text = f"confidence {confidence:.1%}, accuracy {accuracy:.1%} ({low:.1%} to {high:.1%}), {images:,} images"
         parts.append(
             f'<path class="line s0" d="M{x:.1f} {floor - low * place_y:.1f}V{floor - high * place_y:.1f}"/>'
             f'<circle class="point s0" cx="{x:.1f}" cy="{y:.1f}" r="{2 + 6 * (images / most) ** 0.5:.1f}">'
-            f"<title>{told}</title></circle>"
+            f"<title>{text}</title></circle>"
         )
     return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{"".join(parts)}</svg></figure>'

@@ -66,7 +66,7 @@ def _kind(record: RunRecord) -> str:
 def arms(records: Sequence[RunRecord]) -> list[Arm]:
     """The arms of these runs, those of the same data and model together.
 
-    An arm is called by its mask, and by what else tells it from others of the same data, model and mask.
+    An arm is named after its mask and whatever else distinguishes it from others of the same data, model and mask.
     """
     groups: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:

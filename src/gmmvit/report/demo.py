@@ -65,8 +65,8 @@ def make_demo(run: LoadedRun, weights: str = "best") -> Any:
         try:
             found = run.predict(path)
         except DataError as error:
-            told = str(error).replace(path, Path(path).name)  # not where Gradio has put it
-            raise gradio.Error(told, print_exception=False) from None
+            message = str(error).replace(path, Path(path).name)  # not where Gradio has put it
+            raise gradio.Error(message, print_exception=False) from None
         return dict(found.top(_TOP)[0]), looked_at(drawn, path, note)
 
     height, width = run.image_size

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Below, at and above the neutral value: blue to orange, told apart with every kind of colour vision.
+# Below, at and above the neutral value: blue to orange, distinct with every kind of colour vision.
 _DIVERGING = ("#123f73", "#3f83bf", "#a9cbe2", "#f4f2ee", "#f3bf87", "#d9772a", "#7a3206")
 _SEQUENTIAL = ("#f6f5f2", "#c3d7e6", "#7fb0d3", "#3a7bb3", "#154a80", "#0a2b52")
 _ERRORS = ("#f6f5f2", "#f6dcc0", "#eeb27a", "#d9772a", "#a34a10", "#5f2504")

@@ -47,7 +47,7 @@ class Outcome:
     split: Split
     logits: Tensor
 
-    def told(self, index: int) -> str:
+    def caption(self, index: int) -> str:
         """An image's true class, and the predicted one with its probability."""
         probabilities = self.logits[index].softmax(-1)
         predicted = int(probabilities.argmax())
@@ -220,7 +220,7 @@ def mistakes_section(outcome: Outcome) -> str:
             f"<small>{escape(short_name(name))}</small>"
         )
         image = outcome.split.images[index]
-        text = f"{name}: {outcome.told(index)}"
+        text = f"{name}: {outcome.caption(index)}"
         cards.append(picture([(image_address(image), text)], caption, smooth=max(image.shape) > 64))
     intro = f"The {len(cards)} wrong {outcome.part} images with the highest loss, the highest first."
     return paragraph(intro) + f'<div class="cards">{"".join(cards)}</div>'
@@ -247,4 +247,4 @@ def looked_at(outcome: Outcome) -> list[int]:
 def looking_section(outcome: Outcome) -> str:
     """Attention maps of a few images."""
     indices = looked_at(outcome)
-    return attention_section(outcome.run, outcome.split.images[indices], [outcome.told(i) for i in indices])
+    return attention_section(outcome.run, outcome.split.images[indices], [outcome.caption(i) for i in indices])

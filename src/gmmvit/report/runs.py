@@ -101,8 +101,8 @@ def head(record: RunRecord) -> str:
     if not record.finished:
         done = record.rows[-1]["epoch"] if record.rows else 0
         command = shlex.join(["gmmvit", "resume", folder])
-        told = f"This training is not finished: {done} of {recipe.epochs} epochs. Continue it with: {command}"
-        notice = paragraph(told, "warn")
+        text = f"This training is not finished: {done} of {recipe.epochs} epochs. Continue it with: {command}"
+        notice = paragraph(text, "warn")
     number = f" ({facts['best_epoch']})" if facts.get("best_epoch") else ""
     cards = [
         (f"test top-1, best epoch{number}{_between(facts, 'test_top1_best')}", percent(facts.get("test_top1_best"))),

@@ -73,15 +73,15 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
 
 def _check_tensors(path: Path, state: dict[str, Any]) -> None:
     """Raises RunError for weights that no training keeps: NaN and infinity, and best ones of another model."""
-    told = f"{path} is damaged and cannot be resumed from"
+    fault = f"{path} is damaged and cannot be resumed from"
     cure = f"put back a copy of it, or {ANEW}"
     model, best = state["model"], state["best"].get("weights")
     fits = isinstance(best, dict) and _shapes(best) == _shapes(model) and {"epoch", "val_top1"} <= set(state["best"])
     if not fits:
-        raise RunError(f"{told}: the best weights in it are not those of its model; {cure}")
+        raise RunError(f"{fault}: the best weights in it are not those of its model; {cure}")
     for part, weights in (("model", model), ("best", best), ("average", state.get("average") or {})):
         if (name := not_finite(weights)) is not None:
-            raise RunError(f"{told}: {name} ({part}) holds numbers that are not finite; {cure}")
+            raise RunError(f"{fault}: {name} ({part}) holds numbers that are not finite; {cure}")
 
 
 def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def changed_fields(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    # More epochs are asked for by `resume`, which tells what becomes of the schedule.
+    # More epochs are asked for by `resume`, which says what becomes of the schedule.
     if words := changed_fields(saved | {name: now[name] for name in ("epochs", "restarts")}, now):
         raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
 

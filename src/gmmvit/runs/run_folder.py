@@ -121,7 +121,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _check_data(path: Path, data: dict[str, Any]) -> None:
-    """Raises RunError that names what config.yaml tells of the data and cannot be so."""
+    """Raises RunError that names what config.yaml says of the data and cannot be true."""
     for name, (wanted, fits) in _DATA_RULES.items():
         if not fits(data.get(name)):
             raise RunError(f"{path} is damaged: data.{name} must be {wanted}, got {short(data.get(name))}")

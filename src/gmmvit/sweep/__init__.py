@@ -26,7 +26,7 @@ from gmmvit.sweep.study import StudyError, read_study
 from gmmvit.sweep.table import Row
 
 __all__ = ["Plan", "StudyError", "Sweep", "make_cluster", "make_plan", "make_pool", "out_folder", "read_study"]
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclasses.dataclass
@@ -36,13 +36,13 @@ class Sweep:
     Args:
         plan: of `make_plan`.
         out: the folder of the study; that of the study's file by default.
-        tell: is given a line for each trial that ends.
+        report: is given a line for each trial that ends.
         nice: added to the niceness of the trials.
     """
 
     plan: Plan
     out: Path
-    tell: Tell = print
+    report: Report = print
     nice: int = 10
     rows: list[Row] = dataclasses.field(default_factory=list)
     table: list[Row] = dataclasses.field(default_factory=list)
@@ -107,7 +107,7 @@ class Sweep:
             elif not study.ranges:
                 self._pending.append(trial)
         if self.rows:
-            self.tell(f"{len(self.rows)} of {self._total} trials ended before")
+            self.report(f"{len(self.rows)} of {self._total} trials ended before")
 
     def _next(self) -> Trial | None:
         # The searches propose in turn, so that a study which is stopped has tried every arm equally often.
@@ -135,11 +135,11 @@ class Sweep:
         if trial.number is not None:
             self._searches[trial.data, trial.arm.name].done(trial, row)
         write_tables(self.out, self.plan, self.rows)
-        told = f"failed: {row['sentence']}"
+        text = f"failed: {row['sentence']}"
         if row["status"] == "done":
             shown = {name: row[name] for name in ("val_top1", "test_top1_last") if row[name] is not None}
-            told = "  ".join(f"{name} {value:.2%}" for name, value in shown.items())
-        self.tell(f"{len(self.rows)}/{self._total}  {trial.name}  {told}")
+            text = "  ".join(f"{name} {value:.2%}" for name, value in shown.items())
+        self.report(f"{len(self.rows)}/{self._total}  {trial.name}  {text}")
 
 
 def check_unchanged(out: Path, trials: list[Trial]) -> None:

@@ -90,19 +90,19 @@ class Plan:
         try:
             recipe = load_recipe(study.recipe, **{**study.fields, **given, "seed": seed})
         except RecipeError as error:
-            told = str(error).removeprefix("the given values: ").removeprefix("the given values has ")
-            raise StudyError(f"{study.path}: trial {name}: {told}") from None
+            text = str(error).removeprefix("the given values: ").removeprefix("the given values has ")
+            raise StudyError(f"{study.path}: trial {name}: {text}") from None
         return Trial(name, data, arm, seed, recipe, setting, number)
 
     def control(self, arm: Arm, name: str) -> Arm | None:
         """The arm that an arm is compared with by a control; None for the control itself, and where there is none."""
-        told = self.study.controls[name]
-        if isinstance(told, str):
-            other = self.arms[told]
+        control = self.study.controls[name]
+        if isinstance(control, str):
+            other = self.arms[control]
         elif not arm.levels:
             return None
         else:
-            levels = {**arm.levels, **told}
+            levels = {**arm.levels, **control}
             other = next(found for found in self.arms.values() if found.levels == levels)
         return None if other is arm else other
 
@@ -158,13 +158,13 @@ def _check_controls(plan: Plan) -> None:
             f"{study.path} has {len(plan.arms)} arms and no control: say what they are compared with, as "
             "`controls: {mask: {variant: none}}`"
         )
-    for name, told in study.controls.items():
+    for name, control in study.controls.items():
         where = f"{study.path}: controls: {name}"
-        if isinstance(told, str):
-            if told not in plan.arms:
-                raise StudyError(f"{where}: there is no arm {told!r}{nearest(told, plan.arms)}")
+        if isinstance(control, str):
+            if control not in plan.arms:
+                raise StudyError(f"{where}: there is no arm {control!r}{nearest(control, plan.arms)}")
             continue
-        for factor, level in told.items():
+        for factor, level in control.items():
             if factor not in study.factors:
                 raise StudyError(f"{where}: there is no factor {factor!r}{nearest(factor, study.factors)}")
             if level not in study.factors[factor]:

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from gmmvit.sweep.process import start, told
+from gmmvit.sweep.process import answer, start
 from gmmvit.sweep.study import StudyError
 
 _LOOK_S = 0.1
@@ -73,7 +73,7 @@ class Pool:
     def _collect(self, name: str) -> dict[str, Any]:
         slot, process = self._running.pop(name)
         self._free.append(slot)
-        return told(process)
+        return answer(process)
 
     def stop(self) -> None:
         """Ends what runs; each training keeps its last finished epoch."""

@@ -50,8 +50,8 @@ def start(job: dict[str, Any], gpu: str | None = None) -> "subprocess.Popen[str]
     return process
 
 
-def told(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    """What an ended process told: "summary" and the machine, or "sentence" of its failure."""
+def answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """The answer of an ended process: "summary" and the machine, or "sentence" of its failure."""
     out, _ = process.communicate()
     status = process.returncode
     try:
@@ -68,10 +68,10 @@ def told(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """The whole life of a job's process, for a machine that a cluster chose; returns what it told."""
+    """The whole life of a job's process, for a machine that a cluster chose; returns its answer."""
     process = start(job)
     try:
-        return told(process)
+        return answer(process)
     finally:
         process.kill()
 

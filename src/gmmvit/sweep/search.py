@@ -71,10 +71,10 @@ class Search:
             self._study.tell(trial.number, statistics.mean(values))
 
 
-def _suggest(proposed: Any, name: str, told: Range) -> float | int:
-    if told.whole:
-        return proposed.suggest_int(name, int(told.low), int(told.high), log=told.log)
-    return proposed.suggest_float(name, told.low, told.high, log=told.log)
+def _suggest(proposed: Any, name: str, asked: Range) -> float | int:
+    if asked.whole:
+        return proposed.suggest_int(name, int(asked.low), int(asked.high), log=asked.log)
+    return proposed.suggest_float(name, asked.low, asked.high, log=asked.log)
 
 
 def _optuna() -> Any:

@@ -72,7 +72,7 @@ def read_study(path: str | Path) -> Study:
         if key not in KEYS:
             raise StudyError(f"{path} has an unknown key {key!r}{nearest(key, KEYS)}")
     part = _Reader(path, content)
-    ranges = {name: _range(path, name, told) for name, told in part.mapping("ranges").items()}
+    ranges = {name: _range(path, name, given) for name, given in part.mapping("ranges").items()}
     trials = content.get("trials", 0)
     if ranges and (type(trials) is not int or trials < 1):
         raise StudyError(f"{path}: ranges need `trials`, the number of settings to try for each arm, got {trials!r}")
@@ -108,28 +108,30 @@ def _base(path: Path, name: Any) -> str | Path:
     return beside if name not in recipe_names() and beside.is_file() else name
 
 
-def _range(path: Path, name: str, told: Any) -> Range:
+def _range(path: Path, name: str, given: Any) -> Range:
     where = f"{path}: ranges: {name}"
     kinds = {f.name: f.type for f in Recipe.__dataclass_fields__.values()}
     if name not in kinds:
         raise StudyError(f"{path}: ranges has an unknown field {name!r}{nearest(name, kinds)}")
-    if not isinstance(told, Mapping) or set(told) - {"low", "high", "log"} or not {"low", "high"} <= set(told):
+    if not isinstance(given, Mapping) or set(given) - {"low", "high", "log"} or not {"low", "high"} <= set(given):
         raise StudyError(
-            f"{where} must be low, high and perhaps log, as {{low: 1e-4, high: 1e-2, log: true}}, got {told!r}"
+            f"{where} must be low, high and perhaps log, as {{low: 1e-4, high: 1e-2, log: true}}, got {given!r}"
         )
     try:
-        low, high = float(told["low"]), float(told["high"])  # YAML reads 1e-4 as a text
+        low, high = float(given["low"]), float(given["high"])  # YAML reads 1e-4 as a text
     except (TypeError, ValueError):
-        raise StudyError(f"{where} needs numbers for low and high, got {told['low']!r} and {told['high']!r}") from None
-    log = told.get("log", False)
+        raise StudyError(
+            f"{where} needs numbers for low and high, got {given['low']!r} and {given['high']!r}"
+        ) from None
+    log = given.get("log", False)
     if not isinstance(log, bool) or not low < high or (log and low <= 0):
         raise StudyError(
-            f"{where} needs low below high, log true or false, and low above 0 with log, got {dict(told)!r}"
+            f"{where} needs low below high, log true or false, and low above 0 with log, got {dict(given)!r}"
         )
     whole = "float" not in str(kinds[name])
     if whole and not (low.is_integer() and high.is_integer()):
         raise StudyError(
-            f"{where} must go from a whole number to a whole number, got {told['low']!r} to {told['high']!r}"
+            f"{where} must go from a whole number to a whole number, got {given['low']!r} to {given['high']!r}"
         )
     return Range(low, high, log, whole)
 
@@ -161,7 +163,7 @@ class _Reader:
         sets = self.mapping(key)
         for name in sets:
             self.check_name(key, name)
-        return {name: self.as_fields(f"{key}: {name}", {} if told is None else told) for name, told in sets.items()}
+        return {name: self.as_fields(f"{key}: {name}", {} if given is None else given) for name, given in sets.items()}
 
     def check_name(self, where: str, name: str) -> None:
         if not _NAME.fullmatch(name):
@@ -192,18 +194,18 @@ class _Reader:
             factors[name] = self.levels(name, levels)
         return factors
 
-    def levels(self, name: str, told: Any) -> dict[str, Fields]:
+    def levels(self, name: str, given: Any) -> dict[str, Fields]:
         """Levels of the grid: values of the field, or named sets of fields."""
-        if isinstance(told, Mapping):
-            return _Reader(self.path, {f"grid: {name}": told}).named(f"grid: {name}")
-        if not isinstance(told, list) or not told:
+        if isinstance(given, Mapping):
+            return _Reader(self.path, {f"grid: {name}": given}).named(f"grid: {name}")
+        if not isinstance(given, list) or not given:
             raise StudyError(
-                f"{self.path}: grid: {name} must be a list of values or named sets of fields, got {told!r}"
+                f"{self.path}: grid: {name} must be a list of values or named sets of fields, got {given!r}"
             )
-        levels = {label(value): {name: value} for value in told}
-        if len(levels) < len(told):
+        levels = {label(value): {name: value} for value in given}
+        if len(levels) < len(given):
             raise StudyError(
-                f"{self.path}: grid: {name} makes two trials of one name: it has a value twice, got {told!r}"
+                f"{self.path}: grid: {name} makes two trials of one name: it has a value twice, got {given!r}"
             )
         return levels
 
@@ -217,16 +219,16 @@ class _Reader:
 
     def controls(self) -> dict[str, str | dict[str, str]]:
         controls: dict[str, str | dict[str, str]] = {}
-        for name, told in self.mapping("controls").items():
+        for name, given in self.mapping("controls").items():
             self.check_name("controls", name)
-            if isinstance(told, Mapping) and told:
-                controls[name] = {str(factor): label(level) for factor, level in told.items()}
-            elif isinstance(told, str):
-                controls[name] = told
+            if isinstance(given, Mapping) and given:
+                controls[name] = {str(factor): label(level) for factor, level in given.items()}
+            elif isinstance(given, str):
+                controls[name] = given
             else:
                 raise StudyError(
                     f"{self.path}: controls: {name} must be the name of an arm, or levels as {{variant: none}}, "
-                    f"got {told!r}"
+                    f"got {given!r}"
                 )
         return controls
 

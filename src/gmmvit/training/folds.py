@@ -137,10 +137,10 @@ def _spread(values: list[float]) -> dict[str, float | None]:
 
 def lines(result: Result) -> list[str]:
     """The figures of a cross-validation, a line each, in percent."""
-    told = f"{len(result['rows'])} of {result['folds']} folds"
+    counted = f"{len(result['rows'])} of {result['folds']} folds"
     if len(result["rows"]) == result["folds"]:
-        told = f"{result['folds']} folds"
-    found = [f"{'':<22} {'mean ± deviation':>18}   95 % interval of the mean, over {told}"]
+        counted = f"{result['folds']} folds"
+    found = [f"{'':<22} {'mean ± deviation':>18}   95 % interval of the mean, over {counted}"]
     for name, spread in result["measured"].items():
         mean, rest = f"{100 * spread['mean']:.2f}", "–"
         if spread["deviation"] is not None:

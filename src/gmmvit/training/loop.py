@@ -167,19 +167,19 @@ def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[di
 def _hand_over(
     setting: Setting, state: State, writer: Writer, row: dict[str, Any], last: dict[str, Tensor], loggers: Loggers
 ) -> None:
-    """Begins to write what an epoch leaves, when the one before is safe; this one is told when it is."""
+    """Begins to write what an epoch leaves, when the one before is safe; this one is reported when its own is."""
     setting.team.from_leader(writer.finish)  # before the copy, so that there is one at a time
     state.kept = state.epoch - 1
     saved = state.persistent() | {"recipe": as_dict(setting.recipe)}
 
-    def tell() -> None:
+    def safe() -> None:
         state.kept = row["epoch"]
         setting.progress.line(_epoch_line(row, setting.recipe, setting.progress.time_left()))
         for log in loggers:
             log(row)
 
     if setting.team.leads:
-        writer.begin(lambda: _keep(setting, row, saved, last), tell)
+        writer.begin(lambda: _keep(setting, row, saved, last), safe)
 
 
 def _step_line(setting: Setting, state: State, step: int, so_far: Tensor, images_per_s: float) -> str:

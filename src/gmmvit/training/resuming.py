@@ -51,7 +51,7 @@ def continued(
     progress = Progress(quiet or not team.leads, label or fold_label(recipe))
     team.from_leader(lambda: locks.enter_context(claim.locked(folder)) and None)
     saved = checkpoint.load_checkpoint(folder, recipe)
-    run_folder.read_rows(folder)  # a damaged file is told before any work
+    run_folder.read_rows(folder)  # a damaged file is reported before any work
     summary = run_folder.read_summary(folder)
     if epochs is not None and (epochs != recipe.epochs or _was_stopped(recipe, saved)):
         recipe = _extended(folder, recipe, epochs, saved, team)
@@ -90,12 +90,12 @@ def _was_stopped(recipe: Recipe, saved: dict[str, Any] | None) -> bool:
 def _tell_of_more(progress: Progress, folder: Path, recipe: Recipe, before: dict[str, Any]) -> None:
     """What becomes of the learning rate where a training was given another number of epochs."""
     epochs = recipe.epochs
-    told = f"{folder} was to end after {before['epochs']} epochs and goes on to {epochs}: the learning rate"
+    begun = f"{folder} was to end after {before['epochs']} epochs and goes on to {epochs}: the learning rate"
     if recipe.restarts and tuple(before.get("restarts") or ()) != recipe.restarts:
         last = recipe.restarts[-1]
-        progress.line(f"{told} begins anew after epoch {last}, with warm-up and cosine over the {epochs - last} added")
+        progress.line(f"{begun} begins anew after epoch {last}, with warm-up and cosine over the {epochs - last} added")
     elif before["epochs"] != epochs:
-        progress.line(f"{told} goes on as in a training of {epochs}")
+        progress.line(f"{begun} goes on as in a training of {epochs}")
 
 
 def _hint(recipe: Recipe, saved: dict[str, Any]) -> str:

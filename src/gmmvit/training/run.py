@@ -113,7 +113,7 @@ def resume_several(
         for folder in paths:
             try:
                 found = continued(folder, data_dir, quiet, locks, started[0] if started else None, f"{folder.name}: ")
-            except Exception as error:  # of one run, whatever it is: told now and at the end
+            except Exception as error:  # of one run, whatever it is: reported now and at the end
                 if join().size > 1:  # the other processes wait for this one, or have ended
                     raise
                 Progress().notice(f"{folder} cannot be resumed and is left out: {first_line(error)}")
@@ -193,7 +193,7 @@ def _start_all(
         progress = Progress(quiet or not team.leads, f"{_name(recipe)}: " if len(recipes) > 1 else fold_label(recipe))
         begun, recipe = time.perf_counter(), absolute_paths(recipe)
         data = shared_data(recipe, started[0] if started else None)
-        setting, state, told = prepare(recipe, folder, progress, team, data=data)
+        setting, state, described_one = prepare(recipe, folder, progress, team, data=data)
         with naming_memory(setting):
             need = check_memory(setting, state)
             if recipe.minutes is not None:
@@ -203,7 +203,7 @@ def _start_all(
             elif not quiet:
                 expected.append(_tell_forecast(setting, state, need))
         started.append((setting, state))
-        described.append(told)
+        described.append(described_one)
     if len(expected) > 1:
         started[0][0].progress.line(f"all {len(expected)} trainings take about {clock(sum(expected))}")
 
@@ -211,10 +211,10 @@ def _start_all(
         for folder in folders:
             locks.enter_context(claim.locked(folder))
         check()
-        for (setting, _), told in zip(started, described, strict=True):
+        for (setting, _), facts in zip(started, described, strict=True):
             claim.clear(setting.folder)
             claim.own(setting.folder, *claim.TRAINED)
-            run_folder.save_config(setting.folder, setting.recipe, **told)
+            run_folder.save_config(setting.folder, setting.recipe, **facts)
 
     team.from_leader(take)
     return started
@@ -235,7 +235,7 @@ def _tell_forecast(setting: Setting, state: State, need: Need | None) -> float:
 
 
 def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -> dict[str, Any]:
-    """`fit`; where it is interrupted, what goes on with it and with those that wait for it is told."""
+    """`fit`; where it is interrupted, reports how to continue it and those that wait for it."""
     try:
         with naming_memory(setting):
             return fit(setting, state)
@@ -289,13 +289,13 @@ def _finish_all(
         setting, state = started.pop(0)
         try:
             summaries.append(_finish(setting, state, started))
-        except Exception as error:  # of one training: told at the end
+        except Exception as error:  # of one training: reported at the end
             if setting.team.size > 1:  # the other processes wait for this one, or have ended
                 raise
             if started:
                 setting.progress.notice(f"failed, the others go on: {first_line(error)}")
-            for told in (error, error.__cause__):  # their frames hold the model
-                traceback.clear_frames(None if told is None else told.__traceback__)
+            for each in (error, error.__cause__):  # their frames hold the model
+                traceback.clear_frames(None if each is None else each.__traceback__)
             wrong.append((setting.folder, error))
         if setting.recipe.compile:
             torch.compiler.reset()  # a function is compiled eight times at most, and this frees CUDA graphs

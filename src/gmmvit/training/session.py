@@ -84,7 +84,7 @@ class State:
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
-        self.core_s = saved.get("core_s", 0.0)  # a checkpoint of an older version does not tell
+        self.core_s = saved.get("core_s", 0.0)  # missing in the checkpoints of older versions
         for name in ("epoch", "images_seen", "train_s", "wall_s", "best"):
             setattr(self, name, saved[name])
         self.kept = self.epoch

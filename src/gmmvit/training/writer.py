@@ -13,7 +13,7 @@ class Writer:
     """One piece of work at a time in a thread of its own; what follows it runs in the thread that asked for it.
 
     The work must touch nothing that changes meanwhile, and no GPU. As a context it ends when the work is done, also
-    where an error or Ctrl-C came; an error of the work is raised then, after Ctrl-C only told.
+    where an error or Ctrl-C came; an error of the work is raised then, after Ctrl-C only reported.
     """
 
     def __init__(self, progress: Progress) -> None:

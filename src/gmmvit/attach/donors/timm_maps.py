@@ -199,7 +199,7 @@ class MultiScaleMap(_Map):
 
 
 class MetaAttention(TimmAttention):
-    """caformer: the tokens of the stage, whose downsampling tells their grid."""
+    """caformer: the tokens of the stage, whose downsampling gives their grid."""
 
     @classmethod
     def gmm_prefix(cls, module: Any) -> int:
