@@ -12,6 +12,7 @@ from places import _rows_and_columns
 from torch import nn
 
 from gmmvit.attach import attach, describe, detach, load_masks
+from gmmvit.attach.grids import used_grids
 from gmmvit.attach.surgery import MaskedDonor
 
 timm = pytest.importorskip("timm")
@@ -145,3 +146,33 @@ def test_a_grid_by_name_stands_for_that_of_the_model_and_must_be_that_of_a_windo
     ):
         attach(swin, grid={name: (6, 4)})
     attach(swin, grid={name: (4, 6)})
+
+
+@pytest.mark.parametrize(("name", "size"), [("mobilevit_xxs", (64, 96)), ("shvit_s1", (96, 64)), ("csatv2", (64, 160))])
+def test_element_wise_masks_made_for_other_images_are_those_of_the_oracle(name, size):
+    donor = next(d for d in DONORS if d.name == name)
+    images = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = attach(donor.make(dtype=torch.float64))
+    grids = used_grids(model, images)
+    assert len(grids) == len(donor.layers)
+    assert used_grids(model, donor.images(dtype=torch.float64)) == {}
+    attach(detach(model), "elm", grid=grids)
+    masks = []
+    for layer in (m for m in model.modules() if isinstance(m, MaskedDonor)):
+        nn.init.normal_(layer.gmm_mask.weight)
+        masks.append(layer.gmm_mask.dense().detach())
+    got = logits(model, images)
+    with masks_in(masks):
+        expected = logits(donor.make(dtype=torch.float64), images)
+    torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-9)
+    assert (expected - logits(donor.make(dtype=torch.float64), images)).abs().max() > 1e-5
+
+
+def test_grids_of_crossvit_follow_its_branches_and_go_by_name_too():
+    donor = next(d for d in DONORS if d.name == "crossvit_9_dagger_240")
+    grids = {layer.name: layer.grid for layer in describe(donor.make()) if layer.action == "free"}
+    assert grids["blocks.0.blocks.0.0.attn"] == (8, 12)
+    assert grids["blocks.0.blocks.1.0.attn"] == (4, 6)
+    for mask in ("gmm", "elm"):
+        model = attach(donor.make(), mask, grid=grids)
+        torch.testing.assert_close(logits(model, donor.images()), logits(donor.make(), donor.images()))

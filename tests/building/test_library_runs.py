@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from gmmvit.attach import describe
+from gmmvit.building import build_model, start_model
 from gmmvit.cli import main
 from gmmvit.config import load_recipe
 from gmmvit.report.attention import attention_maps
@@ -97,6 +98,20 @@ def test_every_mask_trains_and_the_weights_go_back_into_the_library(runs, kind, 
         images = torch.randn(3, 1, 8, 8)
         out = donor.eval()(images)
         torch.testing.assert_close(loaded.model(images), getattr(out, "logits", out))
+
+
+def test_element_wise_masks_have_the_grids_of_the_images_where_the_model_was_made_for_others():
+    data = {"image_size": [32, 64], "channels": 3, "classes": list("abc")}
+    recipe = load_recipe("digits", model="timm:mobilevit_xxs", mask="elm")
+    options, model = start_model(recipe, data)
+    grids = {layer.name: layer.grid for layer in describe(model) if layer.action == "elm"}
+    assert list(grids.values()) == [(2, 4)] * 2 + [(1, 2)] * 4 + [(1, 1)] * 3
+    again = build_model(yaml.safe_load(yaml.safe_dump(options)))  # as it comes back from a run
+    again.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 32, 64)
+    assert torch.equal(again.eval()(images), model.eval()(images))
+    options, _ = start_model(recipe, data | {"image_size": [256, 256]})
+    assert "grid" not in options["mask_options"]
 
 
 @pytest.mark.parametrize(("kind", "mask"), [("timm-vit", "gmm"), ("timm-swin", "elm"), ("hf-vit", "none")])

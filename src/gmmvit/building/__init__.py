@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from gmmvit.attach import attach
+from gmmvit.attach import attach, detach
+from gmmvit.attach.grids import used_grids
 from gmmvit.building import timm, transformers
 from gmmvit.building.given_run import GivenRun, filled, given_run
 from gmmvit.building.request import Request, first_line, require
 from gmmvit.building.size import HELD, TRAINED, check_size
 from gmmvit.building.weights import read_state, renamed_masks, split_masks, transfer
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
+from gmmvit.masks import KINDS
 from gmmvit.models import CONVNETS, SIZES, create_model
 from gmmvit.text import nearest
 
@@ -93,6 +95,8 @@ def start_model(
     _try_images(model, request, made_for)
     options = {"library": library, "name": name, "arguments": arguments, **masking_options(recipe)}
     if recipe.mask != "none":
+        if KINDS[recipe.mask].one_grid:
+            options |= _own_grids(model, options, request)
         _attach(model, options)
         if isinstance(recipe.pretrained, str):
             _, masks = split_masks(read_state(recipe.pretrained))
@@ -131,6 +135,22 @@ def _attach(model: nn.Module, options: dict[str, Any]) -> None:
         raise RecipeError(
             f"{options['library']}:{options['name']} takes no mask (--mask none trains it): {error}"
         ) from error
+
+
+def _own_grids(model: nn.Module, options: dict[str, Any], request: Request) -> dict[str, Any]:
+    """The "mask_options" with the grids that these images have where the model makes others than it was designed for.
+
+    Masks that take every grid say them, attached for one pass; the model stays as it was.
+    """
+    _attach(model, options | {"mask": "gmm", "mask_options": {}})
+    try:
+        grids = used_grids(model.eval(), torch.zeros(2, request.channels, *request.image_size))
+    except ValueError:  # the trial of the images tells what does not fit
+        return {}
+    finally:
+        detach(model)
+    said = {"grid": {name: list(grid) for name, grid in grids.items()}} if grids else {}
+    return {"mask_options": options.get("mask_options", {}) | said}
 
 
 def _tell_unseen(model: nn.Module, request: Request) -> None:

@@ -200,6 +200,8 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
             return _pit_tower(model, ancestors)
         if type(model).__name__ == "NaFlexVit":
             return _naflex_tower(model)
+        if type(model).__name__ == "CrossVit":
+            return _branch_tower(model, ancestors)
         patch_embed = getattr(model, "patch_embed", None)
         source = getattr(patch_embed, "proj", None)
         if isinstance(source, nn.Conv2d | nn.Identity):  # the latter behind a stem of several convolutions
@@ -219,6 +221,15 @@ def _pit_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
         if any(stage is module for module in ancestors):
             break
     return Tower(source, (rows, cols), model.num_tokens)
+
+
+def _branch_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
+    """crossvit: each branch sees the image at a scale of its own and cuts it by an embedding of its own."""
+    stages: Any = next(a for a in ancestors if type(a).__name__ == "MultiScaleBlock")
+    embed = model.patch_embed[next(i for i, blocks in enumerate(stages.blocks) if any(blocks is a for a in ancestors))]
+    source = embed.proj if isinstance(embed.proj, nn.Conv2d) else embed.proj[-1]
+    rows, cols = (side // patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True))
+    return Tower(source, (rows, cols), 1)
 
 
 def _fold_tower(block: Any, ancestors: list[nn.Module]) -> Tower:

@@ -1,5 +1,5 @@
 """Attentions of timm's mixed models with the mask: whole feature maps and windows that say their size themselves
-(FastViT, Visformer, BoTNet, SAM, SAM 2, CAFormer, EfficientFormer, DaViT, GCViT, PVT 2).
+(FastViT, Visformer, BoTNet, SAM, SAM 2, CAFormer, CSATv2, EfficientFormer, DaViT, GCViT, PVT 2).
 
 Letters: B batch, G windows an image, T tokens (q: queries), C channels, H heads, D head width.
 """
@@ -265,7 +265,11 @@ LEFT_ALONE = {
 
 
 def tower(ancestors: list[nn.Module]) -> Tower | None:
-    """The downsampling of a stage of MetaFormer, where its tokens come from."""
+    """Where the tokens of a map come from: in MetaFormer the downsampling of the stage, in CSATv2 the convolution that
+    gives each block its positions."""
+    block: Any = ancestors[-1] if ancestors else None
+    if type(block).__name__ == "TransformerBlock" and type(block).__module__ == f"{_TIMM}.csatv2":
+        return Tower(block.pos_embed.proj, stage_grid(ancestors), 0)
     stage: Any = next((a for a in reversed(ancestors) if type(a).__name__ == "MetaFormerStage"), None)
     conv = getattr(getattr(stage, "downsample", None), "conv", None)
     return Tower(conv, stage_grid(ancestors), 0) if isinstance(conv, nn.Conv2d) else None

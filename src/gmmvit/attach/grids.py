@@ -1,0 +1,49 @@
+"""The grids at which attached masks are used: what an element-wise mask for those images must be made for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from gmmvit.attach.place import Grid
+from gmmvit.attach.surgery import MaskedDonor
+from gmmvit.attach.survey import masked
+
+
+def used_grids(model: nn.Module, *inputs: Any) -> dict[str, Grid]:
+    """The names of the attentions of `model` that carry a mask -> the (rows, cols) at which one pass uses it, for those
+    at which it is another than the mask was made for; not for those inside a window, whose grid is the model's.
+
+    Args:
+        model: with Gaussian mixture masks attached, which take every grid.
+        inputs: what it is called with: images [B, C, height, width].
+    """
+    layers = [(name, module) for name, module in masked(model) if module.gmm_window(module) is None]
+    seen: dict[str, Grid] = {}
+    with _noting(layers, seen), torch.no_grad():
+        model(*inputs)
+    made = {name: module.gmm_mask.grid for name, module in layers}
+    return {name: grid for name, grid in seen.items() if grid != made[name]}
+
+
+@contextmanager
+def _noting(layers: list[tuple[str, MaskedDonor]], seen: dict[str, Grid]) -> Iterator[None]:
+    """Inside, every mask that is asked for a grid leaves it in `seen`."""
+
+    def noted(name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(grid: Grid) -> Any:
+            seen[name] = grid
+            return ask(grid)
+
+        return asked
+
+    for name, module in layers:
+        for method in ("forward", "dense"):
+            setattr(module.gmm_mask, method, noted(name, getattr(module.gmm_mask, method)))
+    try:
+        yield
+    finally:
+        for _, module in layers:
+            del module.gmm_mask.forward, module.gmm_mask.dense
