@@ -96,14 +96,17 @@ def test_masks_of_several_adapters_are_refused_by_name():
         load_masks(donor(), tuned.state_dict())
 
 
-def test_masks_that_peft_freezes_are_told():
-    tuned = lora(attach(donor()), masks=())
+@pytest.mark.parametrize("targets", [("qkv", "proj"), ("fc1", "fc2"), ("head",)])
+def test_masks_that_peft_freezes_are_told(targets):
+    tuned = lora(attach(donor()), targets, masks=())
+    assert not any(p.requires_grad for p in mask_parameters(tuned))
     with pytest.warns(UserWarning, match=r"neither trains nor saves the masks: .* modules_to_save=\['gmm_mask'\]"):
         tuned.train()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tuned.eval()
-        lora(attach(donor())).train()
+        lora(attach(donor()), targets).train()
+        tuned.unload().train()
         attach(donor()).train()
 
 

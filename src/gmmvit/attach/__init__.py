@@ -7,6 +7,7 @@ interpreter met first.
 import importlib
 import inspect
 import sys
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,7 @@ def attach(
             depth = i / max(1, len(places) - 1)
             modules.append(_mask_of(item, site, mask, mark, dtype, init=init, depth=depth, **options))
     for item, site, module in zip(places, sites, modules, strict=True):
+        site.model = weakref.ref(model)
         swap(item.module, item.adapter, gmm_site=site, gmm_mask=module, **item.state)  # type: ignore[arg-type]
         if item.tower is None or _said(grid, item) is not None:
             continue

@@ -24,9 +24,10 @@ def _is_peft(module: nn.Module) -> bool:
     return any(cls.__module__.startswith("peft.") and cls.__name__ in _BASES for cls in type(module).__mro__)
 
 
-def warn_if_left_out(attention: nn.Module, mask: nn.Module) -> None:
-    """Warns if peft is at work inside of `attention` and does not keep its mask."""
-    if not _is_peft(mask) and tuned(attention) is not None:
+def warn_if_left_out(attention: nn.Module, mask: nn.Module, model: nn.Module | None) -> None:
+    """Warns if peft is at work inside of `attention`, or elsewhere in the `model` that was attached, and does not keep
+    its mask."""
+    if not _is_peft(mask) and any(tuned(part) is not None for part in (attention, model) if part is not None):
         warnings.warn(TOLD, stacklevel=2)
 
 

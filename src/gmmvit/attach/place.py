@@ -100,12 +100,17 @@ class GridBox:
 
 class Site:
     """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is the mask's; `ran`
-    says whether the mask was used in the last forward pass, where that is not certain."""
+    says whether the mask was used in the last forward pass, where that is not certain. `model` is what it was attached
+    to; a copy of the site does not know."""
 
     def __init__(self, box: GridBox, prefix_tokens: int, mode: str) -> None:
         self.box, self.prefix_tokens, self.mode = box, prefix_tokens, mode
         self.ran = PerThread(False)
+        self.model: weakref.ref[nn.Module] | None = None
         box.join(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"model": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

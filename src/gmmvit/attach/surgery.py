@@ -140,7 +140,8 @@ class MaskedDonor(Swapped):
 
     def train(self, mode: bool = True) -> Any:
         if mode:
-            peft.warn_if_left_out(self, self.gmm_mask)
+            model = self.gmm_site.model
+            peft.warn_if_left_out(self, self.gmm_mask, None if model is None else model())
         return super().train(mode)
 
     def gmm_refresh(self) -> None:
