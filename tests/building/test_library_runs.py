@@ -135,9 +135,16 @@ def test_predicting_an_image_works(runs, kind, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", LIBRARY)
 def test_a_program_of_torch_computes_its_logits(runs, kind, tmp_path):
-    path, difference = export_run(runs(kind, "gmm"), tmp_path, format="torch")
-    assert difference <= 1e-5
-    assert torch.export.load(str(path)).module()(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    exported = export_run(runs(kind, "gmm"), tmp_path, format="torch")
+    assert exported.comparison.difference <= 1e-5
+    assert torch.export.load(str(exported.path)).module()(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+
+
+@pytest.mark.parametrize("kind", ["timm-vit", "hf-vit"])
+def test_onnxruntime_computes_its_logits_in_float16(runs, kind, tmp_path):
+    pytest.importorskip("onnxruntime")
+    exported = export_run(runs(kind, "gmm"), tmp_path, dtype="float16")
+    assert exported.comparison.difference <= 0.01
 
 
 def test_the_attention_drawn_is_that_of_the_library(runs):

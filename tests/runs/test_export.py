@@ -16,9 +16,9 @@ import gmmvit
 from gmmvit.augment import normalize
 from gmmvit.cli import main
 from gmmvit.config import load_recipe
-from gmmvit.runs import export, run_folder
+from gmmvit.runs import run_folder
 from gmmvit.runs.checkpoint import load_run
-from gmmvit.runs.export import export_run
+from gmmvit.runs.export import export_run, onnx_file
 from gmmvit.runs.files import RunError
 
 onnx = pytest.importorskip("onnx")
@@ -63,16 +63,16 @@ def vit(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vit_onnx(vit):
-    return export_run(vit)[0]
+    return export_run(vit).path
 
 
 @pytest.mark.parametrize("mask", ["none", "elm", "gmm"])
 @pytest.mark.parametrize("family", SMALL)
 def test_onnxruntime_computes_the_logits_of_every_family_and_mask(tmp_path, family, mask):
     folder = write_run(tmp_path / "run", family, mask)
-    path, difference = export_run(folder)
+    path, _, comparison, *_ = export_run(folder)
     assert path == folder / "model.onnx"
-    assert difference <= 1e-4
+    assert comparison.difference <= 1e-4
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     run = load_run(folder)
     for count in (1, 4):
@@ -128,12 +128,12 @@ def test_a_file_that_is_there_is_replaced_on_request_alone(vit, vit_onnx, tmp_pa
 
 def test_a_file_that_computes_something_else_is_not_written(vit, tmp_path, monkeypatch):
     """As it would be if the exporter dropped the normalisation."""
-    compute = export._onnxruntime
+    compute = onnx_file.session
 
     def wrong(content):
         return lambda images: compute(content)(images + 0.5)
 
-    monkeypatch.setattr(export, "_onnxruntime", wrong)
+    monkeypatch.setattr(onnx_file, "session", wrong)
     with pytest.raises(RunError, match=r"logits differ from the model's by .*is not written"):
         export_run(vit, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

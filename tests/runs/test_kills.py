@@ -207,12 +207,11 @@ def test_a_kill_at_any_moment_of_a_report_leaves_the_old_page_or_the_new_one(who
 
 
 def test_a_kill_at_any_moment_of_an_export_leaves_no_torn_file(whole, tmp_path, monkeypatch):
-    made = export._torch  # the program is made once; what is tried is how it is written
+    made = export.MAKERS["torch"]  # the program is made once; what is tried is how it is written
     kept = []
-    monkeypatch.setattr(
-        export, "_torch", lambda *arguments: kept[0] if kept else kept.append(made(*arguments)) or kept[0]
-    )
-    content = export.export_run(whole, tmp_path / "model.pt2", format="torch")[0].read_bytes()
+    once = lambda source: kept[0] if kept else kept.append(made(source)) or kept[0]  # noqa: E731
+    monkeypatch.setitem(export.MAKERS, "torch", once)
+    content = export.export_run(whole, tmp_path / "model.pt2", format="torch").path.read_bytes()
 
     def run(trial):
         return shutil.copytree(whole, tmp_path / f"run{trial}")

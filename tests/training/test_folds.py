@@ -184,8 +184,9 @@ def test_the_models_answer_together_by_their_mean_probability(crossed, tmp_path)
     assert (told["images"], told["top1"]) == (360, pytest.approx(hits, abs=1 / 360))
     Image.fromarray(data.test.images[0, 0].numpy()).save(tmp_path / "digit.png")
     assert main(["predict", str(folder), str(tmp_path / "digit.png")]) == 0
-    path, _ = export_run(folder, tmp_path / "model.pt2", format="torch")
-    assert path.is_file()
+    check = export_run(folder, tmp_path / "model.onnx", dtype="float16", check=True).check
+    assert (check.part, check.images, check.before) == ("test", 360, round(told["top1"] * 360))
+    assert abs(check.drop) <= 0.01
 
 
 def test_on_the_images_of_its_folds_an_ensemble_is_not_measured(images, tmp_path, capsys):
@@ -194,6 +195,8 @@ def test_on_the_images_of_its_folds_an_ensemble_is_not_measured(images, tmp_path
     for part in ("test", "train"):
         assert main(["eval", str(tmp_path / "cv"), "--part", part]) == 1
         assert "has learned every image of" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "cv"), "--format", "torch", "--check"]) == 1
+    assert "no image is left to check the file on" in capsys.readouterr().err
     for place in ("cv", "cv/fold-1"):  # of other data the usual test part
         result = evaluate_run(tmp_path / place, dataset=f"folder:{images}")
         assert (result["images"], result["part"]) == (8, "test")

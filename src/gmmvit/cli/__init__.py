@@ -6,13 +6,14 @@ import signal
 import sys
 from contextlib import suppress
 
-from gmmvit.cli import cache, demo, inspect, predict, runs, sweeps, tools
+from gmmvit.cli import cache, demo, export, inspect, predict, runs, sweeps, tools
 from gmmvit.cli.app import EXIT_FAILED, app, exit_status, one_line
 
 __all__ = [
     "app",
     "cache",
     "demo",
+    "export",
     "inspect",
     "main",
     "predict",

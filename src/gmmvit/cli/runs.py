@@ -1,4 +1,4 @@
-"""Commands about runs: train, resume, eval, report, export."""
+"""Commands about runs: train, resume, eval, report."""
 
 import json
 import typing
@@ -266,35 +266,3 @@ def report(
 
     chosen = str(choose_device(device))
     say(str(write_report(runs, out, data_dir=data_dir, device=chosen, overwrite=overwrite)))
-
-
-@app.command
-def export(
-    run: Path,
-    /,
-    *,
-    format: typing.Literal["onnx", "torch"] = "onnx",
-    out: Path | None = None,
-    weights: typing.Literal["best", "last"] = "best",
-    overwrite: bool = False,
-) -> None:
-    """Write the model of a run as one file, ONNX or torch.export, checked against the model.
-
-    Parameters
-    ----------
-    run
-        Folder of the run.
-    format
-        onnx (with onnx, onnxscript and, for the check, onnxruntime) or torch, a program of torch.export.
-    out
-        The file; model.onnx or model.pt2 in the run's folder by default.
-    weights
-        Best on validation, or of the last epoch.
-    overwrite
-        Replace that file.
-    """
-    from gmmvit.runs.export import export_run
-
-    path, difference = export_run(run, out, format=format, weights=weights, overwrite=overwrite)
-    found = "not checked: onnxruntime is not installed"
-    say(f"{path} ({found if difference is None else f'logits differ from the model by {difference:.1e} at most'})")

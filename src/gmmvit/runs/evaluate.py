@@ -156,6 +156,18 @@ def check_unchanged(run: LoadedRun, data: Dataset, part: str) -> None:
         )
 
 
+def part_of(run: LoadedRun, data: Dataset, part: str) -> Split:
+    """A part of a run's own data; raises RunError where it has none, or not the one of the training."""
+    split: Split | None = getattr(data, part)
+    if split is None or not len(split):
+        others = " and ".join(name for name in ("train", "val", "test") if getattr(data, name) is not None)
+        raise RunError(
+            f"{data.name} has no {part} part in this run, but {others}: choose with --part (in Python part=)"
+        )
+    check_unchanged(run, data, part)
+    return split
+
+
 def measured_logits(run: LoadedRun, split: Split) -> Tensor:
     """Logits [N, classes] in the precision that the run was validated in, so that figures agree with its summary."""
     dtype = choose_dtype(run.recipe.dtype, run.device)
@@ -247,13 +259,8 @@ def evaluate_run(
             f"{folder} has learned every image of {data.name} in one of its folds, so it is measured on others: with "
             "--dataset folder:PATH (in Python dataset=); what the folds measured stands in folds.csv"
         )
-    if split is None or not len(split):
-        others = " and ".join(name for name in ("train", "val", "test") if getattr(data, name) is not None)
-        raise RunError(
-            f"{data.name} has no {part} part in this run, but {others}: choose with --part (in Python part=)"
-        )
-    if dataset is None:
-        check_unchanged(run, data, part)
+    if dataset is None or split is None or not len(split):
+        split = part_of(run, data, part)
     logits, labels = measured_logits(run, split), split.labels.cpu()
     counts = confusion_counts(logits, labels)
     totals, hits = counts.sum(1).tolist(), counts.diag().tolist()

@@ -23,11 +23,21 @@ ANEW = "train it anew with --overwrite (in Python overwrite=True)"
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
 LOCK, OWN = ".lock", ".files"  # held by a training; the names of the files that the run wrote
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
-EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}
+EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2", "openvino": "model.xml"}
 # Of a cross-validation, beside the run folders fold-1, fold-2 ...
 FOLDS, FOLDS_TABLE, REPORT = "folds.yaml", "folds.csv", "report.html"
 _DIGITS = 18  # of a whole number that is exact in every program
-FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), REPORT, *EXPORTS.values())
+
+
+def export_name(format: str, precision: str = "float32") -> str:
+    """The usual name of an exported file, as model.onnx or model.int8.onnx."""
+    path = Path(EXPORTS[format])
+    return path.name if precision == "float32" else f"{path.stem}.{precision}{path.suffix}"
+
+
+_EXPORTED = [export_name(format, precision) for format in EXPORTS for precision in ("float32", "float16", "int8")]
+_EXPORTED += [name.replace(".xml", ".bin") for name in _EXPORTED if name.endswith(".xml")]
+FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINT, *WEIGHTS.values(), REPORT, *_EXPORTED)
 
 
 def _list_of(fits: Callable[[Any], bool], least: int, most: float = math.inf) -> Callable[[Any], bool]:

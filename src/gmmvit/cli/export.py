@@ -1,0 +1,114 @@
+"""The command export: a trained model as a file for other programs."""
+
+import json
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gmmvit.cli.app import Json, app, say
+from gmmvit.config import RecipeError
+
+if TYPE_CHECKING:
+    from gmmvit.runs.export import Exported
+
+
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    format: typing.Literal["onnx", "torch", "openvino"] = "onnx",
+    dtype: typing.Literal["float32", "float16"] = "float32",
+    quantize: typing.Literal["int8"] | None = None,
+    out: Path | None = None,
+    weights: typing.Literal["best", "last"] = "best",
+    check: bool = False,
+    part: typing.Literal["test", "val"] | None = None,
+    max_drop: float | None = None,
+    data_dir: str | None = None,
+    overwrite: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Write the model of a run as a file for other programs, checked against the model.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    format
+        onnx (with onnx, onnxscript and, for the check, onnxruntime), torch, a program of torch.export, or openvino
+        (with openvino besides), an .xml file and its .bin.
+    dtype
+        Of weights and products in ONNX, where masks, softmax, input and output stay float32; of weights in OpenVINO.
+    quantize
+        int8: products of weights in int8, calibrated on the validation part; not of torch.
+    out
+        The file; model.onnx, model.pt2 or model.xml in the run's folder by default, with the precision in its name, as
+        model.int8.onnx, where it is not float32.
+    weights
+        Best on validation, or of the last epoch.
+    check
+        Measure top-1 of the model and of the file, and write none that lost too much.
+    part
+        Part to measure on; test by default, or val where the run has no test part.
+    max_drop
+        How far top-1 may fall, as a fraction of the images; 0.01 by default.
+    data_dir
+        For --check and --quantize: where the data lies now, if it moved; of a folder of images, the folder itself.
+    overwrite
+        Replace that file.
+    as_json
+        Print the figures, and what a program has to know to use the file, as JSON.
+    """
+    for name, value in (("part", part), ("max-drop", max_drop)):
+        if value is not None and not check:
+            raise RecipeError(f"--{name} says how --check measures: give both, or neither")
+    if data_dir is not None and not check and quantize is None:
+        raise RecipeError("--data-dir says where --check and --quantize find the images: give it with one of them")
+    from gmmvit.runs.export import MAX_DROP, export_run
+
+    allowed = MAX_DROP if max_drop is None else max_drop
+    exported = export_run(
+        run,
+        out,
+        format=format,
+        dtype=dtype,
+        quantize=quantize,
+        weights=weights,
+        check=check,
+        part=part,
+        max_drop=allowed,
+        data_dir=data_dir,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print(json.dumps(_figures(exported)))
+        return
+    _tell(exported, allowed, quantize is not None)
+
+
+def _figures(exported: "Exported") -> dict[str, object]:
+    from gmmvit.runs.export.check import as_json
+
+    comparison, check = exported.comparison, exported.check
+    return {
+        "path": str(exported.path),
+        "difference": None if comparison is None else comparison.difference,
+        "check": None if check is None else as_json(check),
+        **exported.told,
+    }
+
+
+def _tell(exported: "Exported", allowed: float, on_images: bool) -> None:
+    comparison, check = exported.comparison, exported.check
+    found = "not checked: onnxruntime is not installed"
+    if comparison is not None:
+        found = f"logits differ from the model by {comparison.difference:.1e} at most"
+        if on_images:
+            found += f", {comparison.same} of {comparison.images} validation images keep their class"
+    size = sum(file.stat().st_size for file in exported.files) / 1e6
+    say(f"{exported.path} ({size:.1f} MB; {found})")
+    if check is not None:
+        for name, hits in (("model", check.before), ("file", check.after)):
+            say(f"{name:>6}  top-1 {hits / check.images:.2%}  {hits} of {check.images} images of the {check.part} part")
+        say(f"logits differ by {check.difference:.1e} at most; top-1 may fall by {100 * allowed:g} points")

@@ -1,0 +1,17 @@
+"""A run's model as a program of torch.export."""
+
+import io
+import json
+
+import torch
+
+from gmmvit.runs.export.source import Made, Source, traced
+
+EXTRA_FILE = "gmmvit.json"
+
+
+def make(source: Source) -> Made:
+    """A .pt2 file, which says what it is in the extra file `gmmvit.json`."""
+    file = io.BytesIO()
+    torch.export.save(traced(source), file, extra_files={EXTRA_FILE: json.dumps(source.told)})
+    return Made({".pt2": file.getvalue()}, torch.export.load(io.BytesIO(file.getvalue())).module())
