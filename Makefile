@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-matrix lint wheel bench gpu gpu-tune gpu-paper soak clean
+.PHONY: demo test test-matrix lint node wheel bench gpu gpu-tune gpu-paper soak clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
@@ -65,6 +65,10 @@ gpu-paper:
 # Kills, damaged files and odd values by seed: trials and failures of each kind (docs/reliability.md).
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
+
+# The packages of npm that the JavaScript of docs/export.md needs; without them its test is skipped.
+node: $(READY)
+	npm install --prefix $(VENV) --no-save --ignore-scripts onnxruntime-web sharp
 
 clean:
 	rm -rf $(VENV) .matrix build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

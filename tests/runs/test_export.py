@@ -1,15 +1,11 @@
 """Exported models: onnxruntime computes what torch computes, for every family and mask, and no file is lost."""
 
 import json
-import re
-import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import gmmvit
@@ -93,15 +89,6 @@ def test_the_file_tells_classes_image_size_and_input(vit_onnx):
     ]
     assert [o.name for o in session.get_outputs()] == ["logits"]
     onnx.checker.check_model(str(vit_onnx), full_check=True)
-
-
-def test_the_example_of_the_docs_runs(vit, vit_onnx, tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(vit, tmp_path / "runs" / "mine")
-    Image.new("L", (50, 40), 77).save("image.png")
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
-    assert capsys.readouterr().out.strip() in CLASSES
 
 
 def test_a_program_of_torch_is_written_on_request(vit, tmp_path, capsys):
