@@ -14,8 +14,10 @@ from gmmvit.cli import main
 from gmmvit.config import load_recipe
 from gmmvit.data import load_dataset
 from gmmvit.runs.checkpoint import load_run
-from gmmvit.runs.export import export_run, onnx_file
+from gmmvit.runs.export import export_run, onnx_file, torch_file
 from gmmvit.runs.export.precision import masking_nodes, two_sided_products
+from gmmvit.runs.export.source import Source
+from gmmvit.runs.files import RunError
 from gmmvit.training.run import train
 
 onnx = pytest.importorskip("onnx")
@@ -234,3 +236,17 @@ def test_a_precision_that_is_unknown_is_named_in_python(run):
         export_run(run, dtype="half")
     with pytest.raises(ValueError, match="quantize must be 'int8' or None, got 'int4'"):
         export_run(run, quantize="int4")
+
+
+class Undecided(torch.nn.Module):
+    """A model whose way depends on its images, which no tracer can follow."""
+
+    def forward(self, images):
+        return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
+
+
+@pytest.mark.parametrize("make", [torch_file.make, onnx_file.make])
+def test_a_model_that_cannot_be_traced_is_refused_in_one_sentence(make):
+    with pytest.raises(RunError, match=r"^timm:undecided cannot be exported by torch\.export: .+") as refused:
+        make(Source(Undecided(), "timm:undecided", {}, torch.rand(2, 3, 8, 8)))
+    assert len(str(refused.value).splitlines()) == 1

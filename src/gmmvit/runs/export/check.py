@@ -11,7 +11,7 @@ from gmmvit.runs.evaluate import check_unchanged, part_of
 from gmmvit.runs.export.source import Compute
 from gmmvit.runs.files import RunError
 
-CALIBRATION_IMAGES = 256  # of the digits 64 give the same accuracy; more cost time alone
+CALIBRATION_IMAGES = 256
 _BATCH = 64
 
 
