@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-matrix lint node wheel bench gpu gpu-tune gpu-paper soak clean
+.PHONY: demo test test-matrix lint docs node wheel bench gpu gpu-tune gpu-paper soak clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,metrics,timm,hf,export,openvino,sweep,ray,demo]' tensorboard
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,metrics,timm,hf,export,openvino,sweep,ray,demo,docs]' tensorboard
 	touch $@
 
 # Trains GMM-ViT and the plain ViT on the digits, prints both accuracies and the path of the report.
@@ -22,12 +22,17 @@ demo: $(READY)
 	@echo "report:   $$($(BIN)/gmmvit report runs/demo runs/demo-none)"
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs/site
+	$(BIN)/ruff format --check src tests benchmarks docs/site
 	$(BIN)/mypy
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadscope
+
+# The site: README, docs/, CONTRIBUTING and CHANGELOG, and the library from its docstrings. A warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs/site . site
+	@echo "site/index.html"
 
 # Other Pythons, the oldest and the newest torch, timm and transformers: an hour, each in an environment of its own.
 test-matrix: $(READY)
@@ -71,4 +76,4 @@ node: $(READY)
 	npm install --prefix $(VENV) --no-save --ignore-scripts onnxruntime-web sharp
 
 clean:
-	rm -rf $(VENV) .matrix build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .matrix build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -88,8 +88,3 @@ def test_the_python_runs(workplace, monkeypatch):
 def test_the_table_of_models_is_what_the_command_prints(capsys):
     assert main(["models", "--markdown"]) == 0
     assert capsys.readouterr().out.strip() in README
-
-
-def test_every_link_to_a_file_leads_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (Path(__file__).parents[1] / target).exists(), target

@@ -40,8 +40,8 @@ __all__ = [
     "with_prefix",
 ]
 
-# In order of preference on the devices they take; `_refusal` says in words why one cannot take a call. All but
-# "triton", which reads offset tables, take the mask dense.
+#: The backends by name, in order of preference on the devices they take. All but "triton", which reads offset tables,
+#: take the mask dense. `explain` says in words why one cannot take a call.
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "triton": triton_attention,
     "chunked": chunked_attention,

@@ -60,7 +60,7 @@ class GaussianMixtureMask(Mask):
 
     Args:
         grid: (rows, cols) in patches, or one int for a square.
-        num_heads: H.
+        num_heads: heads, H.
         num_kernels: K, Gaussians per head.
         init: "paper": sigma ~ N(10, 10), alpha ~ N(0, 2). "identity": M is 1 within rounding, so that a mask can be
             added to a trained model: one Gaussian so wide that it is a constant, the others with alpha 0 and widths

@@ -17,9 +17,14 @@ from gmmvit.models.swin import Swin
 from gmmvit.models.t2t import T2T
 from gmmvit.models.vit import ViT
 
+__all__ = ["CONVNETS", "FAMILIES", "SIZES", "create_model", "list_models", "markdown_table", "text_table"]
+
+#: The classes of the families that take masks, by name.
 FAMILIES: dict[str, type[Any]] = {cls.family: cls for cls in (ViT, Swin, CaiT, PiT, T2T)}
-CONVNETS: dict[str, type[Any]] = {cls.family: cls for cls in (ResNet,)}  # to compare with: no attention for a mask
+#: The convnets to compare with, by name. They have no attention for a mask.
+CONVNETS: dict[str, type[Any]] = {cls.family: cls for cls in (ResNet,)}
 _ALL = FAMILIES | CONVNETS
+#: The sizes of each family by name, as arguments of its class.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {name: cls.sizes for name, cls in _ALL.items()}
 
 

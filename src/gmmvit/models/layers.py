@@ -24,12 +24,13 @@ class MaskedAttention(nn.Module):
 
     Args:
         dim: channels in and out.
-        num_heads: H.
+        num_heads: heads, H.
         head_dim: D; dim // num_heads by default.
         mask: module that returns what `gmm_attention` takes as its mask for a grid, or None.
         mode: "multiply", "log" or "post".
         prefix_tokens: leading tokens that the mask leaves alone.
-        qkv_bias, out_dim: bias of the first projection; width that comes out, `dim` by default.
+        qkv_bias: whether the first projection has a bias.
+        out_dim: width that comes out, `dim` by default.
         scale: factor of the scores, D ** -0.5 by default.
     """
 

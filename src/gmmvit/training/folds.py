@@ -48,8 +48,7 @@ def cross_validate(
         "folds", "rows" (the summaries) and "measured": for each of `MEASURED` a dict of mean, deviation (n - 1), low
         and high (95 % interval by Student's t over the folds, within 0 and 1), as fractions.
 
-    Raises:
-        As `train`.
+    Raises what `train` raises.
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, as gmmvit.load_recipe('digits', folds=5) makes it, got {recipe!r}")

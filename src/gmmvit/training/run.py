@@ -66,8 +66,7 @@ def train_several(
     Returns:
         The summaries, in the order of the recipes.
 
-    Raises:
-        As `train`. Where one training fails, the others go on to their ends first.
+    Raises what `train` raises. Where one training fails, the others go on to their ends first.
     """
     if isinstance(recipes, Recipe) or not recipes:
         raise ValueError(f"recipes must be a list of at least one recipe, got {recipes!r}")
