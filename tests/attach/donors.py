@@ -3,6 +3,7 @@
 from donor import Donor, Named, from_class, from_config
 from donors_explicit import EXPLICIT
 from donors_maps import MAPS
+from donors_stages import STAGES
 from donors_timm import TIMM
 
 _HF = {
@@ -133,4 +134,5 @@ DONORS = [
     ),
     *MAPS,
     *EXPLICIT,
+    *STAGES,
 ]

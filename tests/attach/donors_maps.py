@@ -151,4 +151,38 @@ MAPS = [
         [(4, 4), (4, 4), (8, 12), (4, 4)],
         image=(64, 96),
     ),
+    Donor(
+        "efficientformerv2_s0",
+        "timm",
+        _calm(
+            from_timm(
+                "efficientformerv2_s0",
+                img_size=(128, 192),
+                embed_dims=(16, 16, 24, 32),
+                depths=(1, 1, 2, 2),
+                num_vit=1,
+                mlp_ratios=((2,), (2,), (2, 2), (2, 2)),
+            )
+        ),
+        [(4, 6), (8, 12), (4, 6)],
+        image=(128, 192),
+    ),
+    Donor(
+        "tnt_s_patch16_224",
+        "timm",
+        from_timm(
+            "tnt_s_patch16_224",
+            img_size=(32, 48),
+            patch_size=8,
+            first_stride=2,
+            embed_dim=24,
+            inner_dim=12,
+            depth=2,
+            num_heads_outer=2,
+            num_heads_inner=3,
+        ),
+        [(4, 4), (4, 6)] * 2,
+        [0, 1] * 2,
+        (32, 48),
+    ),
 ]

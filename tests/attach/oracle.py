@@ -45,7 +45,8 @@ class _ScoreMode(TorchFunctionMode):
         if func.__name__ == "softmax" and options.get("dtype") == torch.float32:
             del options["dtype"]  # sam's would round float64
         out = func(*args, **options)
-        factors = [x for x in args if isinstance(x, torch.Tensor) and x.dim() >= 3]
+        given = [x for arg in args for x in (arg if isinstance(arg, list) else [arg])]  # einsum takes a list too
+        factors = [x for x in given if isinstance(x, torch.Tensor) and x.dim() >= 3]
         if func in _PRODUCTS and self.masks and len(factors) == 2 and factors[0].shape[-1] != out.shape[-1]:
             size = self.masks[0].shape
             heads = size[-3] in out.shape[1:-2] or (out.dim() == 3 and out.shape[0] % size[-3] == 0)

@@ -7,6 +7,9 @@ import itertools
 
 import torch
 
+# Between the stages of LeViT and EfficientFormer 2.
+_EVERY_SECOND = ("AttentionDownsample", "LevitAttentionSubsample", "Attention2dDownsample")
+
 
 def places(model, layer, images):
     """Pairs (queries, keys) of lists of places: one for the whole batch, or one for each sample."""
@@ -21,10 +24,20 @@ def places(model, layer, images):
     if kind == "GlobalSubSampleAttn" or hasattr(layer, "sr"):
         queries = _rows_and_columns(*layer.gmm_mask.grid)
         return [(queries, queries if layer.sr is None else _centres(layer.gmm_mask.grid, layer.sr))]
+    for name in ("sequence_reduction", "spatial_reduction"):  # of SegFormer and PVT in transformers
+        if hasattr(layer, name):
+            conv = getattr(getattr(layer, name), "sequence_reduction", getattr(layer, name))
+            return [(_rows_and_columns(*layer.gmm_mask.grid), _centres(layer.gmm_mask.grid, conv))]
+    if kind == "CvtSelfAttention":
+        both = (layer.convolution_projection_query, layer.convolution_projection_key)
+        return [tuple(_centres(layer.gmm_mask.grid, x.convolution_projection.convolution) for x in both)]
+    if kind == "Sam2MultiScaleAttention":
+        pool = None if layer.query_stride is None else torch.nn.MaxPool2d(tuple(layer.query_stride))
+        return [(_centres(layer.gmm_mask.grid, pool), _rows_and_columns(*layer.gmm_mask.grid))]
     if kind == "MaskUnitAttention":
         return [_in_units(model, layer)]
     keys = _rows_and_columns(*layer.gmm_mask.grid)
-    if kind == "AttentionDownsample":  # between the stages of LeViT
+    if kind in _EVERY_SECOND:
         return [([(r, c) for r, c in keys if r % 2 == 0 and c % 2 == 0], keys)]
     return [(keys, keys)]
 

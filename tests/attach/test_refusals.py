@@ -91,9 +91,9 @@ def test_a_model_without_patch_attention_lists_what_it_has():
     assert "1 x timm.models.xcit.XCA" in str(error.value)
     with pytest.raises(ValueError, match="found no attention at all"):
         attach(nn.Sequential(nn.Conv2d(3, 8, 3)))
-    strided = timm.create_model("efficientformerv2_s0")
-    with pytest.raises(ValueError, match=r"Attention2d \(not known to gmmvit"):
-        attach(strided)
+    cascaded = timm.create_model("efficientvit_m0")
+    with pytest.raises(ValueError, match=r"CascadedGroupAttention \(not known to gmmvit"):
+        attach(cascaded)
 
 
 class Inline(nn.Module):

@@ -8,15 +8,24 @@ from typing import Any
 
 from torch import nn
 
-from gmmvit.attach.donors import timm, timm_inline, timm_maps, timm_pooled, timm_windows, torchvision, transformers
+from gmmvit.attach.donors import (
+    timm,
+    timm_inline,
+    timm_maps,
+    timm_pooled,
+    timm_windows,
+    torchvision,
+    transformers,
+    transformers_stages,
+)
 from gmmvit.attach.donors.measured import Measures, by_rule
 from gmmvit.attach.place import Grid
 from gmmvit.attach.refuse import spoiled
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, Tower
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
-LIBRARIES = (timm, timm_windows, timm_pooled, timm_maps, timm_inline, torchvision, transformers)
-TOWERS = (timm_maps.tower, timm.tower, torchvision.tower, transformers.tower)
+LIBRARIES = (timm, timm_windows, timm_pooled, timm_maps, timm_inline, torchvision, transformers, transformers_stages)
+TOWERS = (timm_maps.tower, timm.tower, torchvision.tower, transformers_stages.tower, transformers.tower)
 ATTENTIONS = {name: adapter for library in LIBRARIES for name, adapter in library.ATTENTIONS.items()}
 LEFT_ALONE = {name: reason for library in LIBRARIES for name, reason in library.LEFT_ALONE.items()}
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
@@ -51,7 +60,9 @@ def survey(model: nn.Module, *, located: bool = False) -> list[Found]:
     """Every attention of `model` in the order of its modules; `located` if the caller says the grid himself."""
     modules = dict(model.named_modules())
     names = [name for name, module in modules.items() if _is_attention(module)]
-    # A wrapper round another attention is not one itself.
+    # Parts of a known attention may sound like attentions; a wrapper round another attention is not one itself.
+    known = tuple(f"{name}." for name in names if name and qualified(modules[name]) in ATTENTIONS)
+    names = [name for name in names if not name.startswith(known)]
     leaves = [n for n in names if not any(other != n and other.startswith(f"{n}." if n else "") for other in names)]
     paths: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

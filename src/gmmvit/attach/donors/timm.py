@@ -1,4 +1,5 @@
-"""Attentions of timm (1.0.26 and later) with the mask: plain ViTs, NaFlex, rotary, relative position, BEiT, CaiT, PiT.
+"""Attentions of timm (1.0.26 and later) with the mask: plain ViTs, NaFlex, rotary, relative position, BEiT, CaiT, PiT,
+TNT.
 
 Each class repeats what its donor does round the softmax; those of window models are in `timm_windows.py`, those that
 pool queries and keys in `timm_pooled.py`, those without a module of their own in `timm_inline.py`.
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gmmvit.attach.place import Grid
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Tower
 from gmmvit.attention.reference import attention_weights
+from gmmvit.checks import pair
 
 _PROJECTIONS = frozenset({"qkv", "q_proj", "k_proj", "v_proj", "attn_drop", "proj", "proj_drop"})
 _NORMS = frozenset({"q_norm", "k_norm", "norm", "gate"})
@@ -137,6 +139,33 @@ class TalkingHeads(MaskedDonor):
         return mixer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class NestedAttention(MaskedDonor):
+    """tnt: over the patches of the image, or over the cells of one patch; values of a projection of their own."""
+
+    gmm_parts = frozenset({"qk", "v", "attn_drop", "proj", "proj_drop"})
+
+    @classmethod
+    def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
+        model: Any = next((a for a in ancestors if hasattr(a, "pixel_embed")), None)
+        inside = getattr(ancestors[-1], "attn_in", None) is module if ancestors else False
+        return pair(model.pixel_embed.new_patch_size, "patch_size") if inside and model is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> the same."""
+        q, k = self.qk(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        v = self.v(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        mask = self.gmm_full(*self.gmm_now(x.shape[1]))  # values may be wider than keys
+        out = self.gmm_attend_by(mask, q, k, v, scale=self.scale, dropout_p=self.gmm_dropout())
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
+class NestedRecorder(GridRecorder):
+    """tnt's embedding of the cells of each patch, on one grid of patches."""
+
+    def gmm_note(self, out: Any, *args: Any, **kwargs: Any) -> None:
+        self.gmm_write((self.grid_size[0], self.grid_size[1]), None, out)
+
+
 class NaFlexRecorder(GridRecorder):
     """naflexvit's embedding: one grid for a batch of images; rows and columns of every patch for a batch of patches."""
 
@@ -171,6 +200,7 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     f"{_VIT}_relpos.RelPosAttention": RelPosAttention,
     "timm.models.beit.Attention": BeitAttention,
     "timm.models.cait.TalkingHeadAttn": TalkingHeads,
+    "timm.models.tnt.Attention": NestedAttention,
 }
 _POOLING = "pools the tokens: its queries are no patches"
 LEFT_ALONE = {
@@ -200,6 +230,9 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
             return _pit_tower(model, ancestors)
         if type(model).__name__ == "NaFlexVit":
             return _naflex_tower(model)
+        if type(model).__name__ == "TNT":
+            embed: Any = model.pixel_embed
+            return Tower(embed, (embed.grid_size[0], embed.grid_size[1]), 1, NestedRecorder)
         if type(model).__name__ == "CrossVit":
             return _branch_tower(model, ancestors)
         patch_embed = getattr(model, "patch_embed", None)

@@ -1,5 +1,5 @@
 """Attentions of timm's mixed models with the mask: whole feature maps and windows that say their size themselves
-(FastViT, Visformer, BoTNet, SAM, SAM 2, CAFormer, CSATv2, EfficientFormer, DaViT, GCViT, PVT 2).
+(FastViT, Visformer, BoTNet, SAM, SAM 2, CAFormer, CSATv2, EfficientFormer and 2, DaViT, GCViT, PVT 2).
 
 Letters: B batch, G windows an image, T tokens (q: queries), C channels, H heads, D head width.
 """
@@ -15,7 +15,7 @@ from gmmvit.attach.donors.timm_pooled import SubSampledAttention
 from gmmvit.attach.donors.timm_windows import BiasedAttention
 from gmmvit.attach.place import Grid
 from gmmvit.attach.surgery import MaskedDonor, Tower
-from gmmvit.attention.reference import EVERY_PATCH, Steps
+from gmmvit.attention.reference import EVERY_PATCH, Steps, attention_weights
 from gmmvit.checks import pair
 
 
@@ -223,6 +223,63 @@ class DistanceAttention(BiasedAttention):
         return "" if math.isqrt(tokens) ** 2 == tokens else f"has {tokens} tokens, which are no square"
 
 
+class _FixedMap(MaskedDonor):
+    """efficientformer 2: maps of one size, projections by convolutions, a bias per distance."""
+
+    @classmethod
+    def gmm_window(cls, module: Any) -> Grid:
+        return module.resolution[0], module.resolution[1]
+
+    def gmm_project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, H, T, D] of a map, and the values' map."""
+        value = self.v(x)
+        maps = (self.q(x), self.k(x), value)
+        q, k, v = (y.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3) for y in maps)
+        return q, k, v, value
+
+    def gmm_biased(self, q: Tensor, k: Tensor, softmax: Any = None) -> Tensor:
+        """Attention weights. The donor's cache of the bias would keep its graph."""
+        bias, mask = self.attention_biases[:, self.attention_bias_idxs], self.gmm_dense(self.gmm_window(self), q)
+        scores = (q @ k.transpose(-2, -1)) * self.scale
+        how = () if softmax is None else (softmax,)
+        return attention_weights(scores, mask, bias, self.gmm_site.mode, *how)
+
+
+class MixedHeads(_FixedMap):
+    """The heads are mixed before and behind the softmax; the mask multiplies before."""
+
+    gmm_parts = frozenset({"stride_conv", "upsample", "q", "k", "v", "v_local", "talking_head1", "talking_head2"}) | {
+        "act",
+        "proj",
+    }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, rows, cols] -> the same."""
+        x = x if self.stride_conv is None else self.stride_conv(x)
+        q, k, v, value = self.gmm_project(x)
+        weights = self.gmm_biased(q, k, lambda logits: self.talking_head1(logits).softmax(-1))
+        out = self.gmm_drop(self.talking_head2(weights)) @ v
+        out = out.transpose(2, 3).flatten(1, 2).unflatten(2, self.gmm_window(self)) + self.v_local(value)
+        return self.proj(self.act(out if self.upsample is None else self.upsample(out)))
+
+
+class HalvedMap(_FixedMap):
+    """Between stages: every second row and column asks."""
+
+    gmm_parts = frozenset({"q", "k", "v", "v_local", "act", "proj"})
+
+    @classmethod
+    def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
+        return Steps(query=(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, rows, cols] -> [B, C', rows', cols']."""
+        q, k, v, value = self.gmm_project(x)
+        out = (self.gmm_drop(self.gmm_biased(q, k)) @ v).transpose(2, 3).flatten(1, 2)
+        local = self.v_local(value)
+        return self.proj(self.act(out.unflatten(2, local.shape[2:]) + local))
+
+
 class ReducedAttention(SubSampledAttention):
     """pvt 2: each key is a summary of a square of tokens."""
 
@@ -251,6 +308,8 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     f"{_TIMM}.hieradet_sam2.MultiScaleAttention": MultiScaleMap,
     f"{_TIMM}.metaformer.Attention": MetaAttention,
     f"{_TIMM}.efficientformer.Attention": DistanceAttention,
+    f"{_TIMM}.efficientformer_v2.Attention2d": MixedHeads,
+    f"{_TIMM}.efficientformer_v2.Attention2dDownsample": HalvedMap,
     f"{_TIMM}.pvt_v2.Attention": ReducedAttention,
     "timm.layers.bottleneck_attn.BottleneckAttn": BottleneckAttention,
 }
