@@ -1,4 +1,4 @@
-"""Links of the documentation lead somewhere."""
+"""Links of the documentation lead somewhere, and the files that it names exist."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "gmmvit"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )
@@ -72,3 +73,47 @@ def test_a_dead_link_is_found(tmp_path):
     assert [line.partition(":")[0] for line in dead(page, tmp_path)] == [
         "gone.md", "there.md#not-a-heading", "#gone", "../out.md", "gone.png",
     ]  # fmt: skip
+
+
+OLD = {("timm.md", "tests/test_models.py"), ("results.md", "benchmarks/studies/trivial500.yaml")}  # timm's; of a commit
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page):
+    named = set(re.findall(r"(?<![\w/.-])((?:src|tests|benchmarks|docs)/[\w./-]*\w)", page.read_text(encoding="utf-8")))
+    assert {name for name in named if not (ROOT / name).exists() and (page.name, name) not in OLD} == set()
+
+
+def tree(page):
+    """What the tree in a page names: paths that exist, and words that look like paths and lead nowhere.
+
+    A line that begins with a file or a folder is its entry, two spaces deeper than the folder it is in; names in its
+    description are looked up in that folder, then in the package.
+    """
+    block = re.search(r"^```\n(src/gmmvit/\n.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
+    folders, place, known, unknown = [], ROOT, set(), []
+    for line in block.splitlines():
+        words = re.findall(r"[\w/.-]+\.(?:py|md|yaml)\b|[\w/-]+/(?=[\s;:,.]|$)", line)
+        depth = (len(line) - len(line.lstrip())) // 2
+        if words and depth <= 3:
+            place = folders[depth - 1] if depth else ROOT
+            if words[0].endswith("/"):
+                place = place / words[0]
+                folders[depth:] = [place]
+        for word in words:
+            found = [base / word for base in (place, place.parent, SOURCE, ROOT) if (base / word).exists()]
+            known |= {path.resolve() for path in found[:1]}
+            unknown += [] if found else [word]
+    return known, unknown
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_the_tree_in_a_page_is_that_of_the_repository(page):
+    known, unknown = tree(page)
+    assert unknown == []
+    folders = {path.parent for path in SOURCE.rglob("*.py")} | {SOURCE / "recipes"}
+    files = {path for path in SOURCE.glob("*.py") if not path.name.startswith("__")} - {SOURCE / "version.py"}
+    if page.name == "README.md":  # a line for each room; CONTRIBUTING has the rest
+        folders, files = {path for path in folders if path.parent in (SOURCE, SOURCE.parent)}, set()
+    missing = {*folders, *files, *(ROOT / name for name in ("tests", "benchmarks", "docs"))} - known
+    assert {str(path.relative_to(ROOT)) for path in missing} == set()

@@ -31,6 +31,7 @@ napoleon_use_rtype = False
 html_theme = "furo"  # its fonts and scripts are part of it: no page needs the network
 html_title = f"gmmvit {__version__}"
 html_copy_source = False
+python_maximum_signature_line_length = 100  # a longer one has a line for each argument
 
 # The side bar. README itself has no table of contents, which GitHub would show as code.
 CONTENTS = """
@@ -54,6 +55,7 @@ docs/platforms
 :caption: Look up
 
 docs/site/api
+docs/gallery
 docs/results
 docs/log
 docs/reliability

@@ -109,10 +109,17 @@ def test_extensions_of_a_gaussian_are_listed() -> None:
 
 
 def test_the_picture_of_the_masks_stands_alone(trained: Path) -> None:
-    root = ElementTree.fromstring(mask_picture(load_run(trained).model))
+    run = load_run(trained)
+    root = ElementTree.fromstring(mask_picture(run.model))
     groups = root.findall("{http://www.w3.org/2000/svg}g")
     assert len(groups) == 4
     cells = [path.attrib["d"].count("M") for path in groups[0]]
     assert sum(cells) == 49
+    root = ElementTree.fromstring(mask_picture(run.model, starting_model(run)))
+    assert len(root.findall("{http://www.w3.org/2000/svg}g")) == 2 * len(groups)
+    assert [text for text in root.itertext() if "start" in text or "after" in text] == [
+        "at the start",
+        "after training",
+    ]
     with pytest.raises(ValueError, match="no masks"):
         mask_picture(gmmvit.create_model("vit", depth=1))

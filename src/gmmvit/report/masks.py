@@ -137,35 +137,43 @@ _CELL, _GAP, _EDGE, _FOOT = 64, 10, 62, 46  # pixels of the stand-alone picture
 
 
 @torch.no_grad()
-def mask_picture(model: nn.Module) -> str:
+def mask_picture(model: nn.Module, start: nn.Module | None = None) -> str:
     """The masks of a model as one stand-alone SVG: a row a layer, a column a head, and the colour scale.
+
+    With `start`, the same model before its training, the masks of that stand on the left, on the same scale.
 
     Raises ValueError for a model without masks.
     """
-    layers = mask_layers(model)
-    if not layers:
+    sides = [[mask for _, mask in mask_layers(side)] for side in ([model] if start is None else [start, model])]
+    if not sides[-1]:
         raise ValueError("the model has no masks to draw: it was made with mask 'none'")
-    masks = [mask for _, mask in layers]
-    low, high, beyond = colour_limits(masks)
-    views = [mask.view().cpu() for mask in masks]
-    columns = max(map(len, views))
-    shared = columns < masks[0].num_heads
-    width = _EDGE + max(columns, 4) * (_CELL + _GAP)
-    height = 24 + len(layers) * (_CELL + _GAP) + _FOOT
+    low, high, beyond = colour_limits([mask for side in sides for mask in side])
+    drawn = [[mask.view().cpu() for mask in side] for side in sides]
+    columns = max(map(len, drawn[-1]))
+    shared = columns < sides[-1][0].num_heads
+    step = max(columns, 4) * (_CELL + _GAP) + 2 * _GAP  # from one side to the next
+    top = 24 if start is None else 46
+    width = _EDGE + step * len(sides) - 2 * _GAP
+    height = top + len(sides[-1]) * (_CELL + _GAP) + _FOOT
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'role="img" aria-label="learned attention masks"><style>text{font:12px system-ui,sans-serif;fill:#5d666f}'
         "@media(prefers-color-scheme:dark){text{fill:#a2a9b0}}</style>"
     ]
-    for column in range(columns):
-        x = _EDGE + column * (_CELL + _GAP) + _CELL / 2
-        label = "all heads" if shared else f"head {column + 1}"
-        parts.append(f'<text x="{x:g}" y="15" text-anchor="middle">{label}</text>')
-    for index, view in enumerate(views):
-        y = 24 + index * (_CELL + _GAP)
-        parts.append(f'<text x="{_EDGE - 10}" y="{y + _CELL / 2 + 4:g}" text-anchor="end">layer {index + 1}</text>')
-        for column, values in enumerate(view):
-            parts.append(_cells(levels(values, low, high), _EDGE + column * (_CELL + _GAP), y))
+    for index in range(len(sides[-1])):
+        y = top + index * (_CELL + _GAP) + _CELL / 2 + 4
+        parts.append(f'<text x="{_EDGE - 10}" y="{y:g}" text-anchor="end">layer {index + 1}</text>')
+    titles = [""] if start is None else ["at the start", "after training"]
+    for number, (title, views) in enumerate(zip(titles, drawn, strict=True)):
+        left = _EDGE + number * step
+        if title:
+            parts.append(f'<text x="{left}" y="15" font-weight="bold">{title}</text>')
+        for column in range(columns):
+            x = left + column * (_CELL + _GAP)
+            label = "all heads" if shared else f"head {column + 1}"
+            parts.append(f'<text x="{x + _CELL / 2:g}" y="{top - 9}" text-anchor="middle">{label}</text>')
+            for index, view in enumerate(views):
+                parts.append(_cells(levels(view[column], low, high), x, top + index * (_CELL + _GAP)))
     parts.append(_standalone_scale(height - _FOOT + 10, low, high, beyond))
     return "".join(parts) + "</svg>\n"
 
