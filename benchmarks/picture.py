@@ -11,6 +11,7 @@ import io
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -89,13 +90,13 @@ def report(run: LoadedRun) -> bytes:
     return buffer.getvalue()
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     drawers = {"masks": masks, "training": training, "attention": attention, "report": report}
     parser.add_argument("kind", choices=drawers)
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("out", type=Path, help="the file to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         with torch.no_grad():
             picture = drawers[arguments.kind](load_run(arguments.run))
