@@ -148,7 +148,10 @@ def test_a_grid_by_name_stands_for_that_of_the_model_and_must_be_that_of_a_windo
     attach(swin, grid={name: (4, 6)})
 
 
-@pytest.mark.parametrize(("name", "size"), [("mobilevit_xxs", (64, 96)), ("shvit_s1", (96, 64)), ("csatv2", (64, 160))])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("mobilevit_xxs", (64, 96)), ("shvit_s1", (96, 64)), ("csatv2", (64, 160)), ("segformer", (64, 96))],
+)
 def test_element_wise_masks_made_for_other_images_are_those_of_the_oracle(name, size):
     donor = next(d for d in DONORS if d.name == name)
     images = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

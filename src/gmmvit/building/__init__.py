@@ -142,7 +142,8 @@ def _own_grids(model: nn.Module, options: dict[str, Any], request: Request) -> d
 
     Masks that take every grid say them, attached for one pass; the model stays as it was.
     """
-    _attach(model, options | {"mask": "gmm", "mask_options": {}})
+    with torch.random.fork_rng(devices=[]):  # a training draws what it drew without this
+        _attach(model, options | {"mask": "gmm", "mask_options": {}})
     try:
         grids = used_grids(model.eval(), torch.zeros(2, request.channels, *request.image_size))
     except ValueError:  # the trial of the images tells what does not fit
