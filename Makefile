@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-matrix lint docs node wheel bench gpu gpu-tune gpu-paper soak clean
+.PHONY: demo test test-slow test-matrix lint docs node wheel bench gpu gpu-tune gpu-paper soak clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
@@ -27,7 +27,11 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+# The long ones: notebook, wheel, site, rehearsals of the GPU commands, sweeps on Ray, a new family through every command.
+test-slow: $(READY)
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 # The site: README, docs/, CONTRIBUTING and CHANGELOG, and the library from its docstrings. A warning is an error.
 docs: $(READY)

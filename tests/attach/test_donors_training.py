@@ -32,7 +32,7 @@ def test_dropout_and_drop_path_draw_as_in_the_donor(donor):
     torch.manual_seed(5)
     dropped = not torch.equal(results[0], logits(donor.make().train(), donor.images()))
     assert dropped == knows_dropout(donor.make())
-    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(results[1], results[0], atol=3e-5, rtol=1e-5)  # float32, other sums on other CPUs
 
 
 def test_it_trains_under_autocast_near_the_donor(donor):

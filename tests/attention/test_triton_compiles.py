@@ -21,6 +21,7 @@ SPILLED = {
 
 
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
+@pytest.mark.slow
 def test_the_kernels_of_models_compile(capability):
     script = Path(__file__).with_name("compiled.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -36,6 +36,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_everything_is_measured_in_a_rehearsal_without_what_a_device_may_lack(tmp_path, bare):
     done = rehearse("gpu.py", "--tiny", "--out", tmp_path / "out", environment=bare)
     log = (tmp_path / "out" / "gpu-log.txt").read_text()
@@ -73,6 +74,7 @@ def test_no_part_begins_when_time_is_up(tmp_path, monkeypatch):
     assert "left out: no time was left" in (tmp_path / "gpu.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_paper_is_trained_from_archives_without_what_a_device_may_lack(tmp_path, bare, cifar10_dir):
     packed = rehearse("pack_cifar10.py", "--data-dir", cifar10_dir, "--out", tmp_path / "packed", "--per-class", 20,
                       "--part-mib", 10, environment=os.environ | {"PYTHONPATH": "src"})  # fmt: skip

@@ -29,6 +29,7 @@ def draw(*words):
     return runpy.run_path(str(ROOT / "benchmarks" / "picture.py"))["main"]([str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_every_picture_has_its_command_and_all_are_small():
     shown = {f"docs/{target}" for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGE)}
     drawn = set(re.findall(r"^python benchmarks/picture\.py \w+ runs/\S+ (\S+)", PAGE, flags=re.MULTILINE))
@@ -38,6 +39,7 @@ def test_every_picture_has_its_command_and_all_are_small():
     assert sum((ROOT / name).stat().st_size for name in there) < 600_000
 
 
+@pytest.mark.slow
 def test_masks_and_attention_are_drawn(runs, tmp_path):
     assert draw("training", runs / "gmm", tmp_path / "a.svg") == 0
     assert (tmp_path / "a.svg").read_text().count("<g ") == 8  # two layers, two heads, before and after
@@ -47,6 +49,7 @@ def test_masks_and_attention_are_drawn(runs, tmp_path):
     assert height > 154
 
 
+@pytest.mark.slow
 def test_a_model_without_masks_is_one_sentence(runs, tmp_path, capsys):
     assert draw("training", runs / "none", tmp_path / "a.svg") == 1
     said = capsys.readouterr().err
@@ -54,6 +57,7 @@ def test_a_model_without_masks_is_one_sentence(runs, tmp_path, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_report_is_photographed(runs, tmp_path):
     pytest.importorskip("playwright", reason="playwright is not installed: pip install '.[dev]'")
     if not any(map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))):

@@ -146,6 +146,7 @@ def walked(tmp_path_factory):
     return json.loads((here / "said.json").read_text()), done, here
 
 
+@pytest.mark.slow
 def test_every_command_takes_a_new_family(walked):
     said, done, here = walked
     steps = ("train", "resume", "given weights", "eval", "predict", "export", "report", "models", "sweep")
@@ -157,6 +158,7 @@ def test_every_command_takes_a_new_family(walked):
     assert "what the central patch sees" in (here / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_original_code_has_no_such_family_and_that_is_said(walked):
     said, done, _ = walked
     assert said["reference"].startswith("family must be one of ['vit', 'cait', 'pit', 'swin', 't2t'], got 'stripes'")
@@ -164,6 +166,7 @@ def test_the_original_code_has_no_such_family_and_that_is_said(walked):
     assert "family must be one of ['vit', 'cait', 'pit', 'swin', 't2t'], got 'stripes'" in done.stderr
 
 
+@pytest.mark.slow
 def test_timm_has_names_for_it(walked):
     pytest.importorskip("timm")
     names, shapes = walked[0]["timm"]

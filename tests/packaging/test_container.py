@@ -45,6 +45,7 @@ def test_its_extras_are_those_of_the_package():
     assert set(install.partition("[")[2].partition("]")[0].split(",")) <= set(known)
 
 
+@pytest.mark.slow
 def test_it_builds_and_answers():
     name = builder()
     if name is None:

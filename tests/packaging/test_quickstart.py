@@ -7,6 +7,7 @@ import pytest
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "quickstart.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed: pip install '.[dev]'")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install '.[dev]'")

@@ -25,6 +25,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_there_and_readme_is_the_first(site):
     pages = {path.relative_to(ROOT).with_suffix("") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
     assert len(pages) > 12
@@ -37,6 +38,7 @@ def test_every_page_is_there_and_readme_is_the_first(site):
 
 
 @pytest.mark.parametrize("module", [gmmvit, gmmvit.attention, gmmvit.models], ids=lambda module: module.__name__)
+@pytest.mark.slow
 def test_the_library_is_shown_whole(site, module):
     page = (site / "docs" / "site" / "api.html").read_text(encoding="utf-8")
     shown = set(re.findall(r'id="([\w.]+)"', page))
@@ -46,6 +48,7 @@ def test_the_library_is_shown_whole(site, module):
     assert "Puts a mask into every patch attention" in page  # of `gmmvit.attach`, which is a package too
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(site):
     loaded = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']([^\"']+)|<link\b[^>]*\bhref=[\"']([^\"']+)")
     pages = list(site.rglob("*.html"))

@@ -36,6 +36,7 @@ def dist(tmp_path_factory):
     return folder / "dist"
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package(dist):
     (wheel,) = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -46,11 +47,13 @@ def test_the_wheel_holds_every_file_of_the_package(dist):
     assert f"gmmvit-{__version__}.dist-info/licenses/LICENSE" in names
 
 
+@pytest.mark.slow
 def test_twine_finds_no_fault_in_metadata_and_readme(dist):
     told = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *dist.iterdir())
     assert len(re.findall("PASSED", told)) == 2
 
 
+@pytest.mark.slow
 def test_it_installs_by_name_into_a_new_environment(dist, tmp_path):
     """What it depends on is seen through a path: torch takes minutes to install."""
     place = tmp_path / "env"

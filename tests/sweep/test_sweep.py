@@ -62,6 +62,7 @@ def test_a_failing_trial_is_told_and_the_others_end(write, sweep, tmp_path):
     assert [row["n"] for row in table_of(out)] == ["1", "1"]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(write, sweep, tmp_path):
     """kill -9 in the midst of a trial: its process ends too, and the same command resumes it."""
     study = write("seeds: [0]\n", base=write("").read_text().replace("epochs: 2", "epochs: 20"))
@@ -106,6 +107,7 @@ def test_a_trial_whose_process_is_killed_is_told_and_may_be_tried_again(write, s
     assert run_folder.load_config(run)["recipe"]["epochs"] == 500
 
 
+@pytest.mark.slow
 def test_settings_are_proposed_by_optuna_and_go_on_after_an_end(write, sweep, tmp_path):
     pytest.importorskip("optuna")
     lines = "trials: {}\nranges: {{lr: {{low: 1e-4, high: 1e-2, log: true}}, batch_size: {{low: 32, high: 64}}}}\n"
@@ -125,6 +127,7 @@ def test_settings_are_proposed_by_optuna_and_go_on_after_an_end(write, sweep, tm
     assert table_of(tmp_path / "out")[0]["lr"] == best["lr"]
 
 
+@pytest.mark.slow
 def test_trials_run_on_a_local_ray_of_two_workers(write, sweep, tmp_path):
     pytest.importorskip("ray")
     done = sweep(write(MASKS), "--ray=local", "--workers=2")

@@ -63,7 +63,15 @@ def assert_same_curve(folder, other):
         assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("flags", [[], ["--batch-size=63", "--accumulate=2"], ["--shard"]], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        pytest.param(["--batch-size=63", "--accumulate=2"], marks=pytest.mark.slow),
+        pytest.param(["--shard"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_two_processes_have_the_loss_curve_of_one(tmp_path, alone, flags):
     process = torchrun(2, "train", "--out", str(tmp_path / "two"), "--json", *FLAGS, *flags)
     out, err = process.communicate(timeout=240)
@@ -79,7 +87,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, alone, flags):
     assert set(model) == set(load_file(alone[0] / "model.safetensors")) == set(last)
 
 
-@pytest.mark.parametrize("flags", [[], ["--shard"]], ids=str)
+@pytest.mark.parametrize("flags", [[], pytest.param(["--shard"], marks=pytest.mark.slow)], ids=str)
 def test_a_run_killed_with_two_processes_resumes_with_one(tmp_path, alone, flags):
     folder = tmp_path / "cut"
     process = torchrun(2, "train", "--out", str(folder), *FLAGS, *flags)

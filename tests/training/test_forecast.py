@@ -33,7 +33,9 @@ def prepared(tmp_path, **fields):
 @pytest.mark.parametrize("fields", [TINY | {"ema": 0.9}, RESNET], ids=["ema", "batch norm"])
 def test_a_training_that_was_measured_has_the_same_bits(tmp_path, capsys, fields):
     train(load_recipe("digits", **fields), tmp_path / "said")
-    line = re.search(r"\d+ steps at [\d,]+ images/s: about \S+; takes up to \d+ MiB of memory", capsys.readouterr().err)
+    line = re.search(
+        r"\d+ steps at [\d,]+ images/s: about \S+; takes up to [\d.]+ [MG]iB of memory", capsys.readouterr().err
+    )
     assert line is not None
     train(load_recipe("digits", **fields), tmp_path / "quiet", quiet=True)
     one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("said", "quiet"))
