@@ -58,7 +58,7 @@ def naflex_batch(grids: list[tuple[int, int]], generator: torch.Generator, dtype
 
 def with_dropout(model: nn.Module) -> nn.Module:
     """The model with every dropout and drop path of its library turned on; whatever the name of its rate."""
-    rates = ("attention_dropout", "attn_dropout", "dropout", "dropout_prob", "drop_prob", "p")
+    rates = ("attention_dropout", "attn_dropout", "dropout", "dropout_prob", "drop_prob", "drop_rate", "p")
     for module in list(model.modules()):
         for name in rates:
             if isinstance(getattr(module, name, None), float):

@@ -56,6 +56,13 @@ def _sam2() -> nn.Module:
     return module.Sam2HieraDetModel(config)
 
 
+def _levit() -> nn.Module:
+    model: Any = from_config("LevitForImageClassification", "LevitConfig", **_LEVIT)()
+    for module in (m for m in model.modules() if hasattr(m, "drop_rate")):
+        module.drop_rate = 0.0  # its configuration takes whole numbers only
+    return model
+
+
 def _segformer(**options: Any) -> Any:
     return from_config("SegformerForImageClassification", "SegformerConfig", **_PYRAMID, **_REDUCED, **options)
 
@@ -111,7 +118,7 @@ STAGES = [
     Donor(
         "levit",
         "transformers",
-        from_config("LevitForImageClassification", "LevitConfig", **_LEVIT),
+        _levit,
         [(8, 8), (8, 8), (4, 4), (4, 4), (2, 2)],
         image=(128, 128),
     ),

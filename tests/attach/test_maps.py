@@ -104,7 +104,7 @@ def own_attentions(donor):
     model = donor.make()
     model.set_attn_implementation("eager")
     try:
-        given = model(donor.images(), output_attentions=True).attentions
+        given = getattr(model(donor.images(), output_attentions=True), "attentions", None) or ()
     except TypeError as error:  # maskformer's Swin takes them from hidden states, which nobody asked for
         pytest.skip(f"the donor itself fails where attentions are asked for: {error}")
     if all(weights is None for weights in given):
@@ -146,12 +146,12 @@ def test_attention_maps_of_every_model_are_had_in_one_way(donor):
     maps = attention_maps(model, images)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, MaskedDonor)}
     assert list(maps) == list(layers)
-    mixed = ("TalkingHeadAttn",)  # mixes its heads behind the softmax
+    mixed = ("proj_w", "talking_head2")  # what mixes heads behind the softmax
     for (name, weights), prefix in zip(maps.items(), donor.prefixes, strict=True):
         rows, cols = weights.shape[-2:]
         assert (rows - prefix) > 0
         assert (cols - prefix) > 0
-        if layers[name].gmm_donor.__name__ not in mixed:
+        if not any(hasattr(layers[name], part) for part in mixed):
             torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-4, rtol=1e-4)
     assert torch.equal(logits(model, images), plain)
     assert not any("gmm_seen" in vars(module) for module in model.modules())
