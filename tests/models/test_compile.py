@@ -35,6 +35,7 @@ def test_models_compile_whole_and_train(build: Any, family: str, mask: str) -> N
     check_gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
 
 
+@pytest.mark.slow
 def test_a_model_compiles_into_native_code(build: Any) -> None:
     torch.compiler.reset()
     model = build("vit", "gmm", image_size=16, mask_options={"init": "paper"}, depth=1)

@@ -78,6 +78,7 @@ def test_it_is_saved_and_loaded(tmp_path):
     assert torch.equal(ResNet.from_pretrained(tmp_path)(images), model(images))
 
 
+@pytest.mark.slow
 def test_every_command_takes_it(tmp_path, capsys):
     run = tmp_path / "run"
     sizes = [

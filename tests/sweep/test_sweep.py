@@ -22,6 +22,7 @@ def table_of(out, name="table.csv"):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_failing_trial_is_told_and_the_others_end(write, sweep, tmp_path):
     """Heads that do not divide the width are seen when the model is built."""
     study = write(MASKS.replace("gmm: {mask: gmm}", "broken: {num_heads: 3}"))
@@ -89,6 +90,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(write, sweep, tmp_pa
     assert (run / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_is_killed_is_told_and_may_be_tried_again(write, sweep, tmp_path):
     study = write("", base=write("").read_text().replace("epochs: 2", "epochs: 500"))
     command = [sys.executable, "-m", "gmmvit", "sweep", str(study), "--out", str(tmp_path / "out"), "--workers=1"]

@@ -101,6 +101,7 @@ def test_a_run_killed_with_two_processes_resumes_with_one(tmp_path, alone, flags
     assert_same_curve(folder, alone[0])
 
 
+@pytest.mark.slow
 def test_a_run_stopped_with_one_process_resumes_with_two(tmp_path, alone):
     folder = tmp_path / "cut"
     train(small(), folder, quiet=True)
@@ -113,6 +114,7 @@ def test_a_run_stopped_with_one_process_resumes_with_two(tmp_path, alone):
     assert json.loads(out)["test_top1_last"] == alone[1]["test_top1_last"]
 
 
+@pytest.mark.slow
 def test_processes_that_may_not_write_end_with_one_sentence(alone):
     process = torchrun(2, "train", "--out", str(alone[0]), *FLAGS)
     _, err = process.communicate(timeout=120)
@@ -176,6 +178,7 @@ def test_a_training_gives_its_memory_back_before_the_next_begins(tmp_path, monke
     assert len(models) == 3
 
 
+@pytest.mark.slow
 def test_an_interruption_names_the_runs_that_are_left(tmp_path):
     command = [sys.executable, "-m", "gmmvit", "train", "--seeds=0,1,2", "--out", str(tmp_path), *FLAGS, "--epochs=30"]
     process = subprocess.Popen([c for c in command if c != "--epochs=3"], stderr=subprocess.PIPE, text=True)

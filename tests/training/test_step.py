@@ -120,6 +120,7 @@ def test_the_average_is_torchs_bit_for_bit_without_a_look_at_the_device():
     assert operations.waiting(), "torch's own reads the number of updates, which is why it is not used"
 
 
+@pytest.mark.slow
 def test_compiled_and_accumulated_gradients_are_the_eager_ones_in_memory_of_their_own(tmp_path):
     fields = {"accumulate": 3, "batch_size": 8, "drop_path": 0.0, "dtype": "float32"}
     gradients = {}

@@ -238,7 +238,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         {"image_size": (12, 16), "policy": "rand", "mix_prob": 1.0, "erase_prob": 1.0},
         {"channels": 3, "policy": "trivial"},
         {"loggers": "tensorboard"},
-        {"compile": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
