@@ -20,7 +20,10 @@ def installed(donor):
 
 def knows_dropout(model):
     """Whether any code that the donor runs speaks of dropout; that of sam for sdpa leaves out the configured one."""
-    return any("drop" in inspect.getsource(type(module).forward) for module in model.modules())
+    forwards = [type(module).forward for module in model.modules()]
+    if hasattr(model, "forward_head"):  # timm: dropout before the classifier
+        forwards.append(type(model).forward_head)
+    return any("drop" in inspect.getsource(forward) for forward in forwards)
 
 
 def test_dropout_and_drop_path_draw_as_in_the_donor(donor):
