@@ -145,7 +145,7 @@ def attach(
             swap(source, item.tower.recorder, gmm_boxes=())
         # Those of another model that has the same embedding stay, those of a part that was detached do not.
         others = [box for box in source.gmm_boxes if box is not site.box and box.needed_beside(sites)]
-        source.gmm_tell(*others, site.box)
+        source.gmm_serve(*others, site.box)
     return model
 
 
@@ -278,7 +278,7 @@ def detach(model: Model) -> Model:
         restore(module)
     for module in embeddings:
         if needed[module]:
-            module.gmm_tell(*needed[module])
+            module.gmm_serve(*needed[module])
     return model
 
 

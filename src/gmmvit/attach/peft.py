@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 _BASES = ("BaseTunerLayer", "AuxiliaryTrainingWrapper")
 _COPY = re.compile(r"(?:original_module|modules_to_save\.(?P<adapter>[^.]+))\.(?P<name>.+)")
-TOLD = "peft neither trains nor saves the masks: get_peft_model(model, LoraConfig(..., modules_to_save=['gmm_mask']))"
+NOTICE = "peft neither trains nor saves the masks: get_peft_model(model, LoraConfig(..., modules_to_save=['gmm_mask']))"
 
 
 def tuned(model: nn.Module) -> str | None:
@@ -28,7 +28,7 @@ def warn_if_left_out(attention: nn.Module, mask: nn.Module, model: nn.Module | N
     """Warns if peft is at work inside of `attention`, or elsewhere in the `model` that was attached, and does not keep
     its mask."""
     if not _is_peft(mask) and any(tuned(part) is not None for part in (attention, model) if part is not None):
-        warnings.warn(TOLD, stacklevel=2)
+        warnings.warn(NOTICE, stacklevel=2)
 
 
 def originals(model: nn.Module) -> set[nn.Module]:

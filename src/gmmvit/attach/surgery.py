@@ -61,7 +61,7 @@ class GridRecorder(Swapped):
         for box in self.gmm_boxes:
             box.note(grid, positions, made)
 
-    def gmm_tell(self, *boxes: GridBox) -> None:
+    def gmm_serve(self, *boxes: GridBox) -> None:
         """From now on it writes into these boxes."""
         self.gmm_boxes = boxes
         for box in boxes:
@@ -69,7 +69,7 @@ class GridRecorder(Swapped):
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
-        self.gmm_tell(*self.gmm_boxes)
+        self.gmm_serve(*self.gmm_boxes)
 
 
 @dataclass(frozen=True)

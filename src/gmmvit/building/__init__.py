@@ -102,7 +102,7 @@ def start_model(
             _, masks = split_masks(read_state(recipe.pretrained))
             transfer(model, renamed_masks(masks, model), report=report, only_masks=True)
         _try_images(model, request, made_for)
-    _tell_unseen(model, request)
+    _report_unseen(model, request)
     return options, model
 
 
@@ -146,7 +146,7 @@ def _own_grids(model: nn.Module, options: dict[str, Any], request: Request) -> d
         _attach(model, options | {"mask": "gmm", "mask_options": {}})
     try:
         grids = used_grids(model.eval(), torch.zeros(2, request.channels, *request.image_size))
-    except ValueError:  # the trial of the images tells what does not fit
+    except ValueError:  # the trial of the images shows what does not fit
         return {}
     finally:
         detach(model)
@@ -154,7 +154,7 @@ def _own_grids(model: nn.Module, options: dict[str, Any], request: Request) -> d
     return {"mask_options": options.get("mask_options", {}) | said}
 
 
-def _tell_unseen(model: nn.Module, request: Request) -> None:
+def _report_unseen(model: nn.Module, request: Request) -> None:
     """Tells of rows and columns of the images that do not reach the logits: patches that do not fill the image."""
     images = torch.randn(2, request.channels, *request.image_size, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):

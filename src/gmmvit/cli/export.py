@@ -84,7 +84,7 @@ def export(
     if as_json:
         print(json.dumps(_figures(exported)))
         return
-    _tell(exported, allowed, quantize is not None)
+    _show(exported, allowed, quantize is not None)
 
 
 def _figures(exported: "Exported") -> dict[str, object]:
@@ -95,11 +95,11 @@ def _figures(exported: "Exported") -> dict[str, object]:
         "path": str(exported.path),
         "difference": None if comparison is None else comparison.difference,
         "check": None if check is None else as_json(check),
-        **exported.told,
+        **exported.facts,
     }
 
 
-def _tell(exported: "Exported", allowed: float, on_images: bool) -> None:
+def _show(exported: "Exported", allowed: float, on_images: bool) -> None:
     comparison, check = exported.comparison, exported.check
     found = "not checked: onnxruntime is not installed"
     if comparison is not None:

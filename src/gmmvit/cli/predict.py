@@ -85,7 +85,7 @@ def predict(
         done += files
         parts.append(logits.softmax(-1))
         if not as_json:
-            _tell(files, replace(answers, probabilities=parts[-1]), top)
+            _show(files, replace(answers, probabilities=parts[-1]), top)
     answers = replace(answers, probabilities=torch.cat(parts))
     if as_json:
         print(json.dumps(_rows(done, answers, top), indent=2))
@@ -122,7 +122,7 @@ def _chosen(model: "LoadedRun", data_dir: str | None) -> float:
     return found.value
 
 
-def _tell(files: list[str], answers: "Predictions", top: int) -> None:
+def _show(files: list[str], answers: "Predictions", top: int) -> None:
     for file, answer, classes in zip(files, answers.predicted, answers.top(top), strict=True):
         shares = ", ".join(f"{name} {p:.1%}" for name, p in classes)
         say(f"{file}: " + (shares if answer == classes[0][0] else f"{answer} ({shares})"))

@@ -56,7 +56,7 @@ def image_source(source: object) -> ImageSource:
         isinstance(pixels, np.ndarray) and pixels.size and (pixels.ndim == 2 or pixels.shape[2:] in ((1,), (3,), (4,)))
     )
     if not fits or not (pixels.dtype == np.uint8 or np.issubdtype(pixels.dtype, np.floating)):
-        raise TypeError(f"source must be {_KINDS}, got {_told(source)}")
+        raise TypeError(f"source must be {_KINDS}, got {_kind_of(source)}")
     pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
     return Image.fromarray(np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else _bytes_of(pixels)))
 
@@ -72,7 +72,7 @@ def _bytes_of(pixels: np.ndarray) -> np.ndarray:
     return np.rint(pixels * 255).astype(np.uint8)
 
 
-def _told(source: object) -> str:
+def _kind_of(source: object) -> str:
     if isinstance(source, np.ndarray):
         return f"{source.dtype} array of shape {source.shape}"
     if isinstance(source, torch.Tensor):

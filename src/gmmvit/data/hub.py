@@ -58,7 +58,7 @@ def hub_source(name: str, report: Report) -> Source:
         raise DataError(f"{path} holds no data set: expected a folder of save_to_disk or SPLIT-*.parquet files{hint}")
     [(folder, shards)] = found.items()
     parts = known_parts(shards, report)
-    _tell_others(path, report)
+    _report_others(path, report)
     return Source(
         name=f"hf-{path.name}",
         location=os.path.realpath(folder),
@@ -67,7 +67,7 @@ def hub_source(name: str, report: Report) -> Source:
     )
 
 
-def _tell_others(path: Path, report: Report) -> None:
+def _report_others(path: Path, report: Report) -> None:
     """A notice about data beside the parquet files that is not read."""
     known = (DATA_EXTENSIONS | EXTENSIONS) - {".parquet", ".json"}
     files = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]

@@ -56,10 +56,10 @@ def check_no_parts(path: Path, report: Report) -> None:
     for name in named:
         report(f"{path / name} is read as a class, not as the {called[name]} part: it holds no class folders")
     if part_of(path.name):
-        _tell_other_parts(path, report)
+        _report_other_parts(path, report)
 
 
-def _tell_other_parts(path: Path, report: Report) -> None:
+def _report_other_parts(path: Path, report: Report) -> None:
     with contextlib.suppress(DataError):  # the folder round it may be closed to us
         others = [folder.name for folder in visible_folders(path.parent) if part_of(folder.name) and folder != path]
         if others:

@@ -33,7 +33,7 @@ class Arm:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """What its runs share of their recipes."""
-        return _told(self.records[0])
+        return _distinct_fields(self.records[0])
 
     def values(self, fact: str) -> list[float]:
         """A fact of its runs, of those that have it."""
@@ -53,7 +53,7 @@ class Arm:
         return spread_words(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None) + few
 
 
-def _told(record: RunRecord) -> dict[str, Any]:
+def _distinct_fields(record: RunRecord) -> dict[str, Any]:
     left_out = {"seed", "fold", *fields_of("incidental")}
     return {name: value for name, value in as_dict(record.recipe).items() if name not in left_out}
 
@@ -70,7 +70,7 @@ def arms(records: Sequence[RunRecord]) -> list[Arm]:
     """
     groups: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
-        groups[f"{_told(record)}{'' if record.finished else record.folder}"].append(record)
+        groups[f"{_distinct_fields(record)}{'' if record.finished else record.folder}"].append(record)
     alike: dict[tuple[str, str], list[list[RunRecord]]] = defaultdict(list)
     for members in groups.values():
         alike[_kind(members[0]), members[0].recipe.mask].append(members)
@@ -80,7 +80,7 @@ def arms(records: Sequence[RunRecord]) -> list[Arm]:
 
 
 def _name(members: list[RunRecord], others: list[list[RunRecord]]) -> str:
-    mine, recipes = _told(members[0]), [_told(other[0]) for other in others]
+    mine, recipes = _distinct_fields(members[0]), [_distinct_fields(other[0]) for other in others]
     apart = [name for name in mine if any(recipe[name] != mine[name] for recipe in recipes)]
     words = [members[0].recipe.mask, *(f"{name} {plain(mine[name])}" for name in apart)]
     if not members[0].finished:

@@ -56,7 +56,7 @@ def continued(
     if epochs is not None and (epochs != recipe.epochs or _was_stopped(recipe, saved)):
         recipe = _extended(folder, recipe, epochs, saved, team)
     if saved is not None:
-        _tell_of_more(progress, folder, recipe, saved["recipe"])
+        _say_more(progress, folder, recipe, saved["recipe"])
     if summary is not None and saved is not None and is_over(recipe, saved["epoch"], saved["best"]):
         progress.line(f"{folder} is finished after epoch {min(saved['epoch'], recipe.epochs)}{_hint(recipe, saved)}")
         return summary
@@ -87,7 +87,7 @@ def _was_stopped(recipe: Recipe, saved: dict[str, Any] | None) -> bool:
     return saved is not None and saved["epoch"] < recipe.epochs and is_over(recipe, saved["epoch"], saved["best"])
 
 
-def _tell_of_more(progress: Progress, folder: Path, recipe: Recipe, before: dict[str, Any]) -> None:
+def _say_more(progress: Progress, folder: Path, recipe: Recipe, before: dict[str, Any]) -> None:
     """What becomes of the learning rate where a training was given another number of epochs."""
     epochs = recipe.epochs
     begun = f"{folder} was to end after {before['epochs']} epochs and goes on to {epochs}: the learning rate"

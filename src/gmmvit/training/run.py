@@ -200,7 +200,7 @@ def _start_all(
                 if memory := measured_in_words(setting, need):
                     progress.line(f"takes up to {memory}")
             elif not quiet:
-                expected.append(_tell_forecast(setting, state, need))
+                expected.append(_say_forecast(setting, state, need))
         started.append((setting, state))
         described.append(described_one)
     if len(expected) > 1:
@@ -219,7 +219,7 @@ def _start_all(
     return started
 
 
-def _tell_forecast(setting: Setting, state: State, need: Need | None) -> float:
+def _say_forecast(setting: Setting, state: State, need: Need | None) -> float:
     """Says how long the training will take and what memory; returns the seconds."""
     recipe = setting.recipe
     seconds, images_per_s = forecast(setting, state)
@@ -255,7 +255,7 @@ def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -
 def _finish(setting: Setting, state: State, waiting: Sequence[Started] = ()) -> dict[str, Any]:
     steps = setting.steps_per_epoch
     setting.progress.begin(setting.recipe.epochs * steps, state.epoch * steps)
-    _tell_warmup(setting)
+    _say_warmup(setting)
     summary = _interruptible(setting, state, waiting)
     shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last", "test_macro_f1_last")}
     words = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
@@ -263,7 +263,7 @@ def _finish(setting: Setting, state: State, waiting: Sequence[Started] = ()) -> 
     return summary
 
 
-def _tell_warmup(setting: Setting) -> None:
+def _say_warmup(setting: Setting) -> None:
     recipe, share = setting.recipe, warmup_share(setting.recipe)
     if share * recipe.epochs < recipe.warmup_epochs:
         setting.progress.line(

@@ -31,7 +31,7 @@ class Exported(NamedTuple):
     files: list[Path]
     comparison: Comparison | None
     check: Check | None
-    told: dict[str, Any]
+    facts: dict[str, Any]
 
 
 def export_run(
@@ -84,8 +84,8 @@ def export_run(
     data = load_parts(run, data_dir=data_dir) if check or precision == "int8" else None
     images = calibration_images(run, data) if data is not None and precision == "int8" else None
     model = Normalised(run).eval()
-    told = describe(run, precision)
-    made = MAKERS[format](Source(model, run.recipe.model, told, noise(run, 2), precision, images))
+    facts = describe(run, precision)
+    made = MAKERS[format](Source(model, run.recipe.model, facts, noise(run, 2), precision, images))
     comparison = found = None
     if made.compute is not None:
         # Batches of other sizes than the tracer saw.
@@ -95,7 +95,7 @@ def export_run(
     if check:
         found = _checked(run, data, made, part, max_drop, path)
     _write(path, made)
-    return Exported(path, _places(path, format), comparison, found, told)
+    return Exported(path, _places(path, format), comparison, found, facts)
 
 
 def _precision(format: str, dtype: str, quantize: str | None) -> Precision:

@@ -43,7 +43,7 @@ def onnx_bytes(source: Source) -> bytes:
             assert source.calibration is not None
             model = to_int8(model, source.calibration)
     del model.metadata_props[:]  # the exporter's and the quantiser's own
-    for name, value in source.told.items():
+    for name, value in source.facts.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
     content: bytes = model.SerializeToString()

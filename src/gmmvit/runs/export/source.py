@@ -23,12 +23,12 @@ DYNAMIC = {"images": {0: torch.export.Dim("batch")}}
 class Source:
     """A model on its way into a file.
 
-    `told` goes into the file. `calibration` holds images [B, C, H, W] from 0 to 1 that show the range of each value.
+    `facts` goes into the file. `calibration` holds images [B, C, H, W] from 0 to 1 that show the range of each value.
     """
 
     model: nn.Module
     name: str
-    told: dict[str, Any]
+    facts: dict[str, Any]
     example: Tensor
     precision: Precision = "float32"
     calibration: Tensor | None = None

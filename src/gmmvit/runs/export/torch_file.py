@@ -13,5 +13,5 @@ EXTRA_FILE = "gmmvit.json"
 def make(source: Source) -> Made:
     """A .pt2 file, which says what it is in the extra file `gmmvit.json`."""
     file = io.BytesIO()
-    torch.export.save(traced(source), file, extra_files={EXTRA_FILE: json.dumps(source.told)})
+    torch.export.save(traced(source), file, extra_files={EXTRA_FILE: json.dumps(source.facts)})
     return Made({".pt2": file.getvalue()}, torch.export.load(io.BytesIO(file.getvalue())).module())
