@@ -139,6 +139,7 @@ def test_a_kill_at_any_moment_of_a_resumption_leaves_a_folder_that_serves(images
         served(recipe, folder, whole, moment)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_added_epochs_leaves_a_folder_that_serves(recipe, whole, tmp_path):
     resume(shutil.copytree(whole, longer := tmp_path / "longer"), epochs=2, quiet=True)
 
@@ -176,6 +177,7 @@ def crossed_again(recipe, folder, whole, moment):
     assert not list(folder.rglob(".*.tmp")), moment
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_a_cross_validation_leaves_a_folder_that_serves(crossed, tmp_path):
     recipe, whole = crossed
     start = lambda folder: cross_validate(recipe, folder, quiet=True)  # noqa: E731
@@ -183,6 +185,7 @@ def test_a_kill_at_any_moment_of_a_cross_validation_leaves_a_folder_that_serves(
         crossed_again(recipe, folder, whole, moment)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_its_overwrite_leaves_a_folder_that_serves(crossed, tmp_path):
     recipe, whole = crossed
 

@@ -87,7 +87,8 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, alone, flags):
     assert set(model) == set(load_file(alone[0] / "model.safetensors")) == set(last)
 
 
-@pytest.mark.parametrize("flags", [[], pytest.param(["--shard"], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--shard"]], ids=str)
 def test_a_run_killed_with_two_processes_resumes_with_one(tmp_path, alone, flags):
     folder = tmp_path / "cut"
     process = torchrun(2, "train", "--out", str(folder), *FLAGS, *flags)

@@ -306,7 +306,7 @@ def thousand_images(monkeypatch):
 @pytest.mark.usefixtures("thousand_images")
 @pytest.mark.parametrize("mask", ["none", "elm", "gmm"])
 @pytest.mark.parametrize("family", SMALL_FAMILY)
-@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+@pytest.mark.parametrize("dataset", ["digits", pytest.param("cifar10", marks=pytest.mark.slow)])
 def test_every_family_trains_with_every_mask(tmp_path, request, dataset, family, mask):
     """On CIFAR-10 the loss of the third epoch is lower than that of the first."""
     fields = {
