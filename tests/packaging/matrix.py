@@ -1,7 +1,7 @@
 """Tests on Python 3.11 to 3.13 with the oldest and the newest torch, timm and transformers that pyproject.toml allows.
 
     make test-matrix                                   # all combinations, an hour and some 40 GB
-    python tests/packaging/matrix.py --only 3.12-oldest --tests tests/test_masks.py
+    python tests/packaging/matrix.py --only 3.12-oldest --tests tests/masks
 
 Each combination has an environment of its own in .matrix. Ends with a line for each: passed, failed, or
 skipped and why.
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.11", "3.12", "3.13")
 ENDS = ("oldest", "newest")
 MEASURED = ("torch", "torchvision", "timm", "transformers")
-TESTS = ("tests/test_masks.py", "tests/attention/test_backends.py", "tests/models", "tests/attach/test_attach.py",
+TESTS = ("tests/masks", "tests/attention/test_backends.py", "tests/models", "tests/attach/test_attach.py",
          "tests/building", "tests/training/test_train.py", "tests/test_readme.py")  # fmt: skip
 EXTRAS = "timm,hf,data,metrics,export"
 
@@ -67,7 +67,7 @@ def tried(version: str, end: str, tests: list[str]) -> str:
         return f"skipped: cannot be installed: {told}"
     versions = "; ".join(f"print('{name}', importlib.metadata.version('{name}'), end='  ')" for name in MEASURED)
     _, found = run(own, "-c", f"import importlib.metadata; {versions}")
-    status, _ = run(own, "-m", "pytest", "-p", "no:cacheprovider", *tests, quiet=False)
+    status, _ = run(own, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider", *tests, quiet=False)
     return f"{'failed' if status else 'passed'} with {found.strip()}"
 
 
