@@ -21,9 +21,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "attach"))
 
-from donor import Donor, logits, with_dropout  # noqa: E402 (found through the line above)
-from donors import DONORS  # noqa: E402
-from oracle import masked_logits  # noqa: E402
+from oracle import masked_logits  # noqa: E402 (found through the line above)
+from zoo import DONORS, Donor, logits, with_dropout  # noqa: E402
 
 from gmmvit.attach import attach, detach, load_masks  # noqa: E402
 from gmmvit.attach.surgery import MaskedDonor  # noqa: E402

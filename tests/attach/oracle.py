@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
-from donor import logits
 from places import places
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from zoo import logits
 
 from gmmvit.attach import attach
 from gmmvit.attach.surgery import MaskedDonor

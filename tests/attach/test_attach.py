@@ -6,9 +6,8 @@ import sys
 
 import pytest
 import torch
-from donor import logits, naflex_batch, small_vit
-from donors import DONORS
 from torch import nn
+from zoo import DONORS, logits, naflex_batch, small_vit
 
 import gmmvit
 from gmmvit.attach import attach, describe, detach, mask_parameters

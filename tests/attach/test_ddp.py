@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from donor import small_vit
 from torch import multiprocessing, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from zoo import small_vit
 
 from gmmvit.attach import attach, load_masks, mask_parameters
 

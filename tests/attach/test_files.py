@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from donor import logits, small_vit
-from donors import DONORS
 from torch import nn
+from zoo import DONORS, logits, small_vit
 
 from gmmvit.attach import attach, describe, load_masks, mask_parameters
 

@@ -5,11 +5,10 @@ import re
 
 import pytest
 import torch
-from donor import logits
-from donors import DONORS
 from oracle import masks_in, mixture
 from places import _rows_and_columns
 from torch import nn
+from zoo import DONORS, logits
 
 from gmmvit.attach import attach, describe, detach, load_masks
 from gmmvit.attach.grids import used_grids

@@ -5,9 +5,8 @@ import importlib
 
 import pytest
 import torch
-from donor import Donor, logits
-from donors_measured import MEASURED
 from oracle import masked_logits
+from zoo import MEASURED, Donor, logits
 
 from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
 from gmmvit.attach.donors.measured import MeasuredAttention

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 import torch
-from donor import naflex_batch, small_vit
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
+from zoo import naflex_batch, small_vit
 
 import gmmvit
 from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters

@@ -6,8 +6,7 @@ import warnings
 
 import pytest
 import torch
-from donor import logits, small_vit
-from donors import DONORS
+from zoo import DONORS, logits, small_vit
 
 from gmmvit.attach import attach, attention_maps, describe, detach, load_masks, mask_parameters
 from gmmvit.attach.surgery import GridRecorder, Swapped

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from donor import small_vit
 from torch import nn
+from zoo import small_vit
 
 from gmmvit.attach import attach, describe, detach, load_masks, mask_parameters
 

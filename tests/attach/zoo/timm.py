@@ -1,8 +1,8 @@
-"""timm's models that `attach` is held to, but for those of whole maps (`donors_maps.py`)."""
+"""timm's models that `attach` is held to, but for those of whole maps (`timm_maps.py`)."""
 
 from typing import Any
 
-from donor import Donor, from_class, from_timm, mobilevit, mvit
+from .donor import Donor, from_class, from_timm, mobilevit, mvit
 
 _WIDE = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 _GRID = [(4, 6)] * 2

@@ -3,8 +3,9 @@
 import importlib
 from collections.abc import Callable
 
-from donor import Donor, from_class, from_timm
 from torch import nn
+
+from .donor import Donor, from_class, from_timm
 
 _IMAGE = {"pretrained_cfg_overlay": {"input_size": (3, 64, 96)}}
 

@@ -3,8 +3,9 @@
 import importlib
 from typing import Any
 
-from donor import Donor, from_config
 from torch import nn
+
+from .donor import Donor, from_config
 
 _PYRAMID: dict[str, Any] = {
     "num_encoder_blocks": 3,

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from donor import logits
-from donors import DONORS
+from zoo import DONORS, logits
 
 from gmmvit.attach import attach, describe
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from donor import Donor, logits
-from donors import DONORS
+from zoo import DONORS, Donor, logits
 
 from gmmvit.attach import attach
 from gmmvit.report.attention import _recorded

@@ -5,9 +5,8 @@ import pickle
 
 import pytest
 import torch
-from donor import logits
-from donors import DONORS
 from oracle import masked_logits
+from zoo import DONORS, logits
 
 from gmmvit.attach import attach, describe, detach, mask_parameters
 from gmmvit.attach.surgery import MaskedDonor, Swapped

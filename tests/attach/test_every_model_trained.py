@@ -4,8 +4,7 @@ import inspect
 
 import pytest
 import torch
-from donor import logits, with_dropout
-from donors import DONORS
+from zoo import DONORS, logits, with_dropout
 
 from gmmvit.attach import attach, mask_parameters
 

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from donor import Donor, from_config
+from .donor import Donor, from_config
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 48,
