@@ -1,8 +1,9 @@
 """The decoded cache: one file a data set, size and fit, checked against the sources, safe for several processes.
 
-The file holds the pixels, the labels (int64), the sums (int64), a JSON index and a trailer (the index's checksum and
-length, magic). It is written under a temporary name, flushed and renamed, so a file with the final name is always
-whole; one whose pixels, labels or index were changed afterwards is noticed by its sums and decoded anew.
+The file holds the pixels, the labels (int64, or uint8 for each class), the sums (int64), a JSON index and a trailer
+(the index's checksum and length, magic). It is written under a temporary name, flushed and renamed, so a file with the
+final name is always whole; one whose pixels, labels or index were changed afterwards is noticed by its sums and decoded
+anew.
 """
 
 from __future__ import annotations
@@ -188,6 +189,7 @@ def _write(path: Path, state: str, shape: tuple[int, int, int], produce: Produce
                     "fingerprint": state,
                     "shape": shape,
                     "count": len(catalog.labels),
+                    "several": catalog.labels.ndim == 2,
                     "classes": catalog.classes,
                     "parts": catalog.parts,
                     "names": catalog.names,
@@ -265,18 +267,22 @@ def _parse(file: BinaryIO, state: str, shape: tuple[int, int, int], report: Repo
         return None
     count, channels = index["count"], shape[0]
     pixel_bytes = count * int(np.prod(shape))
-    expected = pixel_bytes + count * 8 + count * 2 * channels * 8 + index_bytes + _TRAILER.size
+    several = index.get("several") is True  # missing in the files of older versions
+    label_bytes = count * (len(index["classes"]) if several else 8)
+    expected = pixel_bytes + label_bytes + count * 2 * channels * 8 + index_bytes + _TRAILER.size
     if index["fingerprint"] != state or tuple(index["shape"]) != shape or size != expected:
         return None
     file.seek(pixel_bytes)
-    labels = np.frombuffer(file.read(count * 8), dtype=np.int64)
+    labels = np.frombuffer(file.read(label_bytes), dtype=np.uint8 if several else np.int64)
+    labels = labels.reshape(count, len(index["classes"])) if several else labels
     sums = np.frombuffer(file.read(count * 2 * channels * 8), dtype=np.int64).reshape(count, 2, channels)
     images = (
         np.memmap(file, dtype=np.uint8, mode="r", shape=(count, *shape))
         if count
         else np.empty((0, *shape), dtype=np.uint8)
     )
-    in_range = not count or not index["classes"] or 0 <= labels.min() <= labels.max() < len(index["classes"])
+    top = 2 if several else len(index["classes"])
+    in_range = not count or not index["classes"] or 0 <= labels.min() <= labels.max() < top
     if not in_range or zlib.crc32(labels.tobytes()) != index["labels_crc32"] or not _same_sums(images, sums):
         report(_changed(file))
         return None

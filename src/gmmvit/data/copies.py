@@ -84,7 +84,8 @@ def told_copies(
                 "near: figures on them are too good; --dedupe keeps copies in one part"
             )
     order = np.argsort(groups, kind="stable")
-    pairs = (groups[order][1:] == groups[order][:-1]) & (labels[order][1:] != labels[order][:-1])
+    differ = labels[order][1:] != labels[order][:-1]
+    pairs = (groups[order][1:] == groups[order][:-1]) & (differ.any(1) if differ.ndim == 2 else differ)
     if pairs.any():
         at = int(np.flatnonzero(pairs)[0])
         lines.append(

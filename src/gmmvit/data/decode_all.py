@@ -39,7 +39,7 @@ class Catalog:
     Attributes:
         classes: class names.
         parts: part name -> first and one past the last image of that part.
-        labels: int64 `[N]`.
+        labels: int64 `[N]`, or uint8 `[N, K]`.
         names: N names.
         sums: int64 `[N, 2, C]`, the sum and the sum of squares of every image: the statistics of any split.
         broken: name and reason of every image that could not be decoded; they are not counted in N.
@@ -202,6 +202,8 @@ def image_sums(images: np.ndarray) -> np.ndarray:
 
 
 def _check_labels(part: Part, num_classes: int) -> None:
+    if part.labels.ndim == 2:  # columns, one for each class
+        return
     wrong = np.flatnonzero((part.labels < 0) | (part.labels >= num_classes))
     if len(wrong):
         raise DataError(

@@ -12,6 +12,7 @@ from gmmvit.data.layout import check_classes_hold_images, check_no_parts, find_p
 from gmmvit.data.records import (
     Contents,
     DataError,
+    Label,
     Part,
     Report,
     Source,
@@ -21,11 +22,12 @@ from gmmvit.data.records import (
     relative,
     shown,
 )
+from gmmvit.data.several import multi_hot
 from gmmvit.data.table import TABLE_EXTENSIONS, find_table, read_table
 from gmmvit.data.walk import EXTENSIONS, PassedOver, data_files, dead_links, images_below, loose_images, visible_folders
 
-# Part name -> the path of each image and the name of its class.
-Entries = Mapping[str, Sequence[tuple[str, str]]]
+# Part name -> the path of each image and the name of its class, or of its classes.
+Entries = Mapping[str, Sequence[tuple[str, Label]]]
 
 
 def folder_source(path: Path, report: Report) -> Source:
@@ -53,7 +55,7 @@ def folder_source(path: Path, report: Report) -> Source:
         return entries_source(name, path, {"all": class_entries(path, report)})
     if "train" not in parts:
         raise DataError(f"no train part in {path}: it holds {listing(sorted(parts))} only; add {path / 'train'}/CLASS/")
-    entries: dict[str, Sequence[tuple[str, str]]] = {}
+    entries: dict[str, Sequence[tuple[str, Label]]] = {}
     tables: list[str] = []
     for part, root in parts.items():
         if (table := find_table(root)) is not None:
@@ -70,9 +72,9 @@ def folder_source(path: Path, report: Report) -> Source:
     return entries_source(name, path, entries, also=tables)
 
 
-def table_entries(table: Path, report: Report) -> dict[str, list[tuple[str, str]]]:
+def table_entries(table: Path, report: Report) -> dict[str, list[tuple[str, Label]]]:
     """The images of a table by part, as `read_table`, and a notice about those beside it that it does not list."""
-    entries = read_table(table)
+    entries = read_table(table, report)
     listed = {os.path.realpath(file) for rows in entries.values() for file, _ in rows}
     others = [file for file in images_below(table.parent, PassedOver()) if os.path.realpath(file) not in listed]
     if others:
@@ -81,7 +83,7 @@ def table_entries(table: Path, report: Report) -> dict[str, list[tuple[str, str]
     return entries
 
 
-def class_entries(root: Path, report: Report, *, required: bool = True) -> list[tuple[str, str]]:
+def class_entries(root: Path, report: Report, *, required: bool = True) -> list[tuple[str, Label]]:
     """The images of every class folder of `root`, also in folders below it. Hidden files are left out, as are, with a
     notice, files of other types, linked folders in a class, and images and dead links beside the class folders.
 
@@ -105,7 +107,7 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
     if dead:
         report(f"ignored {counted(len(dead), 'dead link')} beside the class folders of {root}: {listing(dead)}")
     passed = PassedOver()
-    entries: list[tuple[str, str]] = []
+    entries: list[tuple[str, Label]] = []
     empty: list[str] = []
     for folder in folders:
         images = list(images_below(folder, passed))
@@ -124,15 +126,26 @@ def entries_source(name: str, root: Path, entries: Entries, also: Sequence[str] 
     count for the cache.
 
     Raises:
-        DataError: one class, class names that differ by case only, or a class that the training part lacks.
+        DataError: one class, class names that differ by case only, or a class that the training part lacks; or one
+            part has one label an image, and another several.
     """
     training = "all" if "all" in entries else "train"
-    classes = check_classes({part: {label for _, label in rows} for part, rows in entries.items()}, training, str(root))
+    kinds = {part: {isinstance(label, tuple) for _, label in rows} for part, rows in entries.items()}
+    several = True in set().union(*kinds.values())
+    if several and False in set().union(*kinds.values()):
+        where = " and ".join(part for part, found in kinds.items() if True in found)
+        raise DataError(f"{root}: images have several labels in {where} alone: give all parts a table with labels")
+    found = {part: {name for _, label in rows for name in _names(label)} for part, rows in entries.items()}
+    classes = check_classes(found, training, str(root))
     index = {label: number for number, label in enumerate(classes)}
+
+    def numbers(rows: Sequence[tuple[str, Label]]) -> np.ndarray:
+        if several:
+            return multi_hot([[index[name] for name in label] for _, label in rows], len(classes))
+        return np.array([index[name] for _, label in rows for name in _names(label)], dtype=np.int64)
+
     parts = {
-        part: files_part(root, [file for file, _ in rows], [index[label] for _, label in rows])
-        for part, rows in entries.items()
-        if rows
+        part: files_part(root, [file for file, _ in rows], numbers(rows)) for part, rows in entries.items() if rows
     }
     return Source(
         name=name,
@@ -142,14 +155,18 @@ def entries_source(name: str, root: Path, entries: Entries, also: Sequence[str] 
     )
 
 
-def files_part(root: Path, files: Sequence[str], labels: Sequence[int]) -> Part:
+def _names(label: Label) -> tuple[str, ...]:
+    return label if isinstance(label, tuple) else (label,)
+
+
+def files_part(root: Path, files: Sequence[str], labels: Sequence[int] | np.ndarray) -> Part:
     """A part whose images are files; their names are relative to `root` and printable (see `shown`)."""
 
     def sources() -> Iterator[str]:
         return iter(files)
 
     names = [shown(relative(file, root)) for file in files]
-    return Part(np.asarray(labels, dtype=np.int64), names, sources)
+    return Part(labels if isinstance(labels, np.ndarray) else np.array(labels, dtype=np.int64), names, sources)
 
 
 def check_names(classes: Iterable[str], where: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmmvit.data.records import DataError, listing
+from gmmvit.data.several import class_counts
+from gmmvit.data.stratify import deal
 
 
 def check_folds(folds: int | None, fold: int | None) -> None:
@@ -28,7 +30,7 @@ def measured_by(
 
     Args:
         fold: 1..folds.
-        labels: int64 `[N]`.
+        labels: int64 `[N]`, or uint8 `[N, K]`, whose labels are spread as evenly as `deal` brings them.
         groups: int64 `[N]`, equal for copies of a picture, which stay in one fold; None where that is not asked for.
         classes: class names, for the errors.
         seed: decides the folds.
@@ -36,15 +38,30 @@ def measured_by(
     Raises:
         DataError: a class has fewer images than there are folds, or all of it are copies of one picture.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    counts = np.bincount(labels, minlength=len(classes))
+    counts = class_counts(labels, len(classes))
     few = [f"{name!r} ({count})" for name, count in zip(classes, counts, strict=True) if count < folds]
     if few:
         raise DataError(
             f"{folds} folds need at least {folds} images of every class, and there are fewer of {listing(few)}: add "
             "images, remove the class, or take fewer --folds"
         )
+    if labels.ndim == 2:
+        held = deal(labels, (1 / folds,) * folds, seed % 2**32, groups) == fold - 1
+    else:
+        held = _of_one_label(fold, folds, labels, groups, seed)
+    missing = np.flatnonzero((counts > 0) & (class_counts(labels[~held], len(classes)) == 0))
+    if len(missing):
+        names = listing([repr(classes[label]) for label in missing])
+        raise DataError(
+            f"class {names} is not in the training part of fold {fold}: all of its images are copies of one picture; "
+            "add images, or leave --dedupe away"
+        )
+    return held
+
+
+def _of_one_label(fold: int, folds: int, labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     options = {"n_splits": folds, "shuffle": True, "random_state": seed % 2**32}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes whose copies leave fewer groups than folds
@@ -52,14 +69,7 @@ def measured_by(
             splits = StratifiedKFold(**options).split(labels, labels)
         else:
             splits = StratifiedGroupKFold(**options).split(labels, labels, groups)
-        learned, measured = list(splits)[fold - 1]
-    missing = np.setdiff1d(labels, labels[learned])
-    if len(missing):
-        names = listing([repr(classes[label]) for label in missing])
-        raise DataError(
-            f"class {names} is not in the training part of fold {fold}: all of its images are copies of one picture; "
-            "add images, or leave --dedupe away"
-        )
+        _, measured = list(splits)[fold - 1]
     held = np.zeros(len(labels), dtype=bool)
     held[measured] = True
     return held

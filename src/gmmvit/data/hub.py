@@ -119,7 +119,7 @@ def _read(name: str, parts: Mapping[str, Any], report: Report) -> Contents:
     feature = features[label]
     while hasattr(feature, "feature"):  # a list of one
         feature = feature.feature
-    names, numbers = number_labels(f"hf:{name}", labels, getattr(feature, "names", None), report)
+    names, numbers = number_labels(f"hf:{name}", labels, getattr(feature, "names", None), report, label)
     return Contents(
         names,
         {

@@ -20,6 +20,7 @@ from gmmvit.data.image import check_target, quiet_pillow
 from gmmvit.data.load import decode_source, find_source, load_dataset, printable, target_size
 from gmmvit.data.memory import fits_in_memory
 from gmmvit.data.records import DataError, Dataset, Report, Source, counted, packages_for, silent
+from gmmvit.data.several import class_counts
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,13 @@ class Inspection:
 
     def counts(self, part: str) -> list[int]:
         """The images of each class in a part."""
-        labels = self.decoded.catalog.labels[self.parts[part]]
-        return np.bincount(labels, minlength=len(self.classes)).tolist()
+        return class_counts(self.decoded.catalog.labels[self.parts[part]], len(self.classes)).tolist()
+
+    @property
+    def labels_an_image(self) -> list[int] | None:
+        """How many images have no label, one, two ...; None where every image has one class."""
+        labels = self.decoded.catalog.labels
+        return np.bincount(labels.sum(1)).tolist() if labels.ndim == 2 else None
 
 
 def inspect_dataset(

@@ -1,4 +1,4 @@
-"""Labels as tables hold them (numbers, texts, truth values, categories, lists of one) -> class names and numbers."""
+"""Labels as tables hold them (numbers, texts, truth values, categories, lists) -> class names and numbers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ from gmmvit.data.records import DataError, Report
 _TRUTH = ("False", "True")
 
 
+SEVERAL_COLUMN = "labels"  # the name that a column of lists must have where an image may have several labels
+
+
 def number_labels(
-    name: str, labels: Mapping[str, Any], classes: Sequence[str] | None, report: Report
+    name: str, labels: Mapping[str, Any], classes: Sequence[str] | None, report: Report, column: str = ""
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Class names, and int64 labels `[N]` of every labelled part, from arrays or lists of labels.
+    """Class names, and int64 labels `[N]` of every labelled part, from arrays or lists of labels; uint8 `[N, K]` where
+    the `column` is called "labels" and holds lists that are not all of one label.
 
     Whole numbers (floats without a fraction too) are named by `classes`, else by themselves up to the largest; False
     and True are two classes; texts are their own names. Parts that are empty are left out, and with a notice those
-    whose labels are all missing or -1 (how the Hub marks a test part without labels).
+    whose labels are all missing or -1 (how the Hub marks a test part without labels), or lists without a label.
 
     Raises:
         DataError: a label is missing, several or of another type, or only the training part lacks a class.
     """
     plain = {part: _plain(values) for part, values in labels.items()}
+    several = column == SEVERAL_COLUMN and any(
+        isinstance(label, list | tuple) for values in plain.values() if isinstance(values, list) for label in values
+    )
+    if several:
+        plain = {part: _lists(name, part, values) for part, values in labels.items()}
     unlabelled = [part for part, values in plain.items() if len(values) and _all_missing(values)]
     for part in unlabelled:
         report(f"{name}: the {part} part carries no labels and is left out")
@@ -34,7 +43,32 @@ def number_labels(
     training = "all" if "all" in labels else "train"
     if training not in kept:
         raise DataError(f"{name} has no labelled training part: it needs a part called train")
-    kinds = {part: _kind(name, part, values) for part, values in kept.items()}
+    if not several:
+        return _numbered(name, kept, {}, classes, training)
+    rows = {part: [row for row, values in enumerate(lists) for _ in values] for part, lists in kept.items()}
+    each = {part: [value for values in lists for value in values] for part, lists in kept.items()}
+    names, numbers = _numbered(name, each, rows, classes, training)
+    found = {part: np.zeros((len(lists), len(names)), dtype=np.uint8) for part, lists in kept.items()}
+    for part, hot in found.items():
+        outside = np.flatnonzero((numbers[part] < 0) | (numbers[part] >= len(names)))
+        if len(outside):
+            raise DataError(
+                f"{name}: label {numbers[part][outside[0]]} in row {rows[part][outside[0]]} of the {part} part is "
+                f"outside of 0..{len(names) - 1}: one class name is needed for every label"
+            )
+        hot[rows[part], numbers[part]] = 1
+    return names, found
+
+
+def _numbered(
+    name: str,
+    kept: Mapping[str, Any],
+    rows: Mapping[str, Sequence[int]],
+    classes: Sequence[str] | None,
+    training: str,
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Class names, and the numbers int64 of labels in every part; `rows` says where each stands if not one a row."""
+    kinds = {part: _kind(name, part, values, rows.get(part)) for part, values in kept.items()}
     if len(set(kinds.values())) > 1:
         each = ", ".join(f"{kind.__name__} in {part}" for part, kind in kinds.items())
         raise DataError(f"{name}: the labels are of several types ({each}): give all parts one")
@@ -47,6 +81,28 @@ def number_labels(
     names = check_classes({part: set(values) for part, values in kept.items()}, training, name)
     index = {label: number for number, label in enumerate(names)}
     return names, {part: np.array([index[value] for value in values], dtype=np.int64) for part, values in kept.items()}
+
+
+def _lists(name: str, part: str, values: Any) -> list[Any]:
+    """The labels of each image as a list; None for all where a part carries no label."""
+    found: list[Any] = []
+    for row, value in enumerate(values):
+        where = f"in row {row} of the {part} part"
+        if value is not None and not isinstance(value, list | tuple | np.ndarray):
+            raise DataError(f"{name}: the labels {where} are {value!r} and no list, as those of other rows are")
+        labels = None if value is None else [_plain_label(label) for label in value]
+        if labels is not None and len(set(map(repr, labels))) < len(labels):
+            raise DataError(
+                f"{name}: the labels {where} are {labels[:9]}, with one of them twice: a list names the labels that an "
+                "image has, and is no row of 0 and 1"
+            )
+        found.append(labels)
+    if all(labels in (None, [], [-1], [None]) for labels in found):
+        return [None] * len(found)
+    if None in found:
+        row = found.index(None)
+        raise DataError(f"{name}: the labels in row {row} of the {part} part are missing: no label is an empty list")
+    return found
 
 
 def _plain(values: Any) -> Any:
@@ -74,17 +130,19 @@ def _all_missing(values: Any) -> bool:
     return all(value is None or (isinstance(value, int) and value == -1) for value in values)
 
 
-def _kind(name: str, part: str, values: Any) -> type:
-    """bool, int or str, which all of the labels are."""
+def _kind(name: str, part: str, values: Any, rows: Sequence[int] | None = None) -> type:
+    """bool, int or str, which all of the labels are; `rows` are those that they stand in, by default one in each."""
     if isinstance(values, np.ndarray):
         return int
     first: type | None = None
-    for row, value in enumerate(values):
+    for row, value in zip(range(len(values)) if rows is None else rows, values, strict=True):
         where = f"in row {row} of the {part} part"
         if value is None:
             raise DataError(f"{name}: the label {where} is missing: fill it in, or remove the row")
         if isinstance(value, list | tuple | np.ndarray):
-            raise DataError(f"{name}: {len(value)} labels {where}: one is needed")
+            raise DataError(
+                f"{name}: {len(value)} labels {where}: one is needed, or a column called {SEVERAL_COLUMN} for several"
+            )
         if not isinstance(value, bool | int | str):
             raise DataError(f"{name}: label {value!r} {where} is neither a whole number nor text nor True or False")
         if first is None:

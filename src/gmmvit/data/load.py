@@ -77,9 +77,10 @@ def load_dataset(
         fit: what happens to another aspect ratio: `crop`, `stretch` or `pad`, see `decode_image`.
         val_fraction: share of the training part held out for validation where the data bring no such part.
         test_fraction: share held out for test where the data bring neither a test nor a validation part.
-        split_seed: decides which images are held out; the split is stratified and the same on every machine.
+        split_seed: decides which images are held out; the split is stratified and the same on every machine. Of
+            several labels an image each part gets its share as nearly as can be.
         train_per_class: the training and the validation part are made of the first so many images of each class, in
-            the order of the data set; the test part stays whole.
+            the order of the data set; the test part stays whole. Not where an image may have several labels.
         cache_dir: where decoded images are kept; by default GMMVIT_CACHE, else `~/.cache/gmmvit`.
         skip_broken: go on without images that cannot be decoded, and name them through `report`.
         dedupe: keep exact and near copies of a picture in one part: of parts that are cut in the training part, of
@@ -121,6 +122,8 @@ def load_dataset(
     else:
         together = groups if dedupe else None
         rows = _parts_of_fold(catalog, folds, fold, together, val_fraction, split_seed, train_per_class)
+    if catalog.labels.ndim == 2:
+        _check_measurable(name, catalog, rows)
     if train_on_all and "val" in rows:
         rows["train"] = np.sort(np.concatenate([rows["train"], rows.pop("val")]))
     if of_user:
@@ -238,6 +241,15 @@ def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Repor
         raise DataError(f"{name} has {len(catalog.classes)} class: at least two classes are needed")
     if not any(part in catalog.parts for part in ("train", "all")):
         raise DataError(f"{name} has no labelled training part: it needs a part called train")
+
+
+def _check_measurable(name: str, catalog: Catalog, rows: Mapping[str, np.ndarray]) -> None:
+    for part in ("val", "test"):
+        if part in rows and not catalog.labels[rows[part]].any():
+            raise DataError(
+                f"{name}: no image of the {part} part has a label, so nothing can be measured on it: label some, or "
+                "hold out more"
+            )
 
 
 def _parts(

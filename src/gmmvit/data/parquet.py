@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gmmvit.data.labels import number_labels
+from gmmvit.data.labels import SEVERAL_COLUMN, number_labels
 from gmmvit.data.parts import part_in
 from gmmvit.data.records import Contents, DataError, Part, Report, listing, silent
 from gmmvit.data.walk import visible_folders
@@ -104,9 +104,10 @@ def read_shards(
         DataError: a file cannot be read, has no column of images or of labels, or a label is neither number nor text.
     """
     labels = {part: _read_labels(files, report) for part, files in shards.items()}
-    described = next((names for _, names in labels.values() if names), None)
+    described = next((names for _, names, _ in labels.values() if names), None)
+    column = next((column for *_, column in labels.values() if column == SEVERAL_COLUMN), "")
     names, numbers = number_labels(
-        name, {part: values for part, (values, _) in labels.items()}, described or classes, report
+        name, {part: values for part, (values, _, _) in labels.items()}, described or classes, report, column
     )
     return Contents(
         names,
@@ -145,8 +146,8 @@ def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} is not a whole parquet file, copy it again: {' '.join(str(error).split())[:120]}")
 
 
-def _read_labels(files: Sequence[Path], report: Report) -> tuple[Any, list[str] | None]:
-    """The labels of all shards of a part, and the class names that the first one carries."""
+def _read_labels(files: Sequence[Path], report: Report) -> tuple[Any, list[str] | None, str]:
+    """The labels of all shards of a part, the class names that the first one carries, and its column of labels."""
     import pyarrow as pa
 
     columns: list[Any] = []
@@ -165,8 +166,8 @@ def _read_labels(files: Sequence[Path], report: Report) -> tuple[Any, list[str] 
             whole = pa.types.is_integer(values.type) and not values.null_count
             columns.append(values.to_numpy() if whole else values.to_pylist())
     if all(isinstance(values, np.ndarray) for values in columns):
-        return np.concatenate(columns), names
-    return [value for values in columns for value in values], names
+        return np.concatenate(columns), names, column
+    return [value for values in columns for value in values], names, column
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:

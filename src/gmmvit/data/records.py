@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     # A path as text, an encoded image, or a decoded one.
     ImageSource: TypeAlias = str | bytes | Image
 
+# The class of an image in a table or folder, or the several (or none) that it has.
+Label: TypeAlias = str | tuple[str, ...]
 Report: TypeAlias = Callable[[str], None]
 
 # Import name -> how the message calls it and what pip installs.
@@ -49,7 +51,8 @@ class Split:
 
     Attributes:
         images: uint8 `[N, C, H, W]`; may lie on a read-only memory map, so never write into it.
-        labels: int64 `[N]`, indices into `Dataset.classes`.
+        labels: int64 `[N]`, indices into `Dataset.classes`; or, where an image may have several labels, uint8 `[N, K]`
+            with a 1 for each of the K classes that it has.
         names: where each image came from: a path relative to the folder (unprintable characters escaped), or
             `cifar10/test-00000#17` (shard and row).
     """
@@ -68,7 +71,7 @@ class Dataset:
 
     Attributes:
         name: as it was asked for, such as `cifar10` or `folder:/a/b`.
-        classes: class names; a label is an index into them.
+        classes: class names; a label is an index into them, or where `several` says so a column is one of them.
         train: the training part, without what `val` and `test` took from it.
         val: None when nothing was held out (`val_fraction=0`) and the data bring no validation part.
         test: None when the data bring a validation part but no test part, or with `test_fraction=0`.
@@ -88,10 +91,16 @@ class Dataset:
     policy: str
     flip: bool
 
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.train.labels.ndim == 2
+
 
 @dataclass(frozen=True)
 class Part:
-    """One part before decoding: labels int64 `[N]`, N names, and a maker of iterators over the N encoded images."""
+    """One part before decoding: labels int64 `[N]` or uint8 `[N, K]`, N names, and a maker of iterators over the N
+    encoded images."""
 
     labels: np.ndarray
     names: Sequence[str]

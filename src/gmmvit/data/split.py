@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gmmvit.data.records import DataError, listing
+from gmmvit.data.several import class_counts, has_class
+from gmmvit.data.stratify import deal
 
 # Independent random streams, so that the validation cut does not depend on whether a test cut came before it.
 _TEST_STREAM, _VAL_STREAM = 1, 2
@@ -28,21 +30,24 @@ def check_seed(value: int) -> None:
 def hold_out(labels: np.ndarray, fraction: float, seed: int | Sequence[int]) -> np.ndarray:
     """Choose `ceil(fraction * N)` of N images, the same share of every class to one image.
 
-    Every class keeps at least one image that is not chosen, so the total can be less for classes of one or two.
+    Every class keeps at least one image that is not chosen, so the total can be less for classes of one or two. Where
+    images have several labels, number and shares are as near to that as `deal` brings them.
 
     Args:
-        labels: int64 `[N]`.
+        labels: int64 `[N]`, or uint8 `[N, K]`.
         fraction: 0..1, without 1.
         seed: whole numbers in 0..2**32-1; the same seed gives the same choice on every machine and numpy version.
 
     Returns:
         bool `[N]`, True for the images held out.
     """
+    wanted = math.ceil(fraction * len(labels) - 1e-9)
+    if labels.ndim == 2:
+        return _hold_out_of_several(labels, wanted, seed)
     # RandomState's stream is frozen by numpy's policy; Generator's is not.
     random = np.random.RandomState(seed)
     values, counts = np.unique(labels, return_counts=True)
     shares = fraction * counts
-    wanted = math.ceil(fraction * len(labels) - 1e-9)
     quotas = np.minimum(np.floor(shares + 1e-9).astype(np.int64), counts - 1)
     # What rounding down left over goes to the classes with the largest remainders.
     for index in np.argsort(quotas - shares, kind="stable"):
@@ -53,6 +58,16 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int | Sequence[int]) -> 
     for value, quota in zip(values, quotas, strict=True):
         members = np.flatnonzero(labels == value)
         held[random.permutation(members)[:quota]] = True
+    return held
+
+
+def _hold_out_of_several(labels: np.ndarray, wanted: int, seed: int | Sequence[int]) -> np.ndarray:
+    part = wanted / max(1, len(labels))
+    held = deal(labels, (part, 1 - part), seed) == 0
+    for number in range(labels.shape[1]):
+        mine = np.flatnonzero(has_class(labels, number))
+        if len(mine) and held[mine].all():
+            held[mine[0]] = False
     return held
 
 
@@ -73,14 +88,15 @@ def choose_parts(
     fewer.
 
     Args:
-        labels: the labels int64 `[N]` of each given part; the keys are `all`, or `train` with or without `val`, `test`.
+        labels: the labels int64 `[N]`, or uint8 `[N, K]`, of each given part; the keys are `all`, or `train` with or
+            without `val`, `test`.
         classes: class names, for the errors.
 
     Returns:
         For every resulting part, the given part that it comes from and the sorted indices in it, int64.
 
     Raises:
-        DataError: a class has no image for training, or too few to be split.
+        DataError: a class has no image for training, or too few to be split; or `per_class` of several labels.
     """
     origin = "all" if "all" in labels else "train"
     pool = labels[origin]
@@ -113,9 +129,18 @@ def cut_validation(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray
 
 
 def first_of_each(labels: np.ndarray, rows: np.ndarray, per_class: int | None) -> np.ndarray:
-    """Of `rows` the first `per_class` of each class, still in order; all of them with None."""
+    """Of `rows` the first `per_class` of each class, still in order; all of them with None.
+
+    Raises:
+        DataError: images have several labels.
+    """
     if per_class is None:
         return rows
+    if labels.ndim == 2:
+        raise DataError(
+            "train_per_class takes the first images of each class, and here an image may have several labels: leave it "
+            "away, or list fewer images in the table"
+        )
     of_class = labels[rows]
     return np.sort(np.concatenate([rows[of_class == label][:per_class] for label in np.unique(of_class)]))
 
@@ -127,12 +152,12 @@ def check_per_class(value: int | None) -> None:
 
 
 def _check_counts(pool: np.ndarray, classes: Sequence[str], *, split: bool) -> None:
-    counts = np.bincount(pool, minlength=len(classes))
+    counts = class_counts(pool, len(classes))
     missing = [repr(name) for name, count in zip(classes, counts, strict=True) if count == 0]
     if missing:
         raise DataError(f"no readable training image in class {listing(missing)}: add images or remove the class")
     single = [repr(name) for name, count in zip(classes, counts, strict=True) if count == 1]
-    if single and split:
+    if single and split and pool.ndim == 1:
         raise DataError(
             f"too few images to split class {listing(single)}: each has one and needs at least two; "
             "add images, remove the class, or set val_fraction and test_fraction to 0"

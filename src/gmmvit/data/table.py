@@ -1,4 +1,4 @@
-"""`metadata.csv` or `metadata.jsonl`: a table of image files and their classes."""
+"""`metadata.csv` or `metadata.jsonl`: a table of image files and their classes, one an image or several."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from gmmvit.data.label_cells import from_columns, split_cells
 from gmmvit.data.parts import part_of
-from gmmvit.data.records import DataError, listing
+from gmmvit.data.records import DataError, Label, Report, listing
 
 TABLE_EXTENSIONS = (".csv", ".jsonl")
 
@@ -24,8 +25,11 @@ def find_table(folder: Path) -> Path | None:
     return there[0] if there else None
 
 
-def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
-    """Read the columns `file_name` (relative to the table), `label` and, where it is given, `split`.
+def read_table(path: Path, report: Report) -> dict[str, list[tuple[str, Label]]]:
+    """Read the columns `file_name` (relative to the table), `label` or `labels` and, where it is given, `split`.
+
+    `label` is the class of an image, `labels` are several, or none in an empty cell (see `split_cells`). Without both,
+    the other columns are the labels where they hold 0 and 1 alone, which `report` is given.
 
     Returns:
         Part name -> image files with their class; the one part `all` without a column `split`.
@@ -35,15 +39,13 @@ def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
             which it begins, as an editor or a spreadsheet counts them.
     """
     header, rows = _rows(path)
-    missing = [name for name in ("file_name", "label") if name not in header]
-    if missing:
-        raise DataError(f"{path} has the columns {listing(header)}; it needs file_name and label (and may have split)")
-    entries: dict[str, list[tuple[str, str]]] = {}
+    labels = _labels(path, header, rows, report)
+    entries: dict[str, list[tuple[str, Label]]] = {}
     seen: dict[str, int] = {}
     absent: list[str] = []
-    for number, row in rows:
-        file_name, label = row["file_name"], row["label"]
-        if not file_name or not label:
+    for (number, row), label in zip(rows, labels, strict=True):
+        file_name = row["file_name"]
+        if not file_name or label == "":
             raise DataError(f"{path}, row {number}: the {'label' if file_name else 'file_name'} is empty")
         if file_name in seen:
             raise DataError(f"{path}, row {number}: {file_name} is listed in row {seen[file_name]} already")
@@ -59,6 +61,29 @@ def read_table(path: Path) -> dict[str, list[tuple[str, str]]]:
     if "all" not in entries and "train" not in entries:
         raise DataError(f"no train part in {path}: its column split holds {listing(sorted(entries))} only")
     return {part: entries[part] for part in ("all", "train", "val", "test") if part in entries}
+
+
+def _labels(
+    path: Path, header: Sequence[str], rows: Sequence[tuple[int, dict[str, str]]], report: Report
+) -> Sequence[Label]:
+    """What each row says of its image's classes; "" where it says nothing and one is needed."""
+    if "label" in header and "labels" in header:
+        raise DataError(
+            f"{path} has the columns label and labels: keep label where every image has one, labels where it may have "
+            "several"
+        )
+    if "file_name" in header and "label" in header:
+        return [row["label"] for _, row in rows]
+    if "file_name" in header and "labels" in header:
+        return split_cells(str(path), [(number, row["labels"]) for number, row in rows])
+    if "file_name" in header:
+        others = [name for name in header if name not in ("file_name", "split")]
+        if (found := from_columns(str(path), others, rows, report)) is not None:
+            return found
+    raise DataError(
+        f"{path} has the columns {listing(header)}; it needs file_name and label (and may have split), or labels where "
+        "an image may have several"
+    )
 
 
 def _rows(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
@@ -104,12 +129,17 @@ def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int,
             raise DataError(f"{path}, row {number}: it is no JSON object") from error
         if not isinstance(values, dict):
             raise DataError(f"{path}, row {number}: it is no JSON object")
-        rows.append((number, {key: "" if value is None else str(value) for key, value in values.items()}))
+        rows.append((number, {key: _text(value) for key, value in values.items()}))
     columns = list(rows[0][1]) if rows else ["file_name", "label"]
     for number, row in rows:
         if missing := [column for column in columns if column not in row]:
             raise DataError(f"{path}, row {number}: it has no {listing(missing)}, which the first row has")
     return columns, rows
+
+
+def _text(value: object) -> str:
+    """A value of JSON as a cell of a CSV."""
+    return "" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
 
 
 def _part(path: Path, number: int, value: str | None) -> str:

@@ -11,12 +11,14 @@ PARTS = ("train", "val", "test", "all")
 
 def lines_of(found: Inspection, recipe: Recipe) -> list[str]:
     """What was found, in lines for a terminal."""
-    parts = ", ".join(f"{name} {sum(found.counts(name)):,}" for name in parts_of(found))
+    parts = ", ".join(f"{name} {len(found.parts[name]):,}" for name in parts_of(found))
     lines = [
         f"{found.name}: {number_of(found):,} images, {len(found.classes)} classes, read at {target_of(found)}: {parts}"
     ]
     if found.dataset is not None:
         lines += told_of_classes(found.dataset, recipe)
+    if found.labels_an_image is not None:
+        lines.append(about_labels(found))
     lines += [*about_images(found), about_broken(found), about_copies(found), *found.leaks]
     return [*lines, *([refused(found)] if found.refusal else [])]
 
@@ -30,6 +32,7 @@ def as_values(found: Inspection) -> dict[str, Any]:
         "image_size": list(found.decoded.images.shape[2:]),
         "channels": found.decoded.images.shape[1],
         "parts": {part: dict(zip(found.classes, found.counts(part), strict=True)) for part in parts_of(found)},
+        "labels_an_image": found.labels_an_image,
         "sizes": {f"{height}x{width}": count for (height, width), count in found.sizes.most_common()},
         "kinds": dict(found.kinds.most_common()),
         "turned": found.turned,
@@ -55,6 +58,14 @@ def target_of(found: Inspection) -> str:
     """What images are brought to, as "64 x 64 in colour"."""
     channels, height, width = found.decoded.images.shape[1:]
     return f"{height} x {width} in {'colour' if channels == 3 else 'grey'}"
+
+
+def about_labels(found: Inspection) -> str:
+    """How many labels the images have, where they may have several."""
+    counts = found.labels_an_image or [0]
+    mean = sum(number * count for number, count in enumerate(counts)) / sum(counts)
+    each = ", ".join(f"{number or 'none'}: {count:,}" for number, count in enumerate(counts) if count)
+    return f"labels an image: {mean:.2f} on average ({each})"
 
 
 def about_images(found: Inspection) -> list[str]:

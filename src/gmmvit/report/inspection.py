@@ -9,7 +9,8 @@ import torch
 
 from gmmvit.config import Recipe
 from gmmvit.data import Inspection
-from gmmvit.report.found import about_copies, about_images, number_of, parts_of, refused, target_of
+from gmmvit.data.several import has_class, numbers_of, words_of
+from gmmvit.report.found import about_copies, about_images, about_labels, number_of, parts_of, refused, target_of
 from gmmvit.report.page import document, paragraph, percent, picture, row, table
 from gmmvit.report.pictures import LOSSLESS_SIDE, image_address
 from gmmvit.report.preview import augmentation_section
@@ -68,7 +69,7 @@ def write_inspection(
 
 def _head(found: Inspection, recipe: Recipe, notices: Iterable[str]) -> str:
     cards = [("images that can be read", f"{number_of(found):,}"), ("classes", f"{len(found.classes):,}")]
-    cards += [(f"{name} part", f"{sum(found.counts(name)):,}") for name in parts_of(found)]
+    cards += [(f"{name} part", f"{len(found.parts[name]):,}") for name in parts_of(found)]
     copies = "–" if found.copies is None else f"{len(found.copies):,}"
     cards += [("read at", target_of(found)), ("broken", f"{len(found.broken):,}"), ("pictures with copies", copies)]
     listing = "".join(f"<li><span>{escape(name)}</span><b>{escape(value)}</b></li>" for name, value in cards)
@@ -101,6 +102,8 @@ def classes_section(found: Inspection) -> str:
     listing = table(["class", "images", *parts, ""], rows)
     if len(rows) > OPEN_CLASSES:
         listing = f"<details><summary>all {len(rows)} classes, the largest first</summary>{listing}</details>"
+    if found.labels_an_image is not None:
+        return paragraph(_sentence(about_labels(found))) + listing
     return listing
 
 
@@ -137,12 +140,15 @@ def copies_section(found: Inspection) -> str:
     part_of = {index: part for part, rows in found.parts.items() for index in rows.tolist()}
 
     def order(rows: list[int]) -> tuple[bool, bool]:
-        classes, parts = {int(catalog.labels[i]) for i in rows}, {part_of.get(i) for i in rows}
+        classes, parts = {numbers_of(catalog.labels[i]) for i in rows}, {part_of.get(i) for i in rows}
         return len(classes) == 1, len(parts) == 1
 
     cards = []
     for rows in sorted(found.copies, key=order)[:COPIES]:
-        names = [f"{catalog.names[i]} ({found.classes[catalog.labels[i]]}, {part_of.get(i, 'left out')})" for i in rows]
+        names = [
+            f"{catalog.names[i]} ({words_of(catalog.labels[i], found.classes)}, {part_of.get(i, 'left out')})"
+            for i in rows
+        ]
         told_of = "".join(f"<small>{escape(short_name(name, 60))}</small>" for name in names[:4])
         told_of += f"<small>and {len(names) - 4} more</small>" if len(names) > 4 else ""
         pictures = [(_address(found, i), name) for i, name in zip(rows[:2], names, strict=False)]
@@ -157,7 +163,7 @@ def sheet_section(found: Inspection) -> str:
     each = max(1, min(EACH, SHEET // len(found.classes)))
     parts = []
     for number, name in enumerate(found.classes[:SHEET]):
-        rows = np.flatnonzero(catalog.labels == number)
+        rows = np.flatnonzero(has_class(catalog.labels, number))
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int))].tolist()
         cards = "".join(
             picture(

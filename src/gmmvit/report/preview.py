@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gmmvit.config import Recipe
 from gmmvit.data import Dataset
+from gmmvit.data.several import has_class, words_of
 from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import LOSSLESS_SIDE, image_address
 from gmmvit.training.session import make_augment
@@ -26,7 +27,7 @@ def augmentation_section(data: Dataset, recipe: Recipe) -> str:
     parts = []
     for place, index in enumerate(chosen):
         original = data.train.images[index]
-        name = data.classes[int(data.train.labels[index])]
+        name = words_of(data.train.labels[index].cpu(), data.classes)
         smooth = max(original.shape) > LOSSLESS_SIDE
         cards = picture(
             [(image_address(original), str(data.train.names[index]))], f"<b>{escape(name)}</b>", smooth=smooth
@@ -48,9 +49,9 @@ def augmentation_section(data: Dataset, recipe: Recipe) -> str:
 def spread_rows(data: Dataset, count: int) -> list[int]:
     """Rows of so many training images, of different classes while there are some."""
     labels = data.train.labels.cpu()
-    of_class = [(labels == label).nonzero().flatten().tolist() for label in range(len(data.classes))]
+    of_class = [has_class(labels, label).nonzero().flatten().tolist() for label in range(len(data.classes))]
     turns = [rows[turn] for turn in range(count) for rows in of_class if turn < len(rows)]
-    return turns[:count]
+    return list(dict.fromkeys(turns))[:count]
 
 
 def previews(data: Dataset, recipe: Recipe, rows: Sequence[int], draws: int) -> tuple[Tensor, Tensor]:

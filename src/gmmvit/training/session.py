@@ -13,6 +13,7 @@ from gmmvit.augment import Augment
 from gmmvit.building import check_model, start_model
 from gmmvit.config import Recipe, RecipeError, fields_of
 from gmmvit.data import Dataset
+from gmmvit.data.several import class_counts
 from gmmvit.device import choose_device, choose_dtype
 from gmmvit.distributed import (
     Team,
@@ -173,7 +174,7 @@ def _held_out(data: Dataset) -> str:
 
 def told_of_classes(data: Dataset, recipe: Recipe) -> list[str]:
     """The classes with the numbers of their training images, and a warning where those differ much."""
-    counts = data.train.labels.cpu().bincount(minlength=len(data.classes)).tolist()
+    counts = class_counts(data.train.labels, len(data.classes)).tolist()
     order = sorted(range(len(counts)), key=lambda number: -counts[number])
     shown = [f"{data.classes[number]} {counts[number]:,}" for number in order]
     if len(shown) > _SHOWN:
@@ -222,6 +223,8 @@ def prepare(
             f"patience needs a validation part, and {recipe.dataset} has none here: hold images out by --val-fraction "
             "0.1, or leave --patience away"
         )
+    if data.several:
+        raise RecipeError(f"images of {recipe.dataset} have several labels, and only one an image can be trained yet")
     described = describe_data(data, recipe.fit)
     seed_everything(recipe.seed, 0)
     if resumed:
