@@ -10,6 +10,7 @@ from torch import nn
 
 from gmmvit.attach.donors import (
     timm,
+    timm_gemma,
     timm_inline,
     timm_maps,
     timm_pooled,
@@ -24,8 +25,25 @@ from gmmvit.attach.refuse import spoiled
 from gmmvit.attach.surgery import GridRecorder, MaskedDonor, Swapped, Tower
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 
-LIBRARIES = (timm, timm_windows, timm_pooled, timm_maps, timm_inline, torchvision, transformers, transformers_stages)
-TOWERS = (timm_maps.tower, timm.tower, torchvision.tower, transformers_stages.tower, transformers.tower)
+LIBRARIES = (
+    timm,
+    timm_gemma,
+    timm_windows,
+    timm_pooled,
+    timm_maps,
+    timm_inline,
+    torchvision,
+    transformers,
+    transformers_stages,
+)
+TOWERS = (
+    timm_maps.tower,
+    timm.tower,
+    timm_gemma.tower,
+    torchvision.tower,
+    transformers_stages.tower,
+    transformers.tower,
+)
 ATTENTIONS = {name: adapter for library in LIBRARIES for name, adapter in library.ATTENTIONS.items()}
 LEFT_ALONE = {name: reason for library in LIBRARIES for name, reason in library.LEFT_ALONE.items()}
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}

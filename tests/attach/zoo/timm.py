@@ -7,6 +7,17 @@ from .donor import Donor, from_class, from_timm, mobilevit, mvit
 _WIDE = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 _GRID = [(4, 6)] * 2
 _NAFLEX = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "reg_tokens": 1, "pos_embed_grid_size": (4, 6)}
+_GEMMA = {
+    "patch_size": 8,
+    "embed_dim": 48,
+    "depth": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 12,
+    "intermediate_size": 64,
+    "position_embedding_size": 64,
+    "pretrained_cfg_overlay": {"input_size": (3, 32, 48)},
+}
 
 
 def _vit(name: str, prefix: int, **sizes: Any) -> Donor:
@@ -279,6 +290,15 @@ TIMM = [
         _GRID,
         1,
         patches=[(4, 2), (3, 5)],
+    ),
+    Donor("gemma4_vit", "timm", from_timm("gemma4_vit_167m", **_GEMMA), _GRID, 0, (32, 48)),
+    Donor(
+        "gemma4_vit, several grids",
+        "timm",
+        from_timm("gemma4_vit_167m", **_GEMMA),
+        _GRID,
+        0,
+        patches=[(2, 5), (4, 6), (3, 3)],
     ),
     Donor(
         "hiera_tiny_224",
