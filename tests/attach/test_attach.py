@@ -50,7 +50,7 @@ def test_importing_it_loads_none_of_the_libraries():
 def test_layers_choose_and_pooling_heads_are_left_alone():
     model = attach(small_vit(depth=3, global_pool="map", class_token=False), layers=[0, -1])
     assert [item.action for item in describe(model)] == ["gmm", "free", "gmm", "left alone"]
-    assert "its queries are no patches" in str(describe(model))
+    assert "its queries are not patches" in str(describe(model))
     assert len(mask_parameters(model)) == 4
 
 
@@ -145,7 +145,7 @@ def test_an_elementwise_mask_takes_naflex_grids_up_to_its_own():
 
 def test_naflex_patches_must_not_be_dropped():
     model = attach(naflex(patch_drop_rate=0.5)).train()
-    with pytest.raises(ValueError, match="no patches may be dropped"):
+    with pytest.raises(ValueError, match="do not drop patches"):
         model(naflex_batch([(4, 6), (2, 3)], torch.Generator(), torch.float32))
 
 

@@ -43,7 +43,7 @@ def test_a_file_without_masks_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors and no pytorch_model\.bin"):
         load_masks(small_vit(), tmp_path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="no masks in it"):
+    with pytest.raises(ValueError, match="contains no masks"):
         load_masks(small_vit(), tmp_path)
 
 
@@ -62,7 +62,7 @@ def test_masks_of_another_model_are_refused_and_leave_it_as_it_was():
         ({"num_heads": 6}, r"does not fit 'blocks\.0\.attn': sigma must be of \(3, 5\), is of \(6, 5\)"),
         (
             {"depth": 3},
-            "with 3 attentions that can carry one, VisionTransformer has 2, and none named 'blocks.0",
+            "with 3 attentions that can carry one, VisionTransformer has 2, but no 'blocks.0",
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -105,7 +105,7 @@ def test_masks_of_windows_are_not_those_of_images():
     sizes = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 12, "num_classes": 5}
     swin = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1), num_heads=(3, 3), **sizes)
     with pytest.raises(
-        ValueError, match=r"'layers\.0.*' belongs to an attention inside the whole image|whole image, here"
+        ValueError, match=r"'layers\.0.*' was made for attention over the whole image|whole image, here"
     ):
         load_masks(swin, attach(small_vit()).state_dict())
     assert not mask_parameters(swin)
@@ -139,15 +139,15 @@ def site(index, *numbers):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (site(1, 2, 1, 2, 1, 4, 4, 0, 0, 0), "are not of one attach call"),
-        (site(1, 0, -1, 2, 1, 4, 4, 0, 0, 0), r"blocks\.1\.attn: its gmm_mask\.site is none that attach saves"),
-        (site(1, 7, 1, 2, 1, 4, 4, 0, 0, 0), "none that attach saves"),
-        (site(1, 0, 1), "none that attach saves"),
-        (site(1, 1, 2, 1, 4, 4, 0, 0, 0, *b"logs"), "none that attach saves"),
-        (site(1, 1, 2, 1, 4, 4, 0, 0, 0, 2**40), "none that attach saves"),
-        (site(1, 0.5, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
-        (site(1, torch.inf, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
-        (site(1, torch.nan, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "none that attach saves"),
+        (site(1, 2, 1, 2, 1, 4, 4, 0, 0, 0), "come from different attach calls"),
+        (site(1, 0, -1, 2, 1, 4, 4, 0, 0, 0), r"blocks\.1\.attn: its gmm_mask\.site was not written by attach"),
+        (site(1, 7, 1, 2, 1, 4, 4, 0, 0, 0), "not written by attach"),
+        (site(1, 0, 1), "not written by attach"),
+        (site(1, 1, 2, 1, 4, 4, 0, 0, 0, *b"logs"), "not written by attach"),
+        (site(1, 1, 2, 1, 4, 4, 0, 0, 0, 2**40), "not written by attach"),
+        (site(1, 0.5, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "not written by attach"),
+        (site(1, torch.inf, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "not written by attach"),
+        (site(1, torch.nan, 1.0, 2.0, 1.0, 4.0, 4.0, 0.0, 0.0, 0.0), "not written by attach"),
         (lambda state: state.update({"blocks.0.attn.gmm_mask.sigma": torch.ones(3, 5, device="meta")}), "finite real"),
         (lambda state: state.update({"blocks.0.attn.gmm_mask.sigma": torch.ones(3, 5).to_sparse()}), "finite real"),
         (lambda state: state["blocks.0.attn.gmm_mask.alpha"].fill_(torch.nan), "alpha of its mask must be finite"),
@@ -191,7 +191,7 @@ def test_averages_and_casts_of_a_state_dict_keep_the_place():
 @pytest.mark.parametrize("load", [load_masks, lambda model, state: attach(model, mask="elm").load_state_dict(state)])
 def test_an_element_wise_mask_of_another_grid_is_refused_though_its_size_fits(load):
     state = attach(small_vit(img_size=(32, 48)), mask="elm").state_dict()
-    with pytest.raises((ValueError, RuntimeError), match="is element-wise on a 4 x 6 grid, which a 6 x 4 grid is not"):
+    with pytest.raises((ValueError, RuntimeError), match="is element-wise on a 4 x 6 grid, here the grid is 6 x 4"):
         load(small_vit(img_size=(48, 32)), state)
 
 

@@ -83,18 +83,14 @@ def test_grids_said_by_name_come_back_from_a_file_under_other_names_too(mask):
 
 
 def test_the_advice_of_the_errors_works_when_it_is_followed():
-    with pytest.raises(
-        ValueError, match=r"say it with grid=\(rows, cols\), or \{name: \(rows, cols\)\} where they differ"
-    ):
+    with pytest.raises(ValueError, match=r"pass grid=\(rows, cols\), or \{name: \(rows, cols\)\} where they differ"):
         attach(Pyramid())
     model = attach(Pyramid(), grid=(4, 6), prefix_tokens=1)
     with pytest.raises(
-        ValueError, match=r"a 4 x 6 grid has 24 patches with 1 tokens before them.*another grid \(by name"
+        ValueError, match=r"a 4 x 6 grid has 24 patches with 1 tokens before them.*with the grid by name"
     ):
         model(IMAGES)
-    with pytest.raises(
-        ValueError, match=r"grid of 'stages\.1\.attention' is not known: say it with grid=\{name: \(rows"
-    ):
+    with pytest.raises(ValueError, match=r"grid of 'stages\.1\.attention' is unknown: pass grid=\{name: \(rows"):
         attach(detach(model), grid={"stages.0.attention": (4, 6)})
     with pytest.raises(
         ValueError, match=r"grid names 'stages\.2', the attentions .* are stages\.0\.attention, stages\.1"
@@ -124,7 +120,7 @@ def test_mobilevit_takes_grids_by_name_where_it_has_no_image_size_and_for_elemen
     model, images = mobilevit(), torch.randn(1, 3, 64, 96, dtype=torch.float64)
     expected = model(images)
     model.pretrained_cfg = {}
-    with pytest.raises(ValueError, match=r"patch grid of '.*', '.*' is not known: say it with grid=\{name") as error:
+    with pytest.raises(ValueError, match=r"patch grid of '.*', '.*' is unknown: pass grid=\{name") as error:
         attach(model)
     names = re.findall("'([^']+)'", str(error.value))
     assert len(names) == 9
@@ -140,9 +136,7 @@ def test_a_grid_by_name_stands_for_that_of_the_model_and_must_be_that_of_a_windo
     torch.testing.assert_close(logits(model, images), logits(donor.make(), images), atol=1e-5, rtol=1e-5)
     swin = next(d for d in DONORS if d.name == "swin_tiny_patch4_window7_224").make()
     name = describe(swin)[0].name
-    with pytest.raises(
-        ValueError, match=rf"grid of '{re.escape(name)}' must be that of its window, \(4, 6\), got \(6, 4\)"
-    ):
+    with pytest.raises(ValueError, match=rf"grid of '{re.escape(name)}' must equal its window, \(4, 6\), got \(6, 4\)"):
         attach(swin, grid={name: (6, 4)})
     attach(swin, grid={name: (4, 6)})
 

@@ -95,9 +95,9 @@ def test_a_measure_leaves_the_model_and_the_random_numbers_as_they_were():
 @pytest.mark.parametrize(
     ("cls", "config", "sizes", "reason"),
     [
-        ("ViTMAEModel", "ViTMAEConfig", {}, "keeps a part of the patches only"),
-        ("ViTMAEModel", "ViTMAEConfig", {"mask_ratio": 0.0}, "its tokens are not the patches, row by row"),
-        ("YolosModel", "YolosConfig", {"image_size": [32, 48]}, "has 100 tokens behind the patches"),
+        ("ViTMAEModel", "ViTMAEConfig", {}, "keeps only some of the patches"),
+        ("ViTMAEModel", "ViTMAEConfig", {"mask_ratio": 0.0}, "its tokens are not the patches row by row"),
+        ("YolosModel", "YolosConfig", {"image_size": [32, 48]}, "has 100 tokens after the patches"),
         ("PixtralVisionModel", "PixtralVisionConfig", {}, "does not keep one sequence of patches an image"),
         ("Phi4MultimodalVisionModel", "Phi4MultimodalVisionConfig", {}, "is_causal=True"),
         ("VideoMAEModel", "VideoMAEConfig", {}, "its patches have time as a third axis"),
@@ -133,9 +133,9 @@ def test_a_layer_whose_tokens_are_other_ones_is_left_alone():
         (lambda x: x.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2), "not the patches, row by row"),  # by columns
         (lambda x: x.flip(1), "not the patches, row by row"),
         (lambda x: x.cumsum(1), "not the patches, row by row|keeps a part"),
-        (lambda x: x[:, 1:], "keeps a part of the patches only"),
+        (lambda x: x[:, 1:], "keeps only some of the patches"),
         (lambda x: torch.cat((x[:, :3], x[:, :1] * 0, x[:, 3:]), 1), "not the patches, row by row"),
-        (lambda x: torch.cat((x, x[:, :2] * 0), 1), "has 2 tokens behind the patches"),
+        (lambda x: torch.cat((x, x[:, :2] * 0), 1), "has 2 tokens after the patches"),
         (lambda x: x.flatten(0, 1)[None], "does not keep one sequence of patches an image"),
         (lambda x: torch.cat((x[:, :1] * 0, x), 1), None),
     ],
@@ -155,12 +155,12 @@ def test_a_donor_that_computes_another_attention_is_left_alone(monkeypatch):
     theirs = module.eager_attention_forward
     monkeypatch.setattr(module, "eager_attention_forward", lambda m, q, *args, **o: theirs(m, q * q, *args, **o))
     assert reasons(make("IJepaModel", "IJepaConfig")) == {
-        "computes something else than the softmax of queries times keys"
+        "computes something other than the softmax of queries times keys"
     }
 
 
 def test_a_grid_that_is_said_does_not_pass_the_measure_by():
-    with pytest.raises(ValueError, match="its tokens are not the patches, row by row"):
+    with pytest.raises(ValueError, match="its tokens are not the patches row by row"):
         attach(make("ViTMAEModel", "ViTMAEConfig", mask_ratio=0.0), grid=(4, 4))
     model = make("IJepaModel", "IJepaConfig")
     assert not any(isinstance(m, Swapped) for m in model.modules())

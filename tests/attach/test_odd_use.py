@@ -66,7 +66,7 @@ def test_a_patch_embedding_that_is_replaced_is_an_error_not_a_wrong_grid():
     copied = copy.deepcopy(flexible())
     for changed in (model, copied):  # that has seen images, and that has not
         changed.patch_embed.proj = nn.Conv2d(3, 48, 8, 8)
-        with pytest.raises(ValueError, match="the patch embedding that gave the grid was replaced after attach"):
+        with pytest.raises(ValueError, match="the patch embedding was replaced after attach"):
             changed(HIGH)
     state = model.state_dict()
     again = load_masks(detach(model), state)
@@ -107,14 +107,14 @@ def test_parametrizations_are_undone_before_detach():
     parametrize.remove_parametrizations(model.patch_embed.proj, "weight", leave_parametrized=True)
     torch.testing.assert_close(detach(model)(images), expected)
     parametrize.register_parametrization(model.patch_embed.proj, "weight", Doubled())
-    with pytest.raises(ValueError, match="it is parametrized: attach before that"):
+    with pytest.raises(ValueError, match="it is parametrized: attach first"):
         attach(model)
 
 
 def test_attributes_of_the_donor_are_not_overwritten():
     model = small_vit()
     model.blocks[0].attn.gmm_mask = nn.Linear(2, 2)
-    assert describe(model)[0].reason == "it has a 'gmm_mask' of its own, a name that attach uses"
+    assert describe(model)[0].reason == "it already has a 'gmm_mask', a name that attach uses"
     detach(attach(model))
     assert isinstance(model.blocks[0].attn.gmm_mask, nn.Linear)
 
@@ -128,8 +128,8 @@ def test_masks_are_made_on_the_device_of_the_model_whatever_the_default_is():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"layers": range(10**12)}, ValueError, "layers must name some of the 2 attentions from 0, got 2"),
-        ({"layers": itertools.count()}, ValueError, "layers must name some of the 2 attentions from 0, got 2"),
+        ({"layers": range(10**12)}, ValueError, "layers must be indices of the 2 attentions, counted from 0, got 2"),
+        ({"layers": itertools.count()}, ValueError, "layers must be indices of the 2 attentions, counted from 0"),
         ({"grid": (10**6, 10**6)}, ValueError, "grid must have at most 1,048,576 patches, got 1000000 x 1000000"),
         ({"grid": (1000, 1000), "mask": "elm"}, ValueError, "grid must have at most 16,384 patches"),
         ({"num_kernels": 10**6}, ValueError, "num_kernels must lie between 1 and 1024"),
@@ -149,7 +149,7 @@ def test_what_is_no_module_is_named():
     for call in (attach, detach, describe, mask_parameters):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got (int|the class Linear)"):
             call(3)
-        with pytest.raises(TypeError, match=r"got the class Linear: make an instance"):
+        with pytest.raises(TypeError, match=r"got the class Linear: pass an instance"):
             call(nn.Linear)
 
 
@@ -287,7 +287,7 @@ def test_models_that_share_a_patch_embedding_keep_their_grids():
 def test_blocks_behind_two_patch_embeddings_are_refused():
     a, b = small_vit(), small_vit()
     b.blocks = a.blocks
-    with pytest.raises(ValueError, match="stands behind several patch embeddings"):
+    with pytest.raises(ValueError, match="follows several patch embeddings"):
         attach(nn.ModuleList([a, b]))
 
 
@@ -304,13 +304,13 @@ def test_what_the_donor_would_pass_by_is_refused_and_its_scale_is_kept():
 
     model = small_vit()
     model.blocks[0].attn.attn_drop = Recorder()
-    assert describe(model)[0].reason == "its attn_drop is a Recorder, which a mask would pass by: put Dropout back"
+    assert describe(model)[0].reason == "its attn_drop is a Recorder, which a mask would bypass: put Dropout back"
 
 
 def test_parts_with_fixed_code_and_derived_attentions_are_told():
     model = small_vit()
     model.blocks[0] = torch.fx.symbolic_trace(model.blocks[0])
-    with pytest.raises(ValueError, match=r"blocks\.0 is a .*, whose code is fixed"):
+    with pytest.raises(ValueError, match=r"blocks\.0 is a .*, whose code can no longer change"):
         attach(model)
 
     class Fancy(type(small_vit().blocks[0].attn)):

@@ -115,7 +115,7 @@ def test_masks_behind_peft_are_refused_until_it_is_gone(targets):
     state = attach(donor()).state_dict()
     for call in (attach, lambda model: load_masks(model, state)):
         with pytest.raises(
-            ValueError, match=r"is of peft already: attach first, then get_peft_model with modules_to_save"
+            ValueError, match=r"is already wrapped by peft: attach first, then get_peft_model with modules_to_save"
         ):
             call(tuned)
     attach(tuned.merge_and_unload())(IMAGES)

@@ -1,7 +1,6 @@
-"""`attach`: the mask in anybody's ViT, in place on one instance; `detach` gives the donor back exactly.
+"""`attach` puts the mask into anybody's ViT, in place and on one instance; `detach` restores the donor exactly.
 
-The package can be called like its function, so that `gmmvit.attach(model)` works whichever of the two names the
-interpreter met first.
+`gmmvit.attach` names both this package and its function, so the package is callable too.
 """
 
 import importlib
@@ -35,7 +34,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention in `describe`: `action` is "gmm" or "elm" where a mask sits, "free" where one could, else "left
+    """One attention in `describe`. `action` is "gmm" or "elm" if it carries a mask, "free" if it could, else "left
     alone" with the `reason`. `grid` is the (rows, cols) of its patches or window."""
 
     name: str
@@ -75,31 +74,31 @@ def attach(
 ) -> Model:
     """Puts a mask into every patch attention of a ViT of timm, transformers or torchvision, in place.
 
-    The mask multiplies the content logits, before any bias. It becomes the child `gmm_mask` of each attention: its
-    parameters are in `state_dict()`, and `mask_parameters` finds them.
+    The mask multiplies the content logits, before any bias. It becomes the child `gmm_mask` of each attention, so
+    `state_dict()` holds its parameters; `mask_parameters` lists them.
 
     Args:
-        model: the model itself, before it is compiled, wrapped or quantised.
+        model: the model itself, not yet compiled, wrapped or quantised.
         mask: "gmm" (Gaussian mixture) or "elm" (element-wise).
         mode: "multiply", "log" or "post", as in `gmm_attention`.
-        init: "identity" leaves the outputs as they are; "paper", "local" and "conv" (for training from scratch, mode
+        init: "identity" keeps the outputs unchanged; "paper", "local" and "conv" (for training from scratch, mode
             "log") as in `GaussianMixtureMask`.
-        num_kernels: Gaussians per head; read by "gmm" alone.
-        layers: which of the attentions that can carry a mask, from 0, negative from the end; all by default.
-        grid: (rows, cols) in patches, if the model does not give it; it then holds for every image. If the
-            attentions have different grids, a mapping of their names in `describe` to (rows, cols).
-        prefix_tokens: class and register tokens before the patches; the model's own by default, 0 in one of your own.
-        dtype: of the masks' parameters, by default the model's, but float32 at least. FSDP2 wants one dtype in what it
-            shards together: `torch.bfloat16` for a model of that. Masks are computed in float32 in any case.
+        num_kernels: Gaussians per head; only for "gmm".
+        layers: indices into the attentions that can carry a mask, from 0, negative from the end; default: all.
+        grid: (rows, cols) in patches, if the model does not give it; it then holds for every image. If grids differ
+            between attentions: a mapping from their names in `describe` to (rows, cols).
+        prefix_tokens: class and register tokens before the patches; default: the model's own, 0 for unknown models.
+        dtype: of the masks' parameters; default: the model's, but at least float32. FSDP2 wants one dtype in what it
+            shards together, so pass `torch.bfloat16` for a bfloat16 model. Masks are always computed in float32.
         options: further arguments of the mask's class (`covariance`, `learn_center`, `per_head`).
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: model is no module, or an option does not exist.
-        ValueError: nothing to attach to (lists what was found), grid or prefix_tokens not known and not said, masks are
-            there already, or the model is compiled, wrapped or quantised.
+        TypeError: model is not a module, or an option does not exist.
+        ValueError: no attention can carry a mask (the message lists what was found), grid or prefix_tokens is unknown
+            and was not passed, or the model already carries masks or is compiled, wrapped or quantised.
 
     Source: arXiv 2309.05375, section 3; the identity start is this project's.
     """
@@ -127,9 +126,9 @@ def attach(
         options["num_kernels"] = num_kernels
     free, places = places, _chosen(places, layers)
     sites = _sites(places, mode, grid, prefix_tokens)
-    # All masks are built before the first module is touched: an error leaves the model as it was.
+    # Build all masks before touching a module, so that an error leaves the model unchanged.
     modules = []
-    with torch.inference_mode(False):  # parameters made inside of it could never be trained
+    with torch.inference_mode(False):  # parameters made in inference mode cannot be trained
         for i, (item, site) in enumerate(zip(places, sites, strict=True)):
             said = (item.window is not None, _said(grid, item) is not None, prefix_tokens is not None)
             mark = Mark(mode, free.index(item), len(free), site.prefix_tokens, *site.box.grid, *said)
@@ -143,7 +142,7 @@ def attach(
         source: Any = item.tower.source
         if not isinstance(source, GridRecorder):
             swap(source, item.tower.recorder, gmm_boxes=())
-        # Those of another model that has the same embedding stay, those of a part that was detached do not.
+        # Keep the boxes of other models that share this embedding, drop those of a detached part.
         others = [box for box in source.gmm_boxes if box is not site.box and box.needed_beside(sites)]
         source.gmm_serve(*others, site.box)
     return model
@@ -151,7 +150,7 @@ def attach(
 
 def _check_dtype(dtype: Any) -> None:
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype as torch.bfloat16, got {dtype!r}")
+        raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, got {dtype!r}")
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, got {dtype}")
 
@@ -161,8 +160,8 @@ def _check_free(model: nn.Module) -> None:
         raise ValueError(f"model already carries {len(there)} masks, the first in {there[0][0]!r}: call detach first")
     if (name := peft.tuned(model)) is not None:
         raise ValueError(
-            f"{name!r} is of peft already: attach first, then get_peft_model with modules_to_save=['gmm_mask'], so "
-            "that peft trains and saves the masks"
+            f"{name!r} is already wrapped by peft: attach first, then get_peft_model with modules_to_save=['gmm_mask'] "
+            "to make peft train and save the masks"
         )
 
 
@@ -170,15 +169,16 @@ def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
     if layers is None:
         return places
     if isinstance(layers, str | bytes) or not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be some whole numbers, as range(6) or [0, -1], got {layers!r}")
+        raise TypeError(f"layers must be whole numbers, such as range(6) or [0, -1], got {layers!r}")
     wanted = set()
     for index in layers:
         integer("each of layers", index, -sys.maxsize)
         if not -len(places) <= index < len(places):
-            raise ValueError(f"layers must name some of the {len(places)} attentions from 0, got {index}")
+            count = len(places)
+            raise ValueError(f"layers must be indices of the {count} attentions, counted from 0, got {index}")
         wanted.add(index % len(places))
     if not wanted:
-        raise ValueError(f"layers must name some of the {len(places)} attentions from 0, got none")
+        raise ValueError(f"layers must select at least one of the {len(places)} attentions, got none")
     return [item for i, item in enumerate(places) if i in wanted]
 
 
@@ -186,7 +186,7 @@ Grids = Grid | Mapping[str, Grid] | None  # as `attach` takes them
 
 
 def _said(grid: Grids, item: Found) -> Grid | None:
-    """What the caller says of the grid of this attention."""
+    """The grid the caller passed for this attention."""
     return grid.get(item.name) if isinstance(grid, Mapping) else grid
 
 
@@ -194,10 +194,10 @@ def _check_named(grid: Mapping[str, Grid], places: list[Found]) -> None:
     known = {item.name: item for item in places}
     for name, own in grid.items():
         if name not in known:
-            raise ValueError(f"grid names {name!r}, the attentions that can carry a mask are {', '.join(known)}")
+            raise ValueError(f"grid names {name!r}, but the attentions that can carry a mask are {', '.join(known)}")
         window = known[name].adapter.gmm_window(known[name].module)  # type: ignore[union-attr]
         if window not in (None, own):
-            raise ValueError(f"grid of {name!r} must be that of its window, {window}, got {own}")
+            raise ValueError(f"grid of {name!r} must equal its window, {window}, got {own}")
 
 
 def _sites(places: list[Found], mode: str, grid: Grids, prefix_tokens: int | None) -> list[Site]:
@@ -209,7 +209,7 @@ def _sites(places: list[Found], mode: str, grid: Grids, prefix_tokens: int | Non
         sources = {id(item.tower.source) if item.tower else 0 for item in unknown}
         how = "grid=(rows, cols)" if grid is None and len(sources) == 1 else "grid={name: (rows, cols), ...}"
         names = ", ".join(repr(item.name) for item in unknown)
-        raise ValueError(f"the patch grid of {names} is not known: say it with {how}")
+        raise ValueError(f"the patch grid of {names} is unknown: pass {how}")
     for item in places:
         prefix = _prefix(item)
         own = grid.get(item.name) if isinstance(grid, Mapping) else None
@@ -219,7 +219,7 @@ def _sites(places: list[Found], mode: str, grid: Grids, prefix_tokens: int | Non
         prefix = prefix if prefix_tokens is None else prefix_tokens
         if prefix is None:
             raise ValueError(
-                f"how many tokens stand before the patches in {item.name!r} is not known: say it with prefix_tokens="
+                f"the number of tokens before the patches in {item.name!r} is unknown: pass prefix_tokens="
             )
         box = GridBox(_start(grid, item))  # type: ignore[arg-type]
         if own is None:
@@ -234,39 +234,37 @@ def _start(grid: Grids, item: Found) -> Grid | None:
 
 
 def _prefix(item: Found) -> int | None:
-    """The tokens before its patches, None if the model is one of which it is not known."""
+    """The number of tokens before its patches, None if unknown for this model."""
     own = None if item.adapter is None else item.adapter.gmm_prefix(item.module)
     return own if own is not None else item.tower.prefix_tokens if item.tower else 0
 
 
 def _mask_of(item: Found, site: Site, mask: str, mark: Mark, dtype: torch.dtype | None, **options: Any) -> nn.Module:
-    """The mask for one attention, on its device, with parameters of that dtype, by default float32 or wider."""
+    """The mask for one attention, on its device; parameters have `dtype`, by default float32 or wider."""
     heads = item.adapter.gmm_heads(item.module)  # type: ignore[union-attr]
     weight = next(item.module.parameters())
     with weight.device:  # whatever default device the caller has set
         module: Any = create_mask(mask, site.box.grid, heads, mode=site.mode, steps=item.steps, **options)
-        # Saved with the parameters, which mean something else in another mode; names of layers may change in files.
+        # Saved with the parameters: their meaning depends on the mode, and libraries rename layers in files.
         module.add_module("site", Record(mark, module.one_grid))
     module.to(dtype=torch.promote_types(weight.dtype, torch.float32)).train(item.module.training)
-    for parameter in module.parameters() if dtype is not None else ():  # its offsets stay exact
+    for parameter in module.parameters() if dtype is not None else ():  # buffers (offsets) stay exact
         parameter.data = parameter.data.to(dtype)
     return module
 
 
 def detach(model: Model) -> Model:
-    """Takes every mask that `attach` put into `model` out again: classes, state_dict and outputs as before; in place.
+    """Removes every mask that `attach` put into `model`, in place: classes, state_dict and outputs are as before.
 
-    Raises ValueError if there is none, or if the model is compiled, wrapped or parametrized.
+    Returns the same model. Raises ValueError if it carries no mask or is compiled, wrapped or parametrized.
     """
     refuse_unfit(model)
     attentions, embeddings = [module for _, module in masked(model)], recorders(model)
     sites = [module.gmm_site for module in attentions]
-    # An embedding that other models share, or that of a part, goes on serving the others.
+    # An embedding that is shared with other models keeps serving their attentions.
     needed = {module: [box for box in module.gmm_boxes if box.needed_beside(sites)] for module in embeddings}
     if not attentions and any(needed.values()):
-        raise ValueError(
-            f"{type(model).__name__} is the patch embedding of masks outside of it: detach the whole model"
-        )
+        raise ValueError(f"{type(model).__name__} is the patch embedding of masks outside it: detach the whole model")
     if not attentions and not embeddings:
         raise ValueError(f"{type(model).__name__} carries no mask: there is nothing to detach")
     names = {module: name for name, module in model.named_modules()}
@@ -285,9 +283,8 @@ def detach(model: Model) -> Model:
 def load_masks(
     model: Model, path: str | Path | Mapping[str, torch.Tensor], *, dtype: torch.dtype | None = None
 ) -> Model:
-    """Attaches the masks that were saved with a model: what `save_pretrained` of transformers, `save_for_hf` of timm,
-    `safetensors` or `torch.save` of a state_dict wrote. The donor's own weights are loaded by its library, or not, as
-    before.
+    """Attaches the masks that were saved with a model by `save_pretrained` of transformers, `save_for_hf` of timm,
+    `safetensors` or `torch.save` of a state_dict. Loads only the masks: the donor's own weights are for its library.
 
     Args:
         model: the donor without masks, of the same sizes.
@@ -295,11 +292,11 @@ def load_masks(
         dtype: of the masks' parameters, as in `attach`.
 
     Returns:
-        The same model, with masks of the kinds, sizes and modes that the file has, where it has them.
+        The same model, with masks of the file's kinds, sizes and modes in the same layers.
 
     Raises:
-        FileNotFoundError: no file there.
-        ValueError: no masks in it, damaged ones, or they do not fit the model, which is then left as it was.
+        FileNotFoundError: the file does not exist.
+        ValueError: it has no masks, or they are damaged or do not fit the model, which stays unchanged.
     """
     refuse_unfit(model)
     saved = read_masks(path)
@@ -311,14 +308,14 @@ def load_masks(
     try:
         for (name, module), place in zip(masked(model), sorted(by_place), strict=True):
             load_mask(name, module.gmm_mask, by_place[place])
-    except ValueError:  # the model stays as it was
+    except ValueError:
         detach(model)
         raise
     return model
 
 
 def mask_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of every mask in `model`, attached or of our own families: for an optimizer group of their own."""
+    """The parameters of every mask in `model`, attached or built in, for an optimizer group of their own."""
     check_module(model)
     masks = (m for m in model.modules() if isinstance(m, Mask))
     frozen = peft.originals(model)
@@ -326,9 +323,9 @@ def mask_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def describe(model: nn.Module) -> Layers:
-    """What every attention of `model` is and does: its mask if it has one, else whether it could carry one.
+    """Lists every attention of `model`: the mask it carries, or whether it could carry one.
 
-    Returns a list of `Layer` that prints as a table. Changes nothing. Raises TypeError if model is no module.
+    Returns a list of `Layer` that prints as a table. Changes nothing. Raises TypeError if model is not a module.
     """
     check_module(model)
     return Layers(_layer(item) for item in survey(model))
@@ -346,7 +343,7 @@ def _layer(item: Found) -> Layer:
 
 
 class _CallableModule(ModuleType):
-    """`import gmmvit.attach` binds the package to the name that `gmmvit.attach(model)` calls."""
+    """`import gmmvit.attach` rebinds the name from the function to this package, so calls must work on both."""
 
     __signature__ = inspect.signature(attach)
 

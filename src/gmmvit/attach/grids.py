@@ -1,4 +1,4 @@
-"""The grids at which attached masks are used: what an element-wise mask for those images must be made for."""
+"""The grids at which attached masks run; an element-wise mask must be made for exactly that grid."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from gmmvit.attach.survey import masked
 
 
 def used_grids(model: nn.Module, *inputs: Any) -> dict[str, Grid]:
-    """The names of the attentions of `model` that carry a mask -> the (rows, cols) at which one pass uses it, for those
-    at which it is another than the mask was made for; not for those inside a window, whose grid is the model's.
+    """Attention name -> (rows, cols), for each mask that one pass uses at another grid than it was made for. Windows
+    are left out: the model fixes their grid.
 
     Args:
         model: with Gaussian mixture masks attached, which take every grid.
-        inputs: what it is called with: images [B, C, height, width].
+        inputs: what the model is called with: images [B, C, height, width].
     """
     layers = [(name, module) for name, module in masked(model) if module.gmm_window(module) is None]
     seen: dict[str, Grid] = {}
@@ -30,7 +30,7 @@ def used_grids(model: nn.Module, *inputs: Any) -> dict[str, Grid]:
 
 @contextmanager
 def _noting(layers: list[tuple[str, MaskedDonor]], seen: dict[str, Grid]) -> Iterator[None]:
-    """Inside, every mask that is asked for a grid leaves it in `seen`."""
+    """Within this context every mask writes the grid it is called with to `seen`."""
 
     def noted(name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
         def asked(grid: Grid) -> Any:

@@ -1,4 +1,4 @@
-"""What attached attentions look at: their weights for given images."""
+"""The attention weights of attached models for given images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +20,13 @@ def attention_maps(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, 
         inputs, options: what the model is called with: images [B, C, height, width].
 
     Returns:
-        The name of each attention that carries a mask, in the order in which they ran -> what its values are
-        multiplied with, behind softmax and mask: [B, H, Tq, Tk], prefix tokens first. In window models windows stand in
-        the place of images, or beside them as the donor lays them out. An attention that runs several times has its
-        further weights under "NAME#2" and so on.
+        Attention name -> weights [B, H, Tq, Tk] after softmax and mask, prefix tokens first, for each attention with
+        a mask, in the order they ran. In window models B counts windows, or the windows have an axis of their own, as
+        in the donor. An attention that runs several times adds its later weights as "NAME#2" and so on.
 
     Raises:
-        TypeError, ValueError: model is no module, carries no mask, or is compiled or wrapped.
+        TypeError: model is not a module.
+        ValueError: model carries no mask, or is compiled or wrapped.
     """
     refuse_unfit(model)
     layers = masked(model)
@@ -43,7 +43,7 @@ def attention_maps(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, 
 
 
 class _Noted(list[Tensor]):
-    """Takes the weights of one attention into the list of all."""
+    """Appends one attention's weights, with its name, to the common list."""
 
     def __init__(self, name: str, order: list[tuple[str, Tensor]]) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""Forward passes that a backward pass may repeat: gradient checkpointing repeats blocks without their patch embedding,
-when images of another size may have been in the model since."""
+"""Forward passes that a backward pass may repeat. Gradient checkpointing repeats blocks without the patch embedding,
+and the model may have seen images of another size since."""
 
 import weakref
 from typing import NamedTuple
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int]  # (rows, cols) in patches
-_MOST = 16  # passes of a frozen patch embedding that are remembered
+_MOST = 16  # passes of a frozen patch embedding to remember
 
 
 class _Alive:
-    """Lies in a node of autograd's graph and lives as long as that does."""
+    """Stored in a node of autograd's graph, so it lives as long as the node."""
 
 
 class Pass(NamedTuple):
     """One forward pass: its grid and, where each sample has its own, the `positions` [B, N, 2] of the patches.
 
-    Of a frozen patch embedding no graph shows whether it may still be repeated: `alive` is None.
+    `alive` is None for a frozen patch embedding: without a graph nothing shows whether the pass may still be repeated.
     """
 
     grid: Grid
@@ -33,7 +33,7 @@ class Pass(NamedTuple):
         return self.alive is None or self.alive() is not None
 
     def same(self, other: "Pass") -> bool:
-        """Whether its patches lie at the same places. Waits for a GPU where the positions are two tensors."""
+        """Whether its patches lie at the same places. Synchronises with the GPU if the positions are two tensors."""
         if self.grid != other.grid or self.positions is None or other.positions is None:
             return self.grid == other.grid and self.positions is other.positions
         return self.positions is other.positions or torch.equal(self.positions, other.positions)
@@ -44,13 +44,13 @@ class Passes:
 
     def __init__(self) -> None:
         self._waiting: list[Pass] = []
-        self._repeated = False  # whether one was repeated since the last that was not
-        self._task = -1  # autograd's number of the backward pass in which the last one ran, -1 outside of any
+        self._repeated = False  # whether a pass was repeated since the last new one
+        self._task = -1  # autograd's id of the backward pass in which the last one ran, -1 outside
 
     def note(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
-        """A forward pass begins, in which the patch embedding has `made` that tensor."""
+        """Records a new forward pass, in which the patch embedding `made` this tensor."""
         self._task = torch._C._current_graph_task_id()
-        done = self._repeated  # then those that no graph knows are taken to be over
+        done = self._repeated  # then assume that passes without a graph are over
         self._repeated = False
         self._waiting = [past for past in self._waiting if past.waits() and not (done and past.alive is None)]
         metadata = getattr(made.grad_fn, "metadata", None)
@@ -63,11 +63,8 @@ class Passes:
                 self._waiting = [*self._waiting[-_MOST:], Pass(grid, positions, None)]
 
     def repeated(self, patches: int) -> Pass | None:
-        """Which pass of so many patches a backward pass repeats just now; None if it began with the embedding, or none
-        is known.
-
-        Raises ValueError where several of different grids could be.
-        """
+        """The pass of this many patches that a backward pass is repeating; None if it began with the embedding or no
+        such pass is known. Raises ValueError if passes of several grids match."""
         if self._task == torch._C._current_graph_task_id():
             return None
         self._repeated = True
@@ -78,6 +75,6 @@ class Passes:
         if len(found) > 1:
             raise ValueError(
                 f"gradient checkpointing repeats a forward pass of {patches} patches, and images of several grids with "
-                "so many are still to be gone back through: call backward after each of them, and keep no old outputs"
+                "as many still await their backward pass: call backward after each of them, and keep no old outputs"
             )
         return found[0] if found else None

@@ -1,7 +1,7 @@
 """Masks under peft (LoRA and the like). peft itself is never imported.
 
-peft freezes what it does not know. `modules_to_save=["gmm_mask"]` makes it train the masks, each as a copy for every
-adapter inside of a wrapper, which hands on what it is asked to the copy of the active adapter.
+peft freezes what it does not know. With `modules_to_save=["gmm_mask"]` it trains the masks: a wrapper holds one copy
+per adapter and forwards calls to that of the active adapter.
 """
 
 import re
@@ -16,7 +16,7 @@ NOTICE = "peft neither trains nor saves the masks: get_peft_model(model, LoraCon
 
 
 def tuned(model: nn.Module) -> str | None:
-    """The name of the first module that peft put into `model`; None if there is none."""
+    """The name of the first module that peft put into `model`, else None."""
     return next((name for name, module in model.named_modules() if _is_peft(module)), None)
 
 
@@ -25,25 +25,21 @@ def _is_peft(module: nn.Module) -> bool:
 
 
 def warn_if_left_out(attention: nn.Module, mask: nn.Module, model: nn.Module | None) -> None:
-    """Warns if peft is at work inside of `attention`, or elsewhere in the `model` that was attached, and does not keep
-    its mask."""
+    """Warns if peft has wrapped parts of `attention` or of the attached `model` but not the mask."""
     if not _is_peft(mask) and any(tuned(part) is not None for part in (attention, model) if part is not None):
         warnings.warn(NOTICE, stacklevel=2)
 
 
 def originals(model: nn.Module) -> set[nn.Module]:
-    """The masks that peft keeps, frozen, beside their copies that it trains."""
-    return {kept for module in model.modules() if _is_peft(module) and (kept := _original(module)) is not None}
-
-
-def _original(wrapper: nn.Module) -> nn.Module | None:
-    return wrapper._modules.get("original_module")
+    """The frozen masks that peft keeps beside the copies it trains."""
+    kept = (module._modules.get("original_module") for module in model.modules() if _is_peft(module))
+    return {module for module in kept if module is not None}
 
 
 def trained_copy(layer: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a layer's mask under their own names, those of its copy where peft has made one.
+    """The tensors of a layer's mask under their plain names, taken from peft's trained copy if there is one.
 
-    Raises ValueError where there are copies of several adapters.
+    Raises ValueError if there are copies for several adapters.
     """
     copies: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -53,6 +49,6 @@ def trained_copy(layer: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if len(copies) > 1:
         names = " and ".join(sorted(copies))
         raise ValueError(
-            f"{layer}: its mask is there for the adapters {names} of peft: save the model with one of them"
+            f"{layer}: its mask has copies for the peft adapters {names}: save the model with only one of them"
         )
     return next(iter(copies.values()), tensors)

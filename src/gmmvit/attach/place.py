@@ -1,4 +1,4 @@
-"""Where a mask sits: the grid of the images that are in the model now, and what is saved beside its parameters."""
+"""Where a mask sits: the grid of the images now in the model, and what is saved beside the mask's parameters."""
 
 import math
 import sys
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class PerThread(Generic[T]):
-    """A value that each thread has to itself, so that several can compute with one model.
+    """A value per thread, so that several threads can run one model.
 
-    A thread that has none yet, as autograd's when it repeats a forward pass, reads the one that was written last.
-    torch.compile knows no storage of threads: compiled code has one value for all.
+    A thread that has not set it, such as autograd's when it repeats a forward pass, reads the last value set anywhere.
+    torch.compile does not support thread-local storage, so compiled code has one value for all.
     """
 
     def __init__(self, value: T) -> None:
@@ -34,7 +34,7 @@ class PerThread(Generic[T]):
             self._own.value = value
 
     def get(self) -> T:
-        # Written by compiled code, whatever this thread wrote before is old.
+        # A value set by compiled code is newer than this thread's own.
         if torch.compiler.is_compiling() or self._compiled:
             return self._last
         return getattr(self._own, "value", self._last)
@@ -44,10 +44,10 @@ class PerThread(Generic[T]):
 
 
 class GridBox:
-    """The grid of the images that are in the model now: written by its patch embedding, read by its attentions.
+    """The grid of the images now in the model: its patch embedding writes it, its attentions read it.
 
-    Where each image of a batch has a grid of its own, `positions` [B, N, 2] are row and column of every patch and
-    `grid` is the smallest that all fit in.
+    If the images of a batch have different grids, `positions` [B, N, 2] are row and column of every patch and `grid` is
+    the smallest that holds them all.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -67,12 +67,12 @@ class GridBox:
 
     @property
     def known(self) -> Grid:
-        """The grid in numbers: torch.export with open sizes leaves symbols behind."""
+        """The grid as numbers: torch.export with dynamic sizes leaves symbols behind."""
         grid = self.grid
         return grid if all(type(side) is int for side in grid) else self._first
 
-    def told_by(self, source: nn.Module) -> None:
-        """From now on the patch embedding `source` writes the grid."""
+    def written_by(self, source: nn.Module) -> None:
+        """Names the patch embedding that writes the grid from now on."""
         self._source = weakref.ref(source)
 
     def join(self, site: "Site") -> None:
@@ -83,25 +83,25 @@ class GridBox:
         return any(all(site is not other for other in sites) for site in self._sites)
 
     def note(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
-        """Takes the grid that the patch embedding made just now, with its output."""
+        """Stores the grid that the patch embedding just `made`."""
         if not torch.compiler.is_compiling():
-            if torch.jit.is_tracing():  # sizes are tensors there; a trace is of one image size
+            if torch.jit.is_tracing():  # sizes are tensors; a trace holds for one image size
                 grid = (int(grid[0]), int(grid[1]))
             self.passes.note(grid, positions, made)
         self._now.set((grid, positions))
 
     def stale(self) -> bool:
-        """Whether the patch embedding that wrote the grid exists no more."""
+        """Whether the patch embedding that wrote the grid is gone."""
         return self._source is not None and self._source() is None
 
     def __reduce__(self) -> Any:
-        return GridBox, (self.known,)  # a copy has a patch embedding of its own, which will give it
+        return GridBox, (self.known,)  # the copy's own patch embedding will call written_by
 
 
 class Site:
-    """Where one mask sits: `box` holds the grid, `prefix_tokens` stand before the patches, `mode` is the mask's; `ran`
-    says whether the mask was used in the last forward pass, where that is not certain. `model` is what it was attached
-    to; a copy of the site does not know."""
+    """Where one mask sits: `box` holds the grid, `prefix_tokens` counts the tokens before the patches, `mode` is the
+    mask's. `ran` says whether the last forward pass used the mask, for donors that may skip it. `model` is what it was
+    attached to, None in a copy."""
 
     def __init__(self, box: GridBox, prefix_tokens: int, mode: str) -> None:
         self.box, self.prefix_tokens, self.mode = box, prefix_tokens, mode
@@ -117,9 +117,9 @@ class Site:
         self.box.join(self)
 
     def now(self, tokens: int) -> tuple[Grid, Tensor | None]:
-        """The grid behind a sequence of that many tokens; the positions of its patches where each sample has its own.
+        """The grid of a sequence of this many tokens, and the patch positions if grids differ within the batch.
 
-        Raises ValueError where the two do not fit, as when patches are dropped in training.
+        Raises ValueError if grid and tokens do not match, as when patches are dropped in training.
         """
         prefix = self.prefix_tokens
         if not torch.compiler.is_compiling():
@@ -129,7 +129,7 @@ class Site:
                     return before.grid, before.positions
             elif self.box.stale():
                 raise ValueError(
-                    "the patch embedding that gave the grid was replaced after attach, so the grid is not known: keep "
+                    "the patch embedding was replaced after attach, so the grid is unknown: save "
                     "state = model.state_dict(), call detach(model), then load_masks(model, state)"
                 )
         rows, cols = self.box.grid
@@ -138,23 +138,23 @@ class Site:
         if patches + prefix != tokens:
             what = f"a {rows} x {cols} grid" if positions is None else "the patch embedding"
             raise ValueError(
-                f"the attention got {tokens} tokens, {what} has {patches} patches with {prefix} tokens before them: no "
-                "patches may be dropped; say another grid (by name where they differ) or number of tokens before it "
-                "with attach(grid=, prefix_tokens=), and attach anew after a change of the patch size"
+                f"the attention got {tokens} tokens, {what} has {patches} patches with {prefix} tokens before them: do "
+                "not drop patches; correct attach(grid=, prefix_tokens=), with the grid by name where grids differ; "
+                "after a change of the patch size attach again"
             )
         return (rows, cols), positions
 
 
-# Files of before modes were saved by name have a number of this list.
+# Older files hold an index into this list instead of the mode's name.
 _NUMBERED_MODES = ("multiply", "log", "post")
 
 
 class Mark(NamedTuple):
     """What is saved beside a mask's parameters, as int64: the numbers in this order, then the letters of `mode`.
 
-    The mask is that of the `place`-th of `places` attentions that could carry one. `rows` and `cols` are those of its
-    grid when it was made, of a `window` or of the image; `grid_given` and `prefix_given` say whether the caller of
-    `attach` said the grid and the number of prefix tokens.
+    The mask belongs to the `place`-th of `places` attentions that could carry one. It was made for `rows` x `cols`, the
+    grid of a `window` or of the image. `grid_given` and `prefix_given`: whether the caller of `attach` passed the grid
+    and the number of prefix tokens.
     """
 
     mode: str
@@ -168,16 +168,16 @@ class Mark(NamedTuple):
     prefix_given: int
 
     def write(self) -> Tensor:
-        """What `read` reads."""
+        """The inverse of `read`."""
         mode, *numbers = self
         return torch.tensor([*map(int, numbers), *mode.encode()], device="cpu")
 
     @classmethod
     def read(cls, tensor: Tensor, layer: str) -> "Mark":
-        """Raises ValueError that names the layer where the numbers cannot be those that `attach` saves."""
+        """Raises a ValueError that names the layer if `attach` cannot have saved these numbers."""
         plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
         numbers: Sequence[Any] = tensor.flatten().tolist() if plain else []
-        # Files that were averaged or cast to another precision hold the same numbers as floats.
+        # Averaging or casting a file turns the numbers into floats of the same value.
         if all(math.isfinite(x) and x == int(x) and x >= 0 for x in numbers):
             count, whole = len(cls._fields) - 1, [int(x) for x in numbers]
             if len(whole) == count + 1:
@@ -189,10 +189,10 @@ class Mark(NamedTuple):
                 mark = cls(mode, *whole[:count])
                 if mark.place < mark.places and min(mark.rows, mark.cols) > 0 and max(mark[-3:]) <= 1:
                     return mark
-        raise ValueError(f"{layer}: its gmm_mask.site is none that attach saves, got {numbers[:10]}")
+        raise ValueError(f"{layer}: its gmm_mask.site was not written by attach, got {numbers[:10]}")
 
     def said(self) -> dict[str, Any]:
-        """What the caller of `attach` said about grid and prefix tokens."""
+        """The grid and prefix tokens that the caller of `attach` passed."""
         grid = {"grid": (self.rows, self.cols)} if self.grid_given else {}
         return grid | self.said_prefix()
 
@@ -200,7 +200,7 @@ class Mark(NamedTuple):
         return {"prefix_tokens": self.prefix_tokens} if self.prefix_given else {}
 
     def misfit(self, saved: "Mark") -> str:
-        """Why a mask that was saved with that mark computes something else at this place; empty if it does not."""
+        """Why a mask saved with that mark would compute something else here; empty if it would not."""
         if saved.mode != self.mode:
             return f"was saved in mode {saved.mode!r}, not {self.mode!r}"
         if saved.said() != self.said():
@@ -211,13 +211,13 @@ class Mark(NamedTuple):
             return f"was attached with {theirs}, here with {own}"
         if saved.window != self.window:
             kinds = ("the whole image", "a window")
-            return f"belongs to an attention inside {kinds[saved.window]}, here it would be {kinds[self.window]}"
+            return f"was made for attention over {kinds[saved.window]}, here it would be over {kinds[self.window]}"
         return ""
 
 
 class Record(nn.Module):
-    """Keeps a mask's mark and puts it into `state_dict()`: neither parameter nor buffer, so that no average, cast or
-    `to_empty` changes it. Loading compares it and changes nothing."""
+    """Keeps a mask's mark and saves it in `state_dict()`. It is neither parameter nor buffer, so averaging, casting and
+    `to_empty` leave it alone. Loading compares marks and changes nothing."""
 
     def __init__(self, mark: Mark, one_grid: bool) -> None:
         super().__init__()
@@ -227,19 +227,19 @@ class Record(nn.Module):
         return self.mark.write()
 
     def set_extra_state(self, state: Any) -> None:
-        """Nothing: the mask stays where it is."""
+        """Does nothing: the mask stays where it is."""
 
     def misfit(self, saved: Mark) -> str:
-        """As `Mark.misfit`; a mask of one grid fits no other."""
+        """`Mark.misfit`; besides, a mask of one grid fits no other."""
         own = self.mark
         if self.one_grid and (own.rows, own.cols) != (saved.rows, saved.cols):
-            return f"is element-wise on a {saved.rows} x {saved.cols} grid, which a {own.rows} x {own.cols} grid is not"
+            return f"is element-wise on a {saved.rows} x {saved.cols} grid, here the grid is {own.rows} x {own.cols}"
         return own.misfit(saved)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         saved = state_dict.get(f"{prefix}_extra_state")
-        if isinstance(saved, Tensor):  # torch.distributed puts an object of its own where the file has none
+        if isinstance(saved, Tensor):  # torch.distributed fills gaps in the file with another type
             try:
                 misfit = self.misfit(Mark.read(saved, prefix.removesuffix(".gmm_mask.site.")))
             except ValueError as error:

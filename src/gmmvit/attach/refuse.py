@@ -1,4 +1,4 @@
-"""Models and modules that must be attached before, not after, something was done to them."""
+"""Models and modules that can no longer be attached to, because something was done to them first."""
 
 from typing import Any
 
@@ -18,20 +18,20 @@ _DROPOUT_AND_SOFTMAX = {"attn_drop": (nn.Dropout, nn.Identity), "softmax": (nn.S
 def check_module(model: object) -> None:
     """Raises TypeError unless `model` is a module."""
     if isinstance(model, type):
-        raise TypeError(f"model must be a torch.nn.Module, got the class {model.__name__}: make an instance")
+        raise TypeError(f"model must be a torch.nn.Module, got the class {model.__name__}: pass an instance")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def refuse_unfit(model: Any) -> None:
-    """Raises for what cannot be changed in place any more: TypeError if it is no module, else ValueError."""
+    """Raises TypeError if `model` is not a module, ValueError if it can no longer be changed in place."""
     check_module(model)
     for name, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         lazy = not name and isinstance(module, nn.modules.lazy.LazyModuleMixin)
         if lazy or kind.startswith(("torch.jit.", "torch.fx.")):
-            what = f"{name or 'model'} is a {type(module).__name__}, whose code is fixed"
-            raise ValueError(f"{what}: attach the model it was made from")
+            what = f"{name or 'model'} is a {type(module).__name__}, whose code can no longer change"
+            raise ValueError(f"{what}: attach to the model it was made from")
         wrapper = _WRAPPERS.get(kind)
         if wrapper:
             inside = f"{name}.module" if name else "model.module"
@@ -49,7 +49,7 @@ def refuse_unfit(model: Any) -> None:
         if library:
             raise ValueError(f"module {name!r} is quantised ({library}): attach and detach before that, not after")
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("model has parameters on the meta device: give it its weights first, then attach")
+        raise ValueError("model has parameters on the meta device: load its weights first, then attach")
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -59,15 +59,15 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def spoiled(module: nn.Module) -> str:
-    """Why the class of `module` cannot be exchanged, or would have no effect; empty if it can."""
+    """Why exchanging the class of `module` is impossible or has no effect; empty if it works."""
     if "forward" in vars(module):
-        return "its forward was replaced on the instance, which a mask would not reach: attach before that"
+        return "its forward was replaced on the instance, so a mask would have no effect: attach first"
     if parametrize.is_parametrized(module):
-        return "it is parametrized: attach before that"
+        return "it is parametrized: attach first"
     for name, kinds in _DROPOUT_AND_SOFTMAX.items():
         child = module._modules.get(name)
         if child is not None and type(child) not in kinds:
-            return f"its {name} is a {type(child).__name__}, which a mask would pass by: put {kinds[0].__name__} back"
+            return f"its {name} is a {type(child).__name__}, which a mask would bypass: put {kinds[0].__name__} back"
     owned = (*vars(module), *module._parameters, *module._buffers, *module._modules)
     ours = next((name for name in owned if name.startswith("gmm_")), None)
-    return f"it has a {ours!r} of its own, a name that attach uses" if ours else ""
+    return f"it already has a {ours!r}, a name that attach uses" if ours else ""

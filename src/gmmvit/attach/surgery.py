@@ -1,7 +1,7 @@
-"""How a donor's module becomes a masked one and back: its class is exchanged on the instance, nothing else is touched.
+"""Turns a donor's module into a masked one and back by exchanging the instance's class and nothing else.
 
-Weights, hooks, children and their names stay where they are, so that state_dict, optimizers and checkpoints go on
-working; `restore` puts the class back. Letters: B batch, T tokens (prefix first), H heads, D head width.
+Weights, hooks, children and names stay in place, so state_dict, optimizers and checkpoints keep working.
+Letters: B batch, T tokens (prefix first), H heads, D head width.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from gmmvit.attention.reference import EVERY_PATCH, Steps, attention_weights, ma
 
 
 class Swapped(nn.Module):
-    """Base of the classes that `swap` puts before a donor's class; they pickle and copy by their two halves."""
+    """Base of the adapters that `swap` combines with a donor's class. Pickling and copying store the two classes."""
 
     gmm_donor: ClassVar[type[nn.Module]]
     gmm_adapter: ClassVar[type["Swapped"]]
 
-    if TYPE_CHECKING:  # what else there is comes from the donor
+    if TYPE_CHECKING:  # all other attributes are the donor's
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -32,11 +32,11 @@ class Swapped(nn.Module):
 
     @classmethod
     def gmm_ready(cls) -> None:
-        """What has to be known to the donor's library before an instance runs, also in a process that unpickles it."""
+        """Registers what the donor's library must know before an instance runs, also after unpickling."""
 
     @classmethod
     def gmm_prepare(cls, module: nn.Module) -> None:
-        """What has to be changed on the instance beside its class."""
+        """Changes what must change on the instance besides its class."""
 
     @classmethod
     def gmm_undo(cls, module: nn.Module) -> None:
@@ -44,9 +44,9 @@ class Swapped(nn.Module):
 
 
 class GridRecorder(Swapped):
-    """A patch embedding's convolution that notes the grid it makes, for each model that it is a part of."""
+    """A patch embedding's convolution that records the grid it makes, for each model it belongs to."""
 
-    gmm_boxes: tuple[GridBox, ...] = ()  # peft makes further convolutions of its class, which report to nobody
+    gmm_boxes: tuple[GridBox, ...] = ()  # empty in copies of the class that peft makes
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -54,7 +54,7 @@ class GridRecorder(Swapped):
         return out
 
     def gmm_note(self, out: Any, *args: Any, **kwargs: Any) -> None:
-        """Writes the grid of `out`, which the embedding made of its arguments, into the boxes."""
+        """Writes the grid of `out`, the embedding's output for these arguments, into the boxes."""
         self.gmm_write((out.shape[-2], out.shape[-1]), None, out)
 
     def gmm_write(self, grid: Grid, positions: Tensor | None, made: Tensor) -> None:
@@ -62,10 +62,10 @@ class GridRecorder(Swapped):
             box.note(grid, positions, made)
 
     def gmm_serve(self, *boxes: GridBox) -> None:
-        """From now on it writes into these boxes."""
+        """Makes it write into these boxes from now on."""
         self.gmm_boxes = boxes
         for box in boxes:
-            box.told_by(self)
+            box.written_by(self)
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
@@ -74,9 +74,9 @@ class GridRecorder(Swapped):
 
 @dataclass(frozen=True)
 class Tower:
-    """The part of a model that cuts images into patches: `source` is the module that does it, `recorder` knows its
-    outputs, `grid` is what it makes of the model's own image size (None if it has none), `prefix_tokens` what is put
-    before the patches (None if not known)."""
+    """The part of a model that cuts images into patches: the module `source`, the `recorder` that reads its outputs,
+    the `grid` it makes of the model's own image size (None if the model has none), and the number of `prefix_tokens`
+    before the patches (None if unknown)."""
 
     source: nn.Module
     grid: Grid | None
@@ -85,16 +85,16 @@ class Tower:
 
 
 class MaskedDonor(Swapped):
-    """Base of the attentions with a mask. A subclass repeats the donor's forward and calls `gmm_attend` in its middle.
+    """Base of the attentions with a mask. A subclass repeats the donor's forward with `gmm_attend` in the middle.
 
-    `gmm_parts` are the children that its forward knows: a donor with another one, from a newer version of its library,
-    is refused instead of computed wrongly. None where the donor's own forward runs and was measured.
+    `gmm_parts` names the children that its forward handles. A donor with any other child, from a newer version of its
+    library, is refused rather than computed wrongly. None if the donor's own forward runs and was measured.
     """
 
     gmm_parts: ClassVar[frozenset[str] | None] = frozenset()
     gmm_mask: Any
     gmm_site: Site
-    gmm_seen: list[Tensor] | None = None  # where its weights go while somebody asks for them
+    gmm_seen: list[Tensor] | None = None  # collects the weights for `attention_maps`
 
     @classmethod
     def gmm_heads(cls, module: Any) -> int:
@@ -102,32 +102,32 @@ class MaskedDonor(Swapped):
 
     @classmethod
     def gmm_window(cls, module: Any) -> Grid | None:
-        """The window inside which this attention works, None if it sees the whole image."""
+        """The (rows, cols) of the window it attends in, None if it sees the whole image."""
         return None
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
-        """The same before the first image, from the module or those round it."""
+        """`gmm_window` before the first image, from the module or the modules around it."""
         return cls.gmm_window(module)
 
     @classmethod
     def gmm_prefix(cls, module: Any) -> int | None:
-        """The tokens before its patches; None for those of the model, or none inside a window."""
+        """The number of tokens before its patches; None for the model's number, or 0 inside a window."""
         return None
 
     @classmethod
     def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
-        """Where its queries and keys stand on the grid."""
+        """Where its queries and keys lie on the grid."""
         return EVERY_PATCH
 
     @classmethod
     def gmm_state(cls, module: Any, ancestors: list[nn.Module]) -> dict[str, Any]:
-        """What else its forward needs to know from the modules round it, as attributes that start with `gmm_`."""
+        """What its forward needs from the modules around it, as attributes whose names start with `gmm_`."""
         return {}
 
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
-        """Why this one module cannot carry a mask though its class can; empty if it can."""
+        """Why this module cannot carry a mask although its class can; empty if it can."""
         return ""
 
     def _save_to_state_dict(self, *args: Any) -> None:
@@ -145,14 +145,14 @@ class MaskedDonor(Swapped):
         return super().train(mode)
 
     def gmm_refresh(self) -> None:
-        """Brings the mask's record up to its grid, which `resample` may have changed."""
+        """Updates the mask's record to its grid, which `resample` may have changed."""
         record = getattr(self.gmm_mask, "site", None)
         if isinstance(record, Record):
             record.mark = record.mark._replace(rows=self.gmm_mask.grid[0], cols=self.gmm_mask.grid[1])
 
     def gmm_now(self, tokens: int) -> tuple[Grid, Tensor | None]:
-        """The grid of the tokens that came in, the window if there is one, else that of the patch embedding; and the
-        positions of the patches where each sample has its own."""
+        """The grid of the incoming tokens (the window's, else the patch embedding's), and the patch positions if grids
+        differ within the batch."""
         window = self.gmm_window(self)
         return self.gmm_site.now(tokens) if window is None else (window, None)
 
@@ -174,8 +174,8 @@ class MaskedDonor(Swapped):
         grid: Grid | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Masked attention of q, k, v [B, H, T, D]; `bias` as in `gmm_attention`, or boolean (True takes part); `mask`
-        where it is not that of the grid row by row."""
+        """Masked attention of q, k, v [B, H, T, D]. `bias` is as in `gmm_attention`, or boolean (True takes part);
+        `mask` replaces that of the grid in row order."""
         site, dropout_p = self.gmm_site, self.gmm_dropout() if dropout_p is None else dropout_p
         positions = None
         if grid is None:
@@ -205,7 +205,7 @@ class MaskedDonor(Swapped):
         scale: float | None = None,
         grid: Grid | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`gmm_attend`, and the weights [B, H, T, T] behind the dropout."""
+        """`gmm_attend`, and the weights [B, H, T, T] after dropout."""
         mask = self.gmm_full(*(self.gmm_now(q.shape[2]) if grid is None else (grid, None)))
         return self.gmm_weighed(mask, q, k, v, bias, scale=scale, dropout_p=self.gmm_dropout())
 
@@ -220,7 +220,7 @@ class MaskedDonor(Swapped):
         scale: float | None = None,
         dropout_p: float = 0.0,
     ) -> Tensor:
-        """Masked attention of q [B, H, Tq, D] and k, v [B, H, Tk, D] by a mask [B or 1, H or 1, Tq, Tk] or less."""
+        """Masked attention of q [B, H, Tq, D] and k, v [B, H, Tk, D]; the mask broadcasts to [B, H, Tq, Tk]."""
         if self.gmm_unfused():
             return self.gmm_weighed(mask, q, k, v, bias, scale=scale, dropout_p=dropout_p)[0]
         scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -228,8 +228,8 @@ class MaskedDonor(Swapped):
         return eager_attention(q.to(v.dtype), k.to(v.dtype), v, mask, **options)
 
     def gmm_unfused(self) -> bool:
-        """Whether the weights pass through the donor's own softmax and dropout: its unfused path, and wherever hooks
-        look at them."""
+        """Whether the weights must pass through the donor's softmax and dropout modules: on its unfused path, and when
+        hooks or `attention_maps` watch them."""
         if self.gmm_seen is not None or not getattr(self, "fused_attn", True):
             return True
         return any(hooked(self._modules.get(name)) for name in ("softmax", *_DROPOUTS))
@@ -245,7 +245,7 @@ class MaskedDonor(Swapped):
         scale: float | None = None,
         dropout_p: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """`gmm_attend_by` on the unfused path, and the weights [B, H, Tq, Tk] behind the dropout."""
+        """`gmm_attend_by` on the unfused path, and the weights [B, H, Tq, Tk] after dropout."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         options: Any = {"scale": scale, "bias": additive(bias), "mode": self.gmm_site.mode}
         if self._modules.get("softmax") is not None:
@@ -255,7 +255,7 @@ class MaskedDonor(Swapped):
         return weights @ v, weights
 
     def gmm_drop(self, weights: Tensor, dropout_p: float = 0.0) -> Tensor:
-        """The weights behind the donor's dropout, with which the values are weighed."""
+        """The weights after the donor's dropout."""
         drop = next((module for name in _DROPOUTS if (module := self._modules.get(name)) is not None), None)
         weights = nn.functional.dropout(weights, dropout_p) if drop is None else drop(weights)
         if self.gmm_seen is not None:
@@ -263,16 +263,16 @@ class MaskedDonor(Swapped):
         return weights
 
     def gmm_full(self, grid: Grid, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The mask with its prefix: [H, T, T], or [B, H, T, T] of patches that each sample has elsewhere."""
+        """The mask with its prefix: [H, T, T], or [B, H, T, T] for patch positions that differ per sample."""
         if positions is not None:
             return self.gmm_mask_at(positions, grid)
         return with_prefix(self.gmm_mask.dense(grid) if mask is None else mask, self.gmm_site.prefix_tokens)
 
     def gmm_mask_at(self, positions: Tensor, grid: Grid) -> Tensor:
-        """The mask of patches that each sample has elsewhere, with its prefix: [B, H, T, T]."""
+        """The mask at each sample's own patch positions, with its prefix: [B, H, T, T]."""
         own = self.gmm_mask.grid
         if self.gmm_mask.one_grid and grid[0] <= own[0] and grid[1] <= own[1]:
-            grid = own  # the images that are smaller than its grid take a part of it
+            grid = own  # smaller images use a part of it
         mask = self.gmm_mask(grid)
         if isinstance(mask, OffsetTable):
             return with_prefix(mask_at(mask, positions), self.gmm_site.prefix_tokens)
@@ -285,15 +285,15 @@ class MaskedDonor(Swapped):
         return with_prefix(self.gmm_mask.dense(grid), self.gmm_site.prefix_tokens).to(like.dtype)
 
     def gmm_softmax(self, scores: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Attention weights from scaled scores [B, H, Tq, Tk] and a mask of the same last sizes."""
+        """Attention weights from scaled scores [B, H, Tq, Tk] and a mask [..., Tq, Tk]."""
         return attention_weights(scores, mask, bias, self.gmm_site.mode)
 
 
-_DROPOUTS = ("attn_drop", "dropout")  # what donors call the dropout behind their softmax
+_DROPOUTS = ("attn_drop", "dropout")  # donors' names for the dropout after softmax
 
 
 def hooked(module: nn.Module | None) -> bool:
-    """Whether somebody looks at what the module is given or gives."""
+    """Whether the module has forward or backward hooks."""
     if module is None:
         return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
@@ -301,7 +301,7 @@ def hooked(module: nn.Module | None) -> bool:
 
 
 def additive(bias: Tensor | None) -> Tensor | None:
-    """A boolean mask as the bias that has the same effect."""
+    """Turns a boolean mask into the bias of the same effect."""
     if bias is None or bias.dtype != torch.bool:
         return bias
     return torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, float("-inf"))
@@ -311,7 +311,7 @@ _COMPOSED: dict[tuple[type[Swapped], type[nn.Module]], type[Swapped]] = {}
 
 
 def _composed(adapter: type[Swapped], donor: type[nn.Module]) -> type[Swapped]:
-    """The class of a swapped module: one for each pair, so that copies are of the class of their original."""
+    """The class of a swapped module; one per pair, so that a copy has its original's class."""
     body = {"gmm_donor": donor, "gmm_adapter": adapter, "__module__": donor.__module__, "__doc__": donor.__doc__}
     if (adapter, donor) not in _COMPOSED:
         _COMPOSED[adapter, donor] = type(f"Masked{donor.__name__}", (adapter, donor), body)
@@ -326,7 +326,7 @@ def _rebuild(adapter: type[Swapped], donor: type[nn.Module]) -> nn.Module:
 
 
 def swap(module: nn.Module, adapter: type[Swapped], **state: Any) -> None:
-    """Gives `module` the behaviour of `adapter`; `state` are attributes, which must start with `gmm_`."""
+    """Gives `module` the behaviour of `adapter`; sets `state` as attributes, whose names must start with `gmm_`."""
     adapter.gmm_ready()
     adapter.gmm_prepare(module)
     for name, value in state.items():
@@ -342,7 +342,7 @@ def unrestorable(module: Swapped) -> str:
 
 
 def restore(module: Swapped) -> None:
-    """The module as it was before `swap`."""
+    """Undoes `swap`."""
     adapter, donor = module.gmm_adapter, module.gmm_donor
     module.__class__ = donor  # type: ignore[assignment]
     adapter.gmm_undo(module)

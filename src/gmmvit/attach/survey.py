@@ -1,4 +1,4 @@
-"""Which attentions a model has, which of them can carry a mask, and why the others cannot. Changes nothing."""
+"""Finds a model's attentions: which can carry a mask, and why the others cannot. Changes nothing."""
 
 import dis
 import re
@@ -52,7 +52,7 @@ _LOOKS_LIKE_ATTENTION = re.compile(r"Atte?n(tion)?(?!Mask)")
 
 @dataclass(frozen=True)
 class Found:
-    """One attention of a model; `adapter` is None where it is left alone, and `reason` says why."""
+    """One attention of a model. If it is left alone, `adapter` is None and `reason` says why."""
 
     name: str
     module: nn.Module
@@ -69,16 +69,16 @@ class Found:
 
 
 def qualified(module: nn.Module) -> str:
-    """The full name of a module's class, that of the donor for a swapped one."""
+    """The full name of a module's class; for a swapped module that of the donor."""
     cls = module.gmm_donor if isinstance(module, Swapped) else type(module)
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def survey(model: nn.Module, *, located: bool = False) -> list[Found]:
-    """Every attention of `model` in the order of its modules; `located` if the caller says the grid himself."""
+    """Every attention of `model` in module order; `located`: the caller passes the grid."""
     modules = dict(model.named_modules())
     names = [name for name, module in modules.items() if _is_attention(module)]
-    # Parts of a known attention may sound like attentions; a wrapper round another attention is not one itself.
+    # A part of a known attention may have an attention's name, and so may a wrapper around one; neither counts.
     known = tuple(f"{name}." for name in names if name and qualified(modules[name]) in ATTENTIONS)
     names = [name for name in names if not name.startswith(known)]
     leaves = [n for n in names if not any(other != n and other.startswith(f"{n}." if n else "") for other in names)]
@@ -104,7 +104,7 @@ def _is_attention(module: nn.Module) -> bool:
 
 
 def _attends(cls: type[nn.Module]) -> bool:
-    """Whether a class has attention in its code: torch's function, or a softmax beside a product of matrices."""
+    """Whether a class's code calls torch's attention, or a softmax and a matrix product."""
     functions = [f for c in cls.__mro__ if not c.__module__.startswith("torch.") for f in vars(c).values()]
     for code in (f.__code__ for f in functions if isinstance(f, FunctionType)):
         names = set(code.co_names)
@@ -118,13 +118,13 @@ def _attends(cls: type[nn.Module]) -> bool:
 
 
 def _base(module: nn.Module) -> str | None:
-    """The known attention that the class of `module` was derived from, under a name that does not say so."""
+    """The known attention that the class of `module` subclasses, if any."""
     bases = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__[1:])
     return next((base for base in bases if base in ATTENTIONS), None) if not isinstance(module, Swapped) else None
 
 
 def _ancestors(path: str, modules: dict[str, nn.Module]) -> list[nn.Module]:
-    """The modules round the one at `path`, from the whole model down to its parent."""
+    """The modules around the one at `path`, from the whole model down to its parent."""
     parts = path.split(".")
     return [modules[".".join(parts[:i])] for i in range(len(parts))] if path else []
 
@@ -141,7 +141,7 @@ def _found(name: str, paths: list[str], modules: dict[str, nn.Module], located: 
     if adapter is None:
         base = _base(module)
         if base:
-            unknown = f"not known to gmmvit: a class of its own, derived from {base}"
+            unknown = f"not known to gmmvit: a subclass of {base}"
         elif _LOOKS_LIKE_ATTENTION.search(kind.rsplit(".", 1)[-1]):
             unknown = "not known to gmmvit"
         else:
@@ -167,11 +167,11 @@ def _found(name: str, paths: list[str], modules: dict[str, nn.Module], located: 
 
 
 def _without_grid(tower: Tower | None, towers: list[Tower | None]) -> str:
-    """Why the grid of an attention is not known, whose paths through the model lead to these towers; empty if it is."""
+    """Why an attention's grid is unknown, given the towers on its paths through the model; empty if it is known."""
     if tower is None:
-        return "the patch grid was not found; say it with grid=(rows, cols), or {name: (rows, cols)} where they differ"
+        return "the patch grid was not found: pass grid=(rows, cols), or {name: (rows, cols)} where they differ"
     if any(other is None or other.source is not tower.source for other in towers):
-        return "it stands behind several patch embeddings, so its grid is not known"
+        return "it follows several patch embeddings, so its grid is ambiguous"
     damage = "" if isinstance(tower.source, Swapped) else spoiled(tower.source)
     return f"the patch embedding does not give its grid: {damage}" if damage else ""
 
@@ -186,7 +186,7 @@ def recorders(model: nn.Module) -> list[GridRecorder]:
 
 
 def listing(found: list[Found]) -> str:
-    """What was found, for an error: kinds with their number and reason."""
+    """What was found, for an error message: each kind with its count and reason."""
     kinds: dict[tuple[str, str], int] = {}
     for item in found:
         kinds[item.kind, item.reason] = kinds.get((item.kind, item.reason), 0) + 1

@@ -1,1 +1,1 @@
-"""How the mask gets into the attention of timm, transformers and torchvision, a file a kind of attention."""
+"""Masked versions of the attentions of timm, transformers and torchvision, one file per kind of attention."""

@@ -1,8 +1,8 @@
-"""Attentions of transformers that no table names: known by a rule, and used only as far as it was measured to hold.
+"""Attentions of transformers that no table lists: a rule finds them, and a measurement confirms each.
 
-The rule: the class asks transformers' attention interface, in a model that cuts images by one convolution. What a mask
-needs to be true is then measured on the model itself: its patch embedding runs on noise in which some patches are
-changed, and the queries and keys that come to the attentions show where each patch went.
+The rule: the class calls transformers' attention interface, in a model that cuts images with one convolution. The
+measurement: the model runs on noise with some patches changed, and the queries and keys that reach the attentions show
+where each patch went.
 Letters: B batch, T tokens, H heads, D head width, N patches.
 """
 
@@ -27,7 +27,7 @@ _ASKS = "ALL_ATTENTION_FUNCTIONS"
 
 
 class MeasuredAttention(InterfaceAttention):
-    """Any attention of transformers that asks the interface; `Measures` says whether it may."""
+    """Any attention of transformers that calls the interface; `Measures` decides whether it may carry a mask."""
 
     gmm_parts: ClassVar[frozenset[str] | None] = None  # the donor's own forward runs
 
@@ -41,14 +41,14 @@ class MeasuredAttention(InterfaceAttention):
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         donor = module.gmm_donor if isinstance(module, Swapped) else type(module)
         if _PACKED & set(inspect.signature(donor.forward).parameters):
-            return "takes the patches of several images as one sequence, so their grids are not known"
+            return "takes the patches of several images as one sequence, so their grids are unknown"
         if not hasattr(module.config, "patch_size"):
-            return "its configuration has no patch_size: words, queries of a detector, or patches of other sizes"
+            return "its configuration has no patch_size: words, detector queries or patches of varying size"
         return ""
 
 
 def by_rule(module: nn.Module) -> type[MaskedDonor] | None:
-    """The adapter of an attention that no table names, None if the rule does not hold for its class."""
+    """The adapter of an attention that no table lists, None if the rule does not hold for its class."""
     cls = type(module)
     if not cls.__module__.startswith("transformers.models."):
         return None
@@ -59,8 +59,8 @@ def by_rule(module: nn.Module) -> type[MaskedDonor] | None:
 
 @dataclass
 class Measure:
-    """What was measured of one patch embedding: its `grid`, the tokens before its patches, the attentions in which they
-    stand row by row, by `id`; or the `reason` why no mask can be put there."""
+    """What was measured behind one patch embedding: its `grid`, the number of tokens before the patches, and the `id`s
+    of the attentions that get the patches in row order; or the `reason` why no mask fits."""
 
     grid: Grid = (0, 0)
     prefix_tokens: int = 0
@@ -75,7 +75,7 @@ class Measures:
         self._taken: dict[int, Measure] = {}
 
     def tower(self, module: Any, tower: Tower | None, ancestors: list[nn.Module]) -> tuple[Tower | None, str]:
-        """The tower of an attention with what was measured, or why it cannot carry a mask."""
+        """An attention's tower, completed by the measurement, or why it cannot carry a mask."""
         if tower is None:
             if any(isinstance(m, nn.Conv3d) for m in ancestors[0].modules()):
                 return None, "its patches have time as a third axis, the mask has two"
@@ -89,25 +89,25 @@ class Measures:
             return tower, taken.reason
         if not taken.fit.get(id(module), False):
             how = "its tokens are not those of the patch embedding" if id(module) in taken.fit else "is not reached"
-            return tower, f"{how} in a pass for images alone"
+            return tower, f"{how} in a pass with images only"
         return replace(tower, grid=taken.grid, prefix_tokens=taken.prefix_tokens), ""
 
 
 def measure(model: Any, tower: Tower) -> Measure:
-    """Runs `model` on noise; its weights and settings stay as they were."""
+    """Runs `model` on noise; its weights and settings stay unchanged."""
     source: Any = tower.source
     size = getattr(model.config, "image_size", None)
     probe = _Probe(model, source, (4 * source.stride[0], 5 * source.stride[1]) if size is None else pair(size, "size"))
     try:
         with probe.ready(), torch.no_grad():
             return probe.measure()
-    except Exception as error:  # whatever a model that was never seen may raise
+    except Exception as error:  # an unknown model may raise anything
         what = str(error).strip().split("\n")[0][:100]
-        return Measure(reason=f"its model does not take images alone, so its tokens cannot be checked ({what})")
+        return Measure(reason=f"its model needs more than images, so its tokens cannot be checked ({what})")
 
 
 class _Given(NamedTuple):
-    """What the interface of an attention was given: queries, keys and values [2, H, T, D]."""
+    """The queries, keys and values [2, H, T, D] that an attention passed to the interface."""
 
     module: Any
     query: Tensor
@@ -126,7 +126,7 @@ class _Reached(Exception):
 
 
 class _Probe:
-    """Passes of two images through a model that differ, behind the patch embedding, in some patches alone."""
+    """Runs a model on two images that differ, after the patch embedding, only in some patches."""
 
     def __init__(self, model: Any, source: Any, size: Grid) -> None:
         self.model, self.source = model, source
@@ -138,7 +138,7 @@ class _Probe:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Inside, the attentions that the rule knows ask `look`, in evaluation mode."""
+        """Within this context the model is in evaluation mode and its attentions call `look`."""
         from transformers import AttentionInterface
 
         AttentionInterface.register(PROBE, _look)
@@ -149,7 +149,7 @@ class _Probe:
         try:
             with torch.random.fork_rng([p.device for p in self.model.parameters() if p.is_cuda][:1]):
                 self.model.eval()
-                if boxes is not None:  # masks that are there already hear nothing of these images
+                if boxes is not None:  # hide these images from masks already attached
                     self.source.gmm_boxes = ()
                 for module in asking:
                     module.config = copy.copy(module.config)
@@ -165,7 +165,7 @@ class _Probe:
                 module.training = True
 
     def change(self, _: Any, __: Any, out: Tensor) -> Tensor:
-        """Adds to the second image's patches whose number, from 1, has the bit."""
+        """Changes the patches of the second image whose number, counted from 1, has the bit set."""
         self.batch, self.grid = out.shape[0], (out.shape[2], out.shape[3])
         if self.batch != 2:
             return out
@@ -173,7 +173,7 @@ class _Probe:
         return out + torch.stack((torch.zeros_like(which), which)).unsqueeze(1) * self.step * 3 * out.abs().mean()
 
     def expected(self, prefix: int) -> Tensor:
-        """Which tokens differ if the patches stand row by row: [prefix + N] of 0 and 1."""
+        """Which tokens differ if the patches are in row order: [prefix + N] of 0 and 1."""
         numbers = torch.arange(1 - prefix, self.grid[0] * self.grid[1] + 1, device=self.source.weight.device)
         return (numbers.clamp(min=0) >> self.bit) & 1
 
@@ -206,7 +206,7 @@ class _Probe:
         return measure
 
     def check_each(self, measure: Measure) -> None:
-        """One pass through all layers, in which no attention gives anything: each token stays by itself."""
+        """Runs all layers with attention outputs of zero, so that no token sees another."""
         self.bit = 0
         expected = self.expected(measure.prefix_tokens)
 
@@ -219,7 +219,7 @@ class _Probe:
             return torch.zeros_like(value).transpose(1, 2), None
 
         self.look = look
-        with suppress(Exception):  # behind the layers that were reached a head may need more than images
+        with suppress(Exception):  # a head after the last attention may need more than images
             self.model(pixel_values=self.images)
 
 
@@ -234,23 +234,23 @@ def _differ(x: Tensor) -> Tensor:
 
 
 def _disorder(numbers: Tensor, grid: Grid) -> str:
-    """Why a mask over the grid would be wrong for tokens that depend on the patches of these numbers (none: 0)."""
+    """Why a mask over the grid would be wrong for tokens that depend on these patch numbers (0: on no patch)."""
     patches = grid[0] * grid[1]
     first = int((numbers != 0).long().argmax())
     there, expected = numbers[numbers != 0], torch.arange(1, patches + 1, device=numbers.device)
     if len(there) < patches:
-        return "keeps a part of the patches only"
+        return "keeps only some of the patches"
     if not torch.equal(there, expected) or not torch.equal(numbers[first : first + patches], expected):
-        return "its tokens are not the patches, row by row"
+        return "its tokens are not the patches row by row"
     behind = len(numbers) - first - patches
-    return f"has {behind} tokens behind the patches" if behind else ""
+    return f"has {behind} tokens after the patches" if behind else ""
 
 
 def _other_sum(given: _Given) -> str:
-    """Why an attached attention would compute something else than the donor; empty if it would not."""
+    """Why an attached attention would differ from the donor; empty if it would not."""
     module, query, key, value, attention_mask, options = given
     if query.shape != key.shape or query.shape[1] != MeasuredAttention.gmm_heads(module):
-        return "shares its keys between several heads"
+        return "shares its keys among several heads"
     try:
         refuse_unmaskable(module, attention_mask, options)
     except ValueError as error:
@@ -262,4 +262,4 @@ def _other_sum(given: _Given) -> str:
     eager = inspect.unwrap(donor.forward).__globals__["eager_attention_forward"]
     theirs = eager(module, query, key, value, attention_mask, **{**options, "dropout": 0.0})[0]
     same = torch.allclose(ours.float(), theirs.float(), atol=1e-2 * float(theirs.abs().max()))
-    return "" if same else "computes something else than the softmax of queries times keys"
+    return "" if same else "computes something other than the softmax of queries times keys"

@@ -1,8 +1,8 @@
 """Attentions of timm (1.0.26 and later) with the mask: plain ViTs, NaFlex, rotary, relative position, BEiT, CaiT, PiT,
 TNT.
 
-Each class repeats what its donor does round the softmax; those of window models are in `timm_windows.py`, those that
-pool queries and keys in `timm_pooled.py`, those without a module of their own in `timm_inline.py`.
+Each class repeats what its donor does around the softmax. Window models are in `timm_windows.py`, attentions that pool
+queries and keys in `timm_pooled.py`, attentions without their own module in `timm_inline.py`.
 Letters: B batch, T tokens (prefix first), N patches, C channels, H heads, D head width.
 """
 
@@ -21,7 +21,7 @@ _NORMS = frozenset({"q_norm", "k_norm", "norm", "gate"})
 
 
 class TimmAttention(MaskedDonor):
-    """What most of timm's attentions share: projections, norms of queries and keys, gate, output."""
+    """What most of timm's attentions share: projections, query and key norms, gate, output."""
 
     gmm_parts = _PROJECTIONS | _NORMS
 
@@ -41,7 +41,7 @@ class TimmAttention(MaskedDonor):
         return self.proj_drop(self.proj(out))
 
     def gmm_rotate(self, q: Tensor, rope: Tensor) -> Tensor:
-        """Rotary embedding of the patches; the prefix stays as it is."""
+        """Applies the rotary embedding to the patches, not to the prefix."""
         from timm.layers import apply_rot_embed_cat
 
         half = {"half": True} if getattr(self, "rotate_half", False) else {}
@@ -50,7 +50,7 @@ class TimmAttention(MaskedDonor):
 
 
 def split_qkv(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v [B, H, T, D] of x [B, T, C], from a joint projection (with or without biases of its own) or three."""
+    """q, k, v [B, H, T, D] of x [B, T, C], from one joint projection or three."""
     heads = module.num_heads
     if module.qkv is None:
         groups = getattr(module, "num_kv_groups", 1)  # fewer heads of keys and values than of queries
@@ -69,7 +69,7 @@ def split_qkv(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def no_causal(is_causal: bool) -> None:
-    """Raises ValueError where a caller wants it."""
+    """Raises ValueError if the caller asks for causal attention."""
     if is_causal:
         raise ValueError("is_causal=True: patches have no order in time, an attached mask needs is_causal=False")
 
@@ -93,7 +93,7 @@ class RotaryAttention(TimmAttention):
 
 
 class RelPosAttention(TimmAttention):
-    """vit_relpos: a relative position bias of the layer or one that all layers share."""
+    """vit_relpos: a relative position bias, the layer's own or shared by all layers."""
 
     gmm_parts = TimmAttention.gmm_parts | {"rel_pos"}
 
@@ -118,7 +118,7 @@ class TalkingHeads(MaskedDonor):
 
     @classmethod
     def gmm_prefix(cls, module: Any) -> int:
-        return 0  # the class token comes behind these blocks
+        return 0  # the class token joins after these blocks
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = split_qkv(self, x)
@@ -140,7 +140,7 @@ class TalkingHeads(MaskedDonor):
 
 
 class NestedAttention(MaskedDonor):
-    """tnt: over the patches of the image, or over the cells of one patch; values of a projection of their own."""
+    """tnt: over the patches of the image or the cells of one patch; values have their own projection."""
 
     gmm_parts = frozenset({"qk", "v", "attn_drop", "proj", "proj_drop"})
 
@@ -160,30 +160,30 @@ class NestedAttention(MaskedDonor):
 
 
 class NestedRecorder(GridRecorder):
-    """tnt's embedding of the cells of each patch, on one grid of patches."""
+    """tnt's embedding of each patch's cells, on one grid of patches."""
 
     def gmm_note(self, out: Any, *args: Any, **kwargs: Any) -> None:
         self.gmm_write((self.grid_size[0], self.grid_size[1]), None, out)
 
 
 class NaFlexRecorder(GridRecorder):
-    """naflexvit's embedding: one grid for a batch of images; rows and columns of every patch for a batch of patches."""
+    """naflexvit's embedding: a batch of images has one grid, a batch of patches comes with their rows and columns."""
 
     def gmm_note(
         self, out: Any, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
     ) -> None:
         made, grid = out
-        if patch_coord is not None:  # the donor reads the grids of its samples on the host in the same place
+        if patch_coord is not None:  # no extra synchronisation: the donor reads its samples' grids here too
             grid = (patch_coord.amax((0, 1)) + 1).tolist()
         self.gmm_write((grid[0], grid[1]), patch_coord, made)
 
 
 class FoldRecorder(GridRecorder):
-    """mobilevit: a block that cuts its map into patches; each pixel looks at those at its place in the others."""
+    """mobilevit: a block cuts its map into patches; each pixel attends to the same pixel of the other patches."""
 
     @staticmethod
     def gmm_cut(block: Any, rows: int, cols: int) -> Grid:
-        """The grid of patches on a map of that size, which is stretched to whole patches."""
+        """The grid of patches on a map of this size, which the donor resizes to whole patches."""
         return -(-rows // block.patch_size[0]), -(-cols // block.patch_size[1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,14 +202,14 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     "timm.models.cait.TalkingHeadAttn": TalkingHeads,
     "timm.models.tnt.Attention": NestedAttention,
 }
-_POOLING = "pools the tokens: its queries are no patches"
+_POOLING = "pools the tokens: its queries are not patches"
 LEFT_ALONE = {
     "timm.layers.attention_pool.AttentionPoolLatent": _POOLING,
     "timm.layers.attention_pool.AttentionPoolPrr": _POOLING,
     "timm.layers.attention_pool2d.AttentionPool2d": _POOLING,
     "timm.layers.attention_pool2d.RotAttentionPool2d": _POOLING,
-    "timm.models.cait.ClassAttn": "only the class token asks: its queries are no patches",
-    "timm.models.volo.ClassAttention": "only the class token asks: its queries are no patches",
+    "timm.models.cait.ClassAttn": "only the class token queries: its queries are not patches",
+    "timm.models.volo.ClassAttention": "only the class token queries: its queries are not patches",
     "timm.models.xcit.XCA": "attends across channels, not patches",
     "timm.models.davit.ChannelAttention": "attends across channels, not patches",
     "timm.models.davit.ChannelAttentionV2": "attends across channels, not patches",
@@ -220,7 +220,7 @@ LEFT_ALONE = {
 
 
 def tower(ancestors: list[nn.Module]) -> Tower | None:
-    """Where the patches of an attention come from; `ancestors` from the whole model down to its parent."""
+    """Where an attention's patches come from; `ancestors` run from the whole model down to its parent."""
     for model in reversed(ancestors):
         if any(cls.__name__ == "MobileVitBlock" for cls in type(model).__mro__):
             return _fold_tower(model, ancestors)
@@ -237,8 +237,8 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
             return _branch_tower(model, ancestors)
         patch_embed = getattr(model, "patch_embed", None)
         source = getattr(patch_embed, "proj", None)
-        if isinstance(source, nn.Conv2d | nn.Identity):  # the latter behind a stem of several convolutions
-            # ConViT of timm 1.0.24 has a class token and no number.
+        if isinstance(source, nn.Conv2d | nn.Identity):  # Identity after a stem of several convolutions
+            # timm 1.0.24's ConViT has a class token but no num_prefix_tokens.
             prefix = getattr(model, "num_prefix_tokens", int(getattr(model, "cls_token", None) is not None))
             grid = getattr(patch_embed, "grid_size", None)
             return Tower(source, None if grid is None else (grid[0], grid[1]), prefix)
@@ -246,7 +246,7 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
 
 
 def _pit_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
-    """The stage's pooling makes its grid, the patch embedding that of the first stage."""
+    """The pooling before a stage makes its grid, the patch embedding that of the first stage."""
     source, (rows, cols) = model.patch_embed.conv, model.patch_embed.grid_size
     for stage in model.transformers:
         if stage.pool is not None:
@@ -257,7 +257,7 @@ def _pit_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
 
 
 def _branch_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
-    """crossvit: each branch sees the image at a scale of its own and cuts it by an embedding of its own."""
+    """crossvit: each branch has its own image scale and patch embedding."""
     stages: Any = next(a for a in ancestors if type(a).__name__ == "MultiScaleBlock")
     embed = model.patch_embed[next(i for i, blocks in enumerate(stages.blocks) if any(blocks is a for a in ancestors))]
     source = embed.proj if isinstance(embed.proj, nn.Conv2d) else embed.proj[-1]
@@ -266,25 +266,25 @@ def _branch_tower(model: Any, ancestors: list[nn.Module]) -> Tower:
 
 
 def _fold_tower(block: Any, ancestors: list[nn.Module]) -> Tower:
-    """Each block cuts the feature map that it gets."""
+    """Each block cuts its own feature map into patches."""
     size = stage_grid(ancestors)
     return Tower(block, None if size is None else FoldRecorder.gmm_cut(block, *size), 0, FoldRecorder)
 
 
 def stage_grid(ancestors: list[nn.Module]) -> Grid | None:
-    """The size of the feature maps in a stage for the images that its model is made for, by timm's notes of both."""
+    """The size of a stage's feature maps at the model's own image size, from timm's `feature_info`."""
     model: Any = next((a for a in ancestors if isinstance(getattr(a, "feature_info", None), list)), None)
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if size is None or not model.feature_info:
         return None
     inside = {name for name, module in model.named_modules() if any(module is a for a in ancestors)}
     notes = (note["reduction"] for note in model.feature_info if note["module"] in inside)
-    step = next(notes, model.feature_info[-1]["reduction"])  # behind the last one noted comes the end
+    step = next(notes, model.feature_info[-1]["reduction"])  # after the last entry the end
     return -(-size[-2] // step), -(-size[-1] // step)
 
 
 def _naflex_tower(model: Any) -> Tower:
-    """Its own grid is that of its position embedding or, where it has none, of the images it was trained on."""
+    """The grid of the position embedding or, without one, of the images the model was trained on."""
     grid = model.embeds.pos_embed_grid_size
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if grid is None and size is not None:

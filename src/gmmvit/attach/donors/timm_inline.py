@@ -1,5 +1,5 @@
-"""Attention that timm writes into a larger module: the parallel blocks of its ViTs, differential attention, and the
-single heads of SHViT and iFormer over whole feature maps.
+"""Attention inside a larger module of timm: the parallel blocks of its ViTs, differential attention, and the single
+heads of SHViT and iFormer over whole feature maps.
 
 Letters: B batch, T tokens (prefix first), N patches, C channels, H heads, D head width.
 """
@@ -50,8 +50,8 @@ class ParallelBlock(_Parallel):
 
 
 class _Differential(MaskedDonor):
-    """The difference of two softmaxes a head. Each of them has a mask of its own, as it has queries and keys: 2 H heads
-    of the mask, two and two."""
+    """Each head subtracts two softmaxes. Each softmax has its own queries, keys and mask, so the mask has 2 H heads, in
+    pairs."""
 
     @classmethod
     def gmm_heads(cls, module: Any) -> int:
@@ -101,7 +101,7 @@ class DifferentialAttention(_Differential):
 
 
 class _SingleHead(MaskedDonor):
-    """One head over a whole feature map, which says its size itself."""
+    """One head over a whole feature map, whose shape gives the grid."""
 
     @classmethod
     def gmm_heads(cls, module: Any) -> int:
@@ -112,7 +112,7 @@ class _SingleHead(MaskedDonor):
         return stage_grid(ancestors)
 
     def gmm_look(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-        """Three maps [B, D, rows, cols], v of another width -> one as v."""
+        """q, k [B, D, rows, cols], v [B, C, rows, cols] -> the shape of v."""
         rows, cols = v.shape[2:]
         mask = self.gmm_dense((rows, cols), q)
         q, k, v = (y.flatten(2).transpose(1, 2).unsqueeze(1) for y in (q, k, v))
@@ -121,7 +121,7 @@ class _SingleHead(MaskedDonor):
 
 
 class PartialAttention(_SingleHead):
-    """shvit: a part of the channels looks, the others stay."""
+    """shvit: some channels attend, the others pass through."""
 
     gmm_parts = frozenset({"pre_norm", "qkv", "proj"})
 
@@ -139,7 +139,7 @@ class ModulatedAttention(_SingleHead):
 
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
-        return "works in windows, which no model of timm has" if module.window_size else ""
+        return "works in windows, which no timm model does" if module.window_size else ""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, rows, cols] -> the same."""
@@ -147,7 +147,7 @@ class ModulatedAttention(_SingleHead):
         return self.proj(self.gmm_look(self.q(x), self.k(x), v, self.gmm_dropout()) * gate)
 
     def gmm_drop(self, weights: Tensor, dropout_p: float = 0.0) -> Tensor:
-        """The donor's dropout knows no axis of heads."""
+        """The donor's dropout has no head axis."""
         weights = self.attn_drop(weights.squeeze(1)).unsqueeze(1)
         if self.gmm_seen is not None:
             self.gmm_seen.append(weights)

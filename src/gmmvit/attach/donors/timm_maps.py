@@ -1,4 +1,4 @@
-"""Attentions of timm's mixed models with the mask: whole feature maps and windows that say their size themselves
+"""Attentions of timm's hybrid models with the mask: whole feature maps and windows whose shape gives the grid
 (FastViT, Visformer, BoTNet, SAM, SAM 2, CAFormer, CSATv2, EfficientFormer and 2, DaViT, GCViT, PVT 2).
 
 Letters: B batch, G windows an image, T tokens (q: queries), C channels, H heads, D head width.
@@ -37,7 +37,7 @@ class DualAttention(MaskedDonor):
 
 
 class GlobalQueryAttention(TimmAttention):
-    """gcvit: windows; every second one is asked by queries that all windows of an image share, one a place."""
+    """gcvit: windows; in every second attention all windows of an image share one query per position."""
 
     gmm_parts = TimmAttention.gmm_parts | {"rel_pos"}
 
@@ -46,21 +46,20 @@ class GlobalQueryAttention(TimmAttention):
         return module.window_size[0], module.window_size[1]
 
     def forward(self, x: Tensor, q_global: Tensor | None = None) -> Tensor:
-        """[B*G, T, C], q_global [B, C, T] or what holds as many numbers -> [B*G, T, C]."""
+        """[B*G, T, C], q_global [B, C, T] or a reshape of it -> [B*G, T, C]."""
         if not self.use_global or q_global is None:
             q, k, v = split_qkv(self, x)
         else:
             k, v = self.qkv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
             q = q_global.repeat_interleave(len(x) // len(q_global), dim=0)
             q = q.reshape(len(x), x.shape[1], self.num_heads, self.head_dim).transpose(1, 2)
-        # The donor's module adds its bias to the logits.
         bias = self.rel_pos.get_bias()
         out = self.gmm_attend(q, k, v, bias, scale=self.scale).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out))
 
 
 class _Map(TimmAttention):
-    """A whole feature map, at first as large as the stage's for the images that the model is made for."""
+    """A whole feature map; before the first image its grid is the stage's at the model's own image size."""
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
@@ -89,7 +88,7 @@ class ConvolvedMap(_Map):
 
 
 class BottleneckAttention(_Map):
-    """botnet: the bias is of relative positions and queries."""
+    """botnet: the bias depends on relative positions and queries."""
 
     gmm_parts = frozenset({"qkv", "pos_embed", "pool"})
 
@@ -109,7 +108,7 @@ class BottleneckAttention(_Map):
 
 
 class SegmentAttention(_Map):
-    """sam: whole maps and windows, channels last; a bias of relative positions and queries, or rotary embeddings."""
+    """sam: whole maps and windows, channels last; a bias from relative positions and queries, or rotary embeddings."""
 
     gmm_parts = TimmAttention.gmm_parts | {"rope"}
 
@@ -147,7 +146,7 @@ class SegmentAttention(_Map):
 
 
 class MultiScaleMap(_Map):
-    """sam2's Hiera: whole maps and windows, channels last; between stages the queries are the largest of 2 x 2."""
+    """sam2's Hiera: whole maps and windows, channels last; between stages queries are max-pooled 2 x 2."""
 
     gmm_parts = frozenset({"qkv", "proj", "q_pool"})
 
@@ -170,7 +169,7 @@ class MultiScaleMap(_Map):
         pool = module.q_pool
         if pool is None or (isinstance(pool, nn.MaxPool2d) and pool.kernel_size == pool.stride and not pool.padding):
             return ""
-        return "pools its queries by something else than the largest of a square"
+        return "pools its queries by something other than the maximum of a square"
 
     @classmethod
     def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
@@ -199,7 +198,7 @@ class MultiScaleMap(_Map):
 
 
 class MetaAttention(TimmAttention):
-    """caformer: the tokens of the stage, whose downsampling gives their grid."""
+    """caformer: the stage's tokens; its downsampling gives their grid."""
 
     @classmethod
     def gmm_prefix(cls, module: Any) -> int:
@@ -220,11 +219,11 @@ class DistanceAttention(BiasedAttention):
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         tokens = module.attention_bias_idxs.shape[0]
-        return "" if math.isqrt(tokens) ** 2 == tokens else f"has {tokens} tokens, which are no square"
+        return "" if math.isqrt(tokens) ** 2 == tokens else f"has {tokens} tokens, which do not form a square"
 
 
 class _FixedMap(MaskedDonor):
-    """efficientformer 2: maps of one size, projections by convolutions, a bias per distance."""
+    """efficientformer 2: maps of fixed size, projections by convolutions, a bias per distance."""
 
     @classmethod
     def gmm_window(cls, module: Any) -> Grid:
@@ -238,7 +237,7 @@ class _FixedMap(MaskedDonor):
         return q, k, v, value
 
     def gmm_biased(self, q: Tensor, k: Tensor, softmax: Any = None) -> Tensor:
-        """Attention weights. The donor's cache of the bias would keep its graph."""
+        """Attention weights. Avoids the donor's cache of the bias, which would keep its graph."""
         bias, mask = self.attention_biases[:, self.attention_bias_idxs], self.gmm_dense(self.gmm_window(self), q)
         scores = (q @ k.transpose(-2, -1)) * self.scale
         how = () if softmax is None else (softmax,)
@@ -246,7 +245,7 @@ class _FixedMap(MaskedDonor):
 
 
 class MixedHeads(_FixedMap):
-    """The heads are mixed before and behind the softmax; the mask multiplies before."""
+    """Heads are mixed before and after the softmax; the mask multiplies before both."""
 
     gmm_parts = frozenset({"stride_conv", "upsample", "q", "k", "v", "v_local", "talking_head1", "talking_head2"}) | {
         "act",
@@ -264,7 +263,7 @@ class MixedHeads(_FixedMap):
 
 
 class HalvedMap(_FixedMap):
-    """Between stages: every second row and column asks."""
+    """Between stages: only every second row and column queries."""
 
     gmm_parts = frozenset({"q", "k", "v", "v_local", "act", "proj"})
 
@@ -281,7 +280,7 @@ class HalvedMap(_FixedMap):
 
 
 class ReducedAttention(SubSampledAttention):
-    """pvt 2: each key is a summary of a square of tokens."""
+    """pvt 2: each key summarises a square of tokens."""
 
     gmm_parts = SubSampledAttention.gmm_parts | {"pool", "act"}
 
@@ -317,15 +316,15 @@ LEFT_ALONE = {
     f"{_TIMM}.nextvit.EfficientAttention": "its keys are means of runs of tokens, which have no place on the grid",
     f"{_TIMM}.coat.FactorAttnConvRelPosEnc": "weighs channels by keys alone: no pairs of queries and keys",
     "timm.layers.lambda_layer.LambdaLayer": "has no pairs of queries and keys",
-    "timm.layers.halo_attn.HaloAttn": "its keys reach over the edge of the queries' blocks",
-    "timm.layers.non_local_attn.BilinearAttnTransform": "is no softmax of queries times keys",
-    "timm.layers.global_context.GlobalContext": "pools the map: its query is no patch",
+    "timm.layers.halo_attn.HaloAttn": "its keys reach beyond the queries' blocks",
+    "timm.layers.non_local_attn.BilinearAttnTransform": "is not a softmax of queries times keys",
+    "timm.layers.global_context.GlobalContext": "pools the map: its query is not a patch",
 }
 
 
 def tower(ancestors: list[nn.Module]) -> Tower | None:
-    """Where the tokens of a map come from: in MetaFormer the downsampling of the stage, in CSATv2 the convolution that
-    gives each block its positions."""
+    """Where a map's tokens come from: in MetaFormer the stage's downsampling, in CSATv2 the convolution that gives each
+    block its positions."""
     block: Any = ancestors[-1] if ancestors else None
     if type(block).__name__ == "TransformerBlock" and type(block).__module__ == f"{_TIMM}.csatv2":
         return Tower(block.pos_embed.proj, stage_grid(ancestors), 0)

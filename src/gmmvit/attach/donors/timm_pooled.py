@@ -1,7 +1,7 @@
 """Attentions of timm that pool their queries, their keys or both, with the mask: MViTv2, Twins and Hiera.
 
-A pooled query or key stands at the centre of what it pools; offsets are counted in steps of the tokens that came in
-(MViTv2, Twins) or of the keys (Hiera).
+A pooled query or key lies at the centre of what it pools. Offsets count in steps of the incoming tokens (MViTv2, Twins)
+or of the keys (Hiera).
 Letters: B batch, G windows an image, T tokens (q: queries, k: keys), C channels, H heads, D head width.
 """
 
@@ -20,7 +20,7 @@ from gmmvit.checks import pair
 
 class PooledAttention(MaskedDonor):
     """mvitv2: queries and keys are pooled to different grids. A kernel of odd width, padded by half of it, is centred
-    on every `stride`-th token, so each asks and answers from a token's own place."""
+    on every `stride`-th token, so each query and key lies on a token."""
 
     gmm_parts = frozenset({"qkv", "proj", "pool_q", "pool_k", "pool_v", "norm_q", "norm_k", "norm_v"})
 
@@ -32,8 +32,8 @@ class PooledAttention(MaskedDonor):
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
-        """The grid of the tokens that come in, at the model's own image size. Poolings round up, where the model's own
-        note of the grids of its stages rounds down."""
+        """The grid of the incoming tokens at the model's own image size. Computed here, because pooling rounds up and
+        the sizes that the model stores are rounded down."""
         model: Any = next((a for a in ancestors if hasattr(a, "stages")), None)
         stages: Any = [a for a in ancestors if hasattr(a, "feat_size")] if model is None else model.stages
         if not stages:
@@ -55,7 +55,7 @@ class PooledAttention(MaskedDonor):
         return Steps(query, key)
 
     def forward(self, x: Tensor, feat_size: Any) -> tuple[Tensor, Any]:
-        """[B, T, C] of a map of that size -> [B, Tq, C] and the size of its map."""
+        """[B, T, C] of a map of size `feat_size` -> [B, Tq, C] and the pooled size."""
         from timm.models.mvitv2 import cal_rel_pos_type
 
         q, k, v = split_qkv(self, x)
@@ -73,7 +73,7 @@ class PooledAttention(MaskedDonor):
         return self.proj(out.transpose(1, 2).flatten(2)), q_size
 
     def gmm_pool(self, x: Tensor, pool: Any, norm: Any, size: Any) -> tuple[Tensor, Any]:
-        """[B, H, T, D] of a map of that size -> the same of the pooled map, and its size."""
+        """[B, H, T, D] of a map of this size -> the same of the pooled map, and its size."""
         from timm.models.mvitv2 import reshape_post_pool, reshape_pre_pool
 
         if pool is not None:
@@ -83,7 +83,7 @@ class PooledAttention(MaskedDonor):
 
 
 class SubSampledAttention(MaskedDonor):
-    """twins across the image: each key is a summary of `sr_ratio` x `sr_ratio` tokens."""
+    """twins, global: each key summarises `sr_ratio` x `sr_ratio` tokens."""
 
     gmm_parts = frozenset({"q", "kv", "attn_drop", "proj", "proj_drop", "sr", "norm"})
 
@@ -113,7 +113,7 @@ class SubSampledAttention(MaskedDonor):
         if self.sr is not None:
             x = self.norm(self.sr(x.transpose(1, 2).unflatten(2, (rows, cols))).flatten(2).transpose(1, 2))
         k, v = self.kv(x).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        # Rows and columns that fill no summary have no key.
+        # Leftover rows and columns have no key.
         keys = self.gmm_mask.dense((rows, cols)).unflatten(-1, (-(-rows // step), -(-cols // step)))
         mask = keys[..., : rows // step, : cols // step].flatten(-2)
         out = self.gmm_attend_by(mask, q, k, v, dropout_p=self.gmm_dropout())
@@ -121,10 +121,10 @@ class SubSampledAttention(MaskedDonor):
 
 
 class MaskUnitAttention(MaskedDonor):
-    """hiera: inside of mask units or across the image, on tokens that lie in the order in which the model will pool
-    them: the place inside of the first pooling window runs slowest, the windows that are left at the end run fastest.
+    """hiera: inside mask units or across the image, on tokens in the order in which the model will pool them: the
+    position in the first pooling window varies slowest, the windows left at the end vary fastest.
 
-    `gmm_strides` are the poolings that are still to come inside of its grid, this one's own first.
+    `gmm_strides` are the poolings still to come inside its grid, its own first.
     """
 
     gmm_parts = frozenset({"qkv", "proj"})
@@ -138,7 +138,7 @@ class MaskUnitAttention(MaskedDonor):
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         model = _hiera(ancestors)
         if model is None:
-            return "is known to gmmvit inside of Hiera only"
+            return "is known to gmmvit only inside Hiera"
         if len(model.unroll.size) != 2:
             return f"attends over {len(model.unroll.size)} axes, the mask has two"
         left = _strides_left(module, model)
@@ -177,7 +177,7 @@ class MaskUnitAttention(MaskedDonor):
         """[B, G*T, C] in the donor's order -> [B, G*Tq, C]."""
         windows = x.shape[1] // _tokens(self) if self.use_mask_unit_attn else 1
         (rows, cols), strides = self.gmm_site.now(x.shape[1] // windows)[0], self.gmm_strides
-        # The windows run faster than the tokens inside of them.
+        # Windows vary faster than the tokens inside them.
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unflatten(1, (-1, windows))
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # [B*G, H, T, D] each
         keys = _unrolled((rows, cols), strides, x.device)
@@ -193,7 +193,7 @@ class MaskUnitAttention(MaskedDonor):
 
 
 def _side(strides: list[tuple[int, int]]) -> Grid:
-    """The grid that so many poolings reduce to one token."""
+    """The grid that these poolings reduce to one token."""
     return math.prod(s[0] for s in strides), math.prod(s[1] for s in strides)
 
 
@@ -202,25 +202,25 @@ def _hiera(ancestors: list[nn.Module]) -> Any:
 
 
 def _tokens(module: Any) -> int:
-    """Keys in a mask unit; the donor counts its queries."""
+    """Keys per mask unit; the donor's own number counts queries."""
     return module.q_stride * module.window_size
 
 
 def _strides_left(module: Any, model: Any) -> list[tuple[int, int]]:
-    """The poolings of a Hiera from this attention on, its own one first."""
+    """The poolings of a Hiera from this attention on, its own first."""
     block = next(i for i, b in enumerate(model.blocks) if b.attn is module)
     done = sum(b.attn.q_stride > 1 for b in model.blocks[:block])
     return [pair(s, "stride") for s in model.unroll.schedule[done:]]
 
 
 def _strides_inside(module: Any, model: Any) -> list[tuple[int, int]]:
-    """Those of them that stay inside of a mask unit."""
+    """The poolings left that stay inside a mask unit."""
     left = _strides_left(module, model)
     return left[: sum(math.prod(_side(left[: n + 1])) <= _tokens(module) for n in range(len(left)))]
 
 
 def _unrolled(grid: Grid, strides: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """The patches of a grid, counted row by row, in the order of tokens that those poolings are still to come for."""
+    """The row-by-row numbers of a grid's patches, in the token order that has these poolings still ahead."""
     order = torch.arange(grid[0] * grid[1], device=device).view(1, *grid)
     for row, col in strides:
         windows = order.unflatten(2, (-1, col)).unflatten(1, (-1, row))  # [W, rows, row, cols, col]
@@ -235,5 +235,5 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     f"{_TIMM}.hiera.MaskUnitAttention": MaskUnitAttention,
 }
 LEFT_ALONE = {
-    f"{_TIMM}.mvitv2.MultiScaleAttentionPoolFirst": "pools before it projects: timm's own forward of it fails",
+    f"{_TIMM}.mvitv2.MultiScaleAttentionPoolFirst": "pools before it projects: timm's own forward fails",
 }

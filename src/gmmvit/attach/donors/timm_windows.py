@@ -1,5 +1,5 @@
 """Attentions of timm's hierarchical models with the mask: Swin 1, 2 and 2-CR, MaxViT, Twins, NesT, VOLO, LeViT,
-TinyViT, ConViT. In a window the grid of the mask is the window.
+TinyViT, ConViT. Inside a window the mask's grid is the window.
 
 Letters: B batch, G windows an image, T tokens, C channels, H heads, D head width.
 """
@@ -14,11 +14,11 @@ from gmmvit.attach.place import Grid
 from gmmvit.attach.surgery import MaskedDonor
 from gmmvit.attention.reference import Steps
 
-_LOG_100 = math.log(100)  # cosine attention scales its logits by at most this, exponentiated
+_LOG_100 = math.log(100)  # cosine attention scales its logits by at most 100
 
 
 class WindowAttention(TimmAttention):
-    """swin: relative position bias and the mask of shifted windows come behind the mask."""
+    """swin: the relative position bias and the shifted-window mask are added after the mask."""
 
     gmm_parts = TimmAttention.gmm_parts | {"softmax"}
 
@@ -33,7 +33,7 @@ class WindowAttention(TimmAttention):
 
 
 class CosineWindowAttention(WindowAttention):
-    """swinv2: cosine of queries and keys with a learned scale, a bias from a small network."""
+    """swinv2: cosine attention with a learned scale, a bias from a small network."""
 
     gmm_parts = WindowAttention.gmm_parts | {"cpb_mlp"}
 
@@ -56,21 +56,21 @@ class CosineWindowAttention(WindowAttention):
 
 
 class CrWindowAttention(CosineWindowAttention):
-    """swinv2_cr: as swinv2, another small network for the bias."""
+    """swinv2_cr: as swinv2, with another small network for the bias."""
 
     gmm_parts = CosineWindowAttention.gmm_parts | {"meta_mlp"}
 
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
-        return "computes its windows one after the other" if module.sequential_attn else ""
+        return "computes its windows one at a time" if module.sequential_attn else ""
 
     def gmm_bias(self) -> Tensor:
         return self._relative_positional_encodings()
 
 
 class PartitionAttention(TimmAttention):
-    """maxvit, channels last: windows, and the dilated grid, where a step of the mask is one step of the dilation;
-    coatnet: the whole map of its stage."""
+    """maxvit, channels last: windows and the dilated grid, where one mask step is one dilation step; coatnet: the whole
+    map of the stage."""
 
     gmm_parts = TimmAttention.gmm_parts | {"rel_pos"}
 
@@ -78,7 +78,7 @@ class PartitionAttention(TimmAttention):
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         block = ancestors[-1] if ancestors else None
         known = hasattr(block, "partition_size") or type(block).__name__ == "TransformerBlock2d"
-        return "" if known else "is known to gmmvit inside the blocks of MaxViT and CoAtNet only"
+        return "" if known else "is known to gmmvit only inside blocks of MaxViT and CoAtNet"
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
@@ -120,7 +120,7 @@ class PartitionAttention2d(PartitionAttention):
 
 
 class LocalAttention(TimmAttention):
-    """twins: windows of the padded map; the padding takes part, as it does in the donor."""
+    """twins: windows of the padded map; the padding takes part, as in the donor."""
 
     @classmethod
     def gmm_window(cls, module: Any) -> Grid:
@@ -133,7 +133,7 @@ class LocalAttention(TimmAttention):
         x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [B, down, right, side, side, C]
         down, right = x.shape[1:3]
         q, k, v = split_qkv(self, x.flatten(0, 2).flatten(1, 2))
-        if self.gmm_unfused():  # the weights are shown as [B, G, H, T, T], as the donor does
+        if self.gmm_unfused():  # weights [B, G, H, T, T] as in the donor
             q, k, v = (y.unflatten(0, (-1, down * right)) for y in (q, k, v))
             mask, drop = self.gmm_mask.dense((side, side)), self.gmm_dropout()
             out = self.gmm_attend_by(mask, q, k, v, scale=self.scale, dropout_p=drop).flatten(0, 1)
@@ -157,18 +157,18 @@ class BlockAttention(TimmAttention):
         """[B, G, T, C] -> the same."""
         side, drop = math.isqrt(x.shape[2]), self.gmm_dropout()
         q, k, v = (y.unflatten(0, x.shape[:2]) for y in split_qkv(self, x.flatten(0, 1)))  # [B, G, H, T, D] each
-        if drop or self.gmm_unfused():  # drawn and shown as [B, H, G, T, T], as the donor does
+        if drop or self.gmm_unfused():  # dropout and weights [B, H, G, T, T] as in the donor
             mask = self.gmm_mask.dense((side, side)).unsqueeze(1)
             q, k, v = (y.transpose(1, 2) for y in (q, k, v))
             out = self.gmm_attend_by(mask, q, k, v, dropout_p=drop).transpose(1, 2)
         else:
             out = self.gmm_attend(*(y.flatten(0, 1) for y in (q, k, v)), grid=(side, side)).unflatten(0, x.shape[:2])
-        out = out.permute(0, 1, 3, 4, 2).flatten(3)  # the donor's channels run over the heads first
+        out = out.permute(0, 1, 3, 4, 2).flatten(3)  # in the donor's channels heads vary fastest
         return self.proj_drop(self.proj(out))
 
 
 class MapAttention(TimmAttention):
-    """volo: attention over a whole feature map that says its size itself."""
+    """volo: attention over a whole feature map, whose shape gives the grid."""
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
@@ -192,7 +192,7 @@ class BiasedAttention(MaskedDonor):
         return module.resolution[0], module.resolution[1]
 
     def gmm_weights(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-        """Attention weights of q [B, H, Tq, D], k [B, H, Tk, D]. The donor's cache of the bias would keep its graph."""
+        """Attention weights of q [B, H, Tq, D], k [B, H, Tk, D]. Avoids the donor's bias cache, which keeps a graph."""
         bias = self.attention_biases[:, self.attention_bias_idxs]
         return self.gmm_drop(self.gmm_softmax((q * self.scale) @ k.transpose(-2, -1), mask, bias))
 
@@ -205,12 +205,12 @@ class BiasedAttention(MaskedDonor):
         sizes = [self.key_dim, self.key_dim, self.val_dim]
         q, k, v = qkv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).split(sizes, dim=3)
         out = (self.gmm_weights(q, k, self.gmm_dense(self.gmm_window(self), q)) @ v).transpose(1, 2).flatten(2)
-        # Channels first in memory, as in the donor: a dropout behind it draws in that order.
+        # Channels first in memory as in the donor, so that a later dropout draws the same numbers.
         return self.proj(out.transpose(1, 2).contiguous().unflatten(2, x.shape[2:]) if conv else out)
 
 
 class StridedAttention(BiasedAttention):
-    """levit between stages: every second row and column asks."""
+    """levit between stages: only every second row and column queries."""
 
     gmm_parts = frozenset({"kv", "q", "proj"})
 
@@ -237,7 +237,7 @@ class GatedPositional(MaskedDonor):
 
     @classmethod
     def gmm_prefix(cls, module: Any) -> int:
-        return 0  # the class token comes behind these blocks
+        return 0  # the class token joins after these blocks
 
     def get_attention(self, x: Tensor) -> Tensor:
         """[B, T, C] -> weights [B, H, T, T]; the donor's forward calls it."""

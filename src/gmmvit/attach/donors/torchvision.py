@@ -13,7 +13,7 @@ from gmmvit.attach.surgery import MaskedDonor, Tower
 
 
 class MultiheadAttention(MaskedDonor):
-    """`nn.MultiheadAttention` over patches: torchvision's ViTs, or an own model whose grid the caller says."""
+    """`nn.MultiheadAttention` over patches: torchvision's ViTs, or any model whose grid the caller passes."""
 
     gmm_parts = frozenset({"out_proj"})
 
@@ -21,11 +21,11 @@ class MultiheadAttention(MaskedDonor):
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         parent = ancestors[-1] if ancestors else None
         if isinstance(parent, nn.TransformerEncoderLayer):
-            return "nn.TransformerEncoderLayer computes in eval mode without calling its attention"
+            return "nn.TransformerEncoderLayer bypasses its attention in eval mode"
         if isinstance(parent, nn.TransformerDecoderLayer):
-            return "nn.TransformerDecoderLayer attends to other things than patches"
+            return "nn.TransformerDecoderLayer attends to more than patches"
         if any("PoolingHead" in type(module).__name__ for module in ancestors):
-            return "pools the tokens: its queries are no patches"
+            return "pools the tokens: its queries are not patches"
         if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
             return "has keys of another width or added keys"
         return ""
@@ -46,7 +46,7 @@ class MultiheadAttention(MaskedDonor):
     ) -> tuple[Tensor, Tensor | None]:
         if query is not key or key is not value:
             raise ValueError(
-                "an attached nn.MultiheadAttention needs one tensor as query, key and value; leave others out: layers="
+                "an attached nn.MultiheadAttention needs one tensor as query, key and value: choose layers= without it"
             )
         if key_padding_mask is not None or is_causal or query.dim() != 3:
             raise ValueError("an attached nn.MultiheadAttention takes batches without key_padding_mask and is_causal")
@@ -55,7 +55,7 @@ class MultiheadAttention(MaskedDonor):
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
-                attn_mask = ~attn_mask  # here True means left out
+                attn_mask = ~attn_mask  # here True means ignored
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         weights = None
@@ -65,13 +65,13 @@ class MultiheadAttention(MaskedDonor):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             out = self.gmm_attend(q, k, v, attn_mask)
-        # Tokens first in memory, as in the donor: a dropout behind it draws in that order.
+        # Tokens first in memory as in the donor, so that a later dropout draws the same numbers.
         out = self.out_proj(out.permute(2, 0, 1, 3).flatten(2))
         return (out.transpose(0, 1) if self.batch_first else out), weights
 
 
 class ShiftedWindowAttention(MaskedDonor):
-    """swin: shifted windows of the padded feature map, a relative position bias behind the mask."""
+    """swin: shifted windows of the padded feature map; a relative position bias after the mask."""
 
     gmm_parts = frozenset({"qkv", "proj"})
 
@@ -91,7 +91,7 @@ class ShiftedWindowAttention(MaskedDonor):
         high, wide = self.gmm_window(self)
         x = nn.functional.pad(x, (0, 0, 0, -cols % wide, 0, -rows % high))
         padded = (x.shape[1], x.shape[2])
-        # A window that covers the whole axis is not shifted.
+        # The donor does not shift a window that covers the whole axis.
         shift = [0 if w >= p else s for s, w, p in zip(self.shift_size, (high, wide), padded, strict=True)]
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), (1, 2))
@@ -109,7 +109,7 @@ class ShiftedWindowAttention(MaskedDonor):
 
 
 class ShiftedWindowAttentionV2(ShiftedWindowAttention):
-    """swin_v2: cosine attention with a learned scale of each head, no bias of the keys."""
+    """swin_v2: cosine attention with a learned scale per head, keys without bias."""
 
     gmm_parts = frozenset({"qkv", "proj", "cpb_mlp"})
 
@@ -125,7 +125,7 @@ class ShiftedWindowAttentionV2(ShiftedWindowAttention):
 
 
 class PartitionAttention(MaskedDonor):
-    """maxvit: windows, and the dilated grid, where a step of the mask is one step of the dilation."""
+    """maxvit: windows and the dilated grid, where one mask step is one dilation step."""
 
     gmm_parts = frozenset({"to_qkv", "merge"})
 
@@ -159,11 +159,11 @@ def _joined(windows: Tensor, padded: tuple[int, int], high: int, wide: int) -> T
 
 
 def _window_mask(padded: tuple[int, int], window: tuple[int, int], shift: list[int], like: Tensor) -> Tensor:
-    """-100 between tokens of a window that the shift brought together from opposite edges, else 0: [G, T, T]."""
+    """[G, T, T]: -100 between tokens that the shift joined from opposite edges, else 0."""
     regions = []
     for size, width, step in zip(padded, window, shift, strict=True):
         at = torch.arange(size, device=like.device)
-        # An axis without shift is cut as the donor cuts it: slice(-0, None) is the whole axis, in one region.
+        # As in the donor, an unshifted axis is one region, because slice(-0, None) is the whole axis.
         regions.append((at >= size - width).long() + (at >= size - step).long() if step else torch.zeros_like(at))
     region = (3 * regions[0][:, None] + regions[1])[None, ..., None]
     region = _windows(region, *window).squeeze(-1)  # [G, T]
@@ -181,7 +181,7 @@ LEFT_ALONE: dict[str, str] = {}
 
 
 def tower(ancestors: list[nn.Module]) -> Tower | None:
-    """Where the patches of an attention come from; `ancestors` from the whole model down to its parent."""
+    """Where an attention's patches come from; `ancestors` run from the whole model down to its parent."""
     for model in reversed(ancestors):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         if kind == "torchvision.models.vision_transformer.VisionTransformer":

@@ -1,7 +1,7 @@
 """Attentions of transformers (5 and later) with the mask, through the library's own attention interface.
 
-The donor's forward runs as it is. Each attached attention alone gets a copy of its configuration that names our
-function; the configuration of the model, and with it what `save_pretrained` writes, stays as it was.
+The donor's forward runs unchanged. Each attached attention gets a copy of its configuration that names our function;
+the model's configuration, and so what `save_pretrained` writes, stays unchanged.
 Letters: B batch, T tokens, H heads, D head width.
 """
 
@@ -29,7 +29,7 @@ def interface(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function of an attached module: [B, H, T, D] each -> [B, T, H, D], and the weights [B, H, T, T] if
+    """The attention function of attached modules: q, k, v [B, H, T, D] -> [B, T, H, D], and the weights [B, H, T, T] if
     the donor was loaded with attn_implementation="eager"."""
     refuse_unmaskable(module, attention_mask, kwargs)
     module.gmm_site.ran.set(True)
@@ -44,7 +44,7 @@ def interface(
 
 
 def refuse_unmaskable(module: Any, attention_mask: Any, options: dict[str, Any]) -> None:
-    """Raises ValueError for what an attached attention would leave out: order in time, packed masks, a cap."""
+    """Raises ValueError for what an attached attention would ignore: causality, packed masks, a logit cap."""
     causal = options.get("is_causal")
     if causal is None and attention_mask is None:
         causal = getattr(module, "is_causal", True)  # as the library takes it
@@ -57,7 +57,7 @@ def refuse_unmaskable(module: Any, attention_mask: Any, options: dict[str, Any])
         )
     for name in ("softcap", "s_aux", "sliding_window"):
         if options.get(name) is not None:
-            raise ValueError(f"an attached attention knows no {name}: detach(model)")
+            raise ValueError(f"an attached attention does not support {name}: detach(model)")
 
 
 def bias_of(attention_mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
@@ -68,7 +68,7 @@ def bias_of(attention_mask: Tensor | None, position_bias: Tensor | None) -> Tens
 
 
 class InterfaceAttention(MaskedDonor):
-    """vit, deit, dinov2 (with and without registers), dinov3, beit, the vision towers of clip and siglip."""
+    """vit, deit, dinov2 (with or without registers), dinov3, beit, the vision towers of clip and siglip."""
 
     gmm_parts: ClassVar[frozenset[str] | None] = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj"})
 
@@ -110,7 +110,7 @@ class InterfaceAttention(MaskedDonor):
 
 
 class SwinAttention(InterfaceAttention):
-    """swin: square windows; one that is larger than the feature map is cut to it by the donor."""
+    """swin: square windows; the donor cuts one that is larger than the feature map."""
 
     gmm_parts = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "relative_position_bias"})
 
@@ -125,20 +125,20 @@ class SwinAttention(InterfaceAttention):
 
 
 class QueryAttention(InterfaceAttention):
-    """vit, deit and dinov2 (with and without registers) of the first releases of transformers 5."""
+    """vit, deit and dinov2 (with or without registers) of the first transformers 5 releases."""
 
     gmm_parts = frozenset({"query", "key", "value"})
 
 
 def _look(module: MaskedDonor, show: bool | None, *qkv_bias: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
-    """Masked attention, and its weights if they are to be shown."""
+    """Masked attention, and its weights if `show`."""
     if show:
         return module.gmm_attend_and_show(*qkv_bias, **options)
     return module.gmm_attend(*qkv_bias, **options), None
 
 
 class _ExplicitAttention(MaskedDonor):
-    """Attentions of the first releases of transformers 5 that do not ask the interface: they compute by themselves."""
+    """Attentions of the first transformers 5 releases that compute by themselves, without the interface."""
 
     gmm_parts = frozenset({"query", "key", "value", "dropout", "relative_position_bias"})
 
@@ -155,7 +155,7 @@ class _ExplicitAttention(MaskedDonor):
         return [project(x).unflatten(-1, heads).transpose(1, 2) for project in (self.query, self.key, self.value)]
 
     def gmm_output(self, x: Tensor, bias: Tensor | None, show: bool | None) -> tuple[Tensor, Tensor | None]:
-        """[B, T, C] -> [B, T, C], and the weights [B, H, T, T] where they are asked for."""
+        """[B, T, C] -> [B, T, C], and the weights [B, H, T, T] if `show`."""
         out, weights = _look(self, show, *self.gmm_split(x), bias)
         return out.transpose(1, 2).flatten(2), weights
 
@@ -183,7 +183,7 @@ class BeitSelfAttention(_ExplicitAttention):
 
 
 class BeitSdpaSelfAttention(BeitSelfAttention):
-    """The same where the donor calls `scaled_dot_product_attention`."""
+    """The version whose donor calls `scaled_dot_product_attention`."""
 
     gmm_shows = False
 
@@ -192,7 +192,7 @@ class BeitSdpaSelfAttention(BeitSelfAttention):
 
 
 class SwinSelfAttention(_ExplicitAttention):
-    """swin: relative position bias and the mask of shifted windows come behind the mask."""
+    """swin: the relative position bias and the shifted-window mask are added after the mask."""
 
     @classmethod
     def gmm_window(cls, module: Any) -> Grid:
@@ -211,7 +211,7 @@ class SwinSelfAttention(_ExplicitAttention):
 
 
 class CosineSwinSelfAttention(SwinSelfAttention):
-    """swinv2: cosine attention with a learned scale of each head; the donor adds the mask of shifted windows twice."""
+    """swinv2: cosine attention with a learned scale per head; the donor adds the shifted-window mask twice."""
 
     gmm_parts = frozenset({"query", "key", "value", "dropout", "continuous_position_bias_mlp"})
 
@@ -241,14 +241,14 @@ class JointAttention(MaskedDonor):
         return self.dropout.p if self.training else 0.0
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """[B, T, C] -> the same, and the weights where hooks look, which is how the library collects them."""
+        """[B, T, C] -> the same, and the weights if hooks watch: the library collects them that way."""
         q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out, weights = _look(self, hooked(self), q, k, v, scale=self.scale)
         return self.projection(out.transpose(1, 2).flatten(2)), weights
 
 
 class SegmentAttention(MaskedDonor):
-    """sam and vitdet: whole maps and windows, channels last; a bias of relative positions and queries."""
+    """sam and vitdet: whole maps and windows, channels last; a bias from relative positions and queries."""
 
     gmm_parts = frozenset({"qkv", "proj"})
 
@@ -277,13 +277,13 @@ class SegmentAttention(MaskedDonor):
         return self.dropout if self.training and "Sdpa" not in self.gmm_donor.__name__ else 0.0
 
     def forward(self, hidden_states: Tensor, output_attentions: bool | None = None) -> tuple[Tensor, Tensor | None]:
-        """[B*G, rows, cols, C] -> the same, and the weights [B*G*H, T, T] where hooks look, as the library does."""
+        """[B*G, rows, cols, C] -> the same, and the weights [B*G*H, T, T] if hooks watch, as in the library."""
         show = hooked(self) and "Sdpa" not in self.gmm_donor.__name__
         out, weights = self.gmm_output(hidden_states, show)
         return out, None if weights is None else weights.flatten(0, 1)
 
     def gmm_output(self, hidden_states: Tensor, show: bool | None) -> tuple[Tensor, Tensor | None]:
-        """[B*G, rows, cols, C] -> the same, and the weights [B*G, H, T, T] if they are to be shown."""
+        """[B*G, rows, cols, C] -> the same, and the weights [B*G, H, T, T] if `show`."""
         size = (hidden_states.shape[1], hidden_states.shape[2])
         qkv = self.qkv(hidden_states.flatten(1, 2)).unflatten(-1, (3, self.gmm_heads(self), -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -326,7 +326,7 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     _name("clip", "CLIPAttention"): InterfaceAttention,
     _name("siglip", "SiglipAttention"): InterfaceAttention,
     _name("swin", "SwinAttention"): SwinAttention,
-    # The first releases of transformers 5.
+    # First transformers 5 releases.
     _name("vit", "ViTSelfAttention"): QueryAttention,
     _name("deit", "DeiTSelfAttention"): QueryAttention,
     _name("dinov2", "Dinov2SelfAttention"): QueryAttention,
@@ -334,7 +334,7 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     _name("beit", "BeitSelfAttention"): BeitSelfAttention,
     _name("beit", "BeitSdpaSelfAttention"): BeitSdpaSelfAttention,
     _name("swin", "SwinSelfAttention"): SwinSelfAttention,
-    # Copies of those that stayed as they were.
+    # Copies of those, unchanged since.
     _name("data2vec", "Data2VecVisionSelfAttention", "data2vec_vision"): BeitSelfAttention,
     _name("data2vec", "Data2VecVisionSdpaSelfAttention", "data2vec_vision"): BeitSdpaSelfAttention,
     _name("donut", "DonutSwinSelfAttention", "donut_swin"): SwinSelfAttention,
@@ -353,13 +353,13 @@ LEFT_ALONE: dict[str, str] = {
     _name("swiftformer", "SwiftFormerEfficientAdditiveAttention"): "weighs each patch by one score: no pairs",
     _name("groupvit", "GroupViTAssignAttention"): "assigns patches to groups",
     _name("timesformer", "TimesformerSelfAttention"): "its patches have time as a third axis, the mask has two",
-    _name("aimv2", "Aimv2AttentionPoolingHead"): "pools the tokens: its queries are no patches",
+    _name("aimv2", "Aimv2AttentionPoolingHead"): "pools the tokens: its queries are not patches",
     _name("deformable_detr", "MultiScaleDeformableAttention"): _POINTS,
     _name("rt_detr", "MultiScaleDeformableAttention"): _POINTS,
     _name("rf_detr", "MultiScaleDeformableAttention"): _POINTS,
     _name("lw_detr", "MultiScaleDeformableAttention"): _POINTS,
 }
-# Class, distillation and register tokens before the patches, by the `model_type` of the configuration.
+# Class, distillation and register tokens before the patches, by the configuration's `model_type`.
 _PREFIX = {
     "vit": 1,
     "deit": 2,
@@ -376,7 +376,7 @@ _PREFIX = {
 
 
 def tower(ancestors: list[nn.Module]) -> Tower | None:
-    """Where the patches of an attention come from; `ancestors` from the whole model down to its parent."""
+    """Where an attention's patches come from; `ancestors` run from the whole model down to its parent."""
     for model in reversed(ancestors):
         config: Any = getattr(model, "config", None)
         if not type(model).__module__.startswith("transformers.") or not hasattr(config, "patch_size"):

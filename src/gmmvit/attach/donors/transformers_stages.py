@@ -1,4 +1,4 @@
-"""Attentions of transformers' models in stages with the mask: SegFormer, PVT, PVT 2, CvT, LeViT and SAM 2.
+"""Attentions of transformers' multi-stage models with the mask: SegFormer, PVT, PVT 2, CvT, LeViT and SAM 2.
 
 Letters: B batch, G windows an image, T tokens (q: queries), C channels, H heads, D head width.
 """
@@ -18,11 +18,11 @@ from gmmvit.attention import with_prefix
 from gmmvit.attention.reference import EVERY_PATCH, Steps
 from gmmvit.checks import pair
 
-_USUAL = 224  # the side of the images where a configuration says none, as those of SegFormer and CvT
+_USUAL = 224  # image size if the configuration gives none, as for SegFormer and CvT
 
 
 class _ReducedAttention(MaskedDonor):
-    """Each key is a summary of a square of tokens."""
+    """Each key summarises a square of tokens."""
 
     @classmethod
     def gmm_heads(cls, module: Any) -> int:
@@ -48,9 +48,9 @@ class _ReducedAttention(MaskedDonor):
     def gmm_output(
         self, q: Tensor, k: Tensor, v: Tensor, size: Grid, show: bool | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Three [B, T, C], the keys reduced -> [B, Tq, C], and the weights [B, H, Tq, Tk] if they are to be shown."""
+        """q [B, Tq, C] and reduced k, v [B, Tk, C] -> [B, Tq, C], and the weights [B, H, Tq, Tk] if `show`."""
         (rows, cols), step = size, self.gmm_ratio(self)
-        # Rows and columns that fill no summary have no key.
+        # Leftover rows and columns have no key.
         keys = self.gmm_mask.dense(size).unflatten(-1, (-(-rows // step), -(-cols // step)))
         mask = with_prefix(keys[..., : rows // step, : cols // step].flatten(-2), self.gmm_site.prefix_tokens)
         q, k, v = self.gmm_split(q), self.gmm_split(k), self.gmm_split(v)
@@ -88,7 +88,7 @@ class SegmentingAttention(_ReducedAttention):
 
 
 class PyramidAttention(_ReducedAttention):
-    """pvt: a class token in the last stage, where nothing is reduced."""
+    """pvt: the last stage has a class token and reduces nothing."""
 
     gmm_parts = frozenset({"query", "key", "value", "dropout", "sequence_reduction", "layer_norm"})
 
@@ -103,7 +103,7 @@ class PyramidAttention(_ReducedAttention):
         return self.layer_norm(self.sequence_reduction(x.transpose(1, 2).unflatten(2, size)).flatten(2).transpose(1, 2))
 
     def gmm_look(self, x: Tensor, size: Grid, show: bool | None) -> tuple[Tensor, Tensor | None]:
-        """[B, T, C] -> the same, and the weights if they are to be shown."""
+        """[B, T, C] -> the same, and the weights if `show`."""
         few = self.gmm_reduce(x, size)
         return self.gmm_output(self.query(x), self.key(few), self.value(few), size, show)
 
@@ -146,7 +146,7 @@ class SecondPyramidAttention(PyramidAttention):
 
 
 class ConvolvedAttention(MaskedDonor):
-    """cvt: queries, keys and values behind convolutions, those of the keys with a stride."""
+    """cvt: queries, keys and values come from convolutions, strided for the keys."""
 
     gmm_parts = frozenset(
         {f"{how}_{what}" for how in ("convolution_projection", "projection") for what in ("query", "key", "value")}
@@ -161,7 +161,7 @@ class ConvolvedAttention(MaskedDonor):
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         for conv in _convolutions(module):
             if conv is None or any(2 * p != k - 1 for p, k in zip(conv.padding, conv.kernel_size, strict=True)):
-                return "its queries and keys do not stand at the centres of whole convolutions"
+                return "its queries and keys do not lie at the centres of whole convolutions"
         return ""
 
     @classmethod
@@ -190,7 +190,7 @@ class ConvolvedAttention(MaskedDonor):
 
 
 def _convolutions(module: Any) -> list[Any]:
-    """Of the queries and of the keys; None where there is none."""
+    """The convolutions of queries and keys, None where absent."""
     both = (module.convolution_projection_query, module.convolution_projection_key)
     return [getattr(getattr(one, "convolution_projection", None), "convolution", None) for one in both]
 
@@ -223,7 +223,7 @@ class SquareAttention(BiasedAttention):
 
 
 class StridedSquareAttention(SquareAttention):
-    """levit between stages: every second row and column asks."""
+    """levit between stages: only every second row and column queries."""
 
     gmm_parts = frozenset({"keys_values", "queries_subsample", "queries", "activation", "projection"})
 
@@ -243,7 +243,7 @@ class StridedSquareAttention(SquareAttention):
 
 
 class MultiScaleAttention(MaskedDonor):
-    """sam2's Hiera: whole maps and windows, channels last; between stages the queries are the largest of 2 x 2."""
+    """sam2's Hiera: whole maps and windows, channels last; between stages queries are max-pooled 2 x 2."""
 
     gmm_parts = frozenset({"qkv", "proj"})
 
@@ -305,7 +305,7 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     _name("sam2", "Sam2MultiScaleAttention"): MultiScaleAttention,
 }
 LEFT_ALONE: dict[str, str] = {}
-# The convolution with which a stage begins.
+# The convolution at the start of each stage.
 _BEGINS: dict[str, Callable[[Any], nn.Conv2d]] = {
     "SegformerStage": lambda stage: stage.patch_embeddings.proj,
     "PvtV2EncoderLayer": lambda stage: stage.patch_embedding.proj,
@@ -314,7 +314,7 @@ _BEGINS: dict[str, Callable[[Any], nn.Conv2d]] = {
 
 
 def tower(ancestors: list[nn.Module]) -> Tower | None:
-    """The convolution of the stage; `ancestors` from the whole model down to its parent."""
+    """The stage's convolution; `ancestors` run from the whole model down to the attention's parent."""
     config: Any = next((a.config for a in ancestors if hasattr(a, "config")), None)
     size = pair(getattr(config, "image_size", _USUAL), "image_size")
     for i, module in enumerate(ancestors):
@@ -334,7 +334,7 @@ def tower(ancestors: list[nn.Module]) -> Tower | None:
 
 
 def _convolved(size: Grid, convolutions: list[Any]) -> Grid:
-    """The size of a map of that size behind convolutions."""
+    """The size of a map after these convolutions."""
     for conv in convolutions:
         sides = zip(size, conv.padding, conv.kernel_size, conv.stride, strict=True)
         rows, cols = ((side + 2 * padding - kernel) // stride + 1 for side, padding, kernel, stride in sides)
