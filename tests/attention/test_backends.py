@@ -167,8 +167,8 @@ def test_the_choice_is_explained():
     assert explain(q).startswith("chunked: taken")
     text = explain(q, torch.ones(4, 4), mode="post")
     assert text.startswith("eager: taken")
-    assert "chunked: not taken, it has no mode 'post'" in text
-    assert explain(q, backend="reference").startswith("reference: taken, asked for by name")
+    assert "chunked: not taken, it does not support mode 'post'" in text
+    assert explain(q, backend="reference").startswith("reference: taken, requested by name")
 
 
 Q = torch.randn(2, 3, 6, 4)

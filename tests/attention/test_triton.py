@@ -308,7 +308,7 @@ def test_autocast_leaves_the_dtype_of_q():
     ("change", "words"),
     [
         ({"mode": "post"}, "no mode 'post'"),
-        ({"dtype": torch.float64}, "it has no float64"),
+        ({"dtype": torch.float64}, "it does not support float64"),
         ({"width": 160}, "heads are at most 128 wide, got 160"),
         ({"bias": (2, 1, 1, 9)}, "a bias that repeats over tokens"),
         ({"deterministic": True}, "deterministic algorithms were asked for"),
@@ -330,9 +330,9 @@ def test_what_it_cannot_do_is_refused_with_the_reason(change, words, monkeypatch
 def test_auto_takes_it_on_a_gpu_and_never_on_the_cpu(monkeypatch):
     here = torch.randn(1, 1, 4, 8)
     assert explain(here).startswith("chunked: taken")
-    assert "triton: not taken, it computes on CUDA devices" in explain(here)
+    assert "triton: not taken, it runs on CUDA devices" in explain(here)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="it computes on CUDA devices, or by name in Triton's interpreter"):
+    with pytest.raises(ValueError, match="it runs on CUDA devices, or by name in Triton's interpreter"):
         gmm_attention(here, here, here, None, backend="triton")
     if ON_GPU:
         assert explain(here.cuda()).startswith("triton: taken, the fastest that can")

@@ -1,4 +1,4 @@
-"""`gmm_attention`: the masked attention op. Arguments are checked and a backend is chosen here.
+"""`gmm_attention`: the masked attention op. Checks the arguments and chooses a backend.
 
 Letters: B batch, T tokens (prefix first, then patches), N patches, H heads, D head width.
 """
@@ -40,8 +40,8 @@ __all__ = [
     "with_prefix",
 ]
 
-#: The backends by name, in order of preference on the devices they take. All but "triton", which reads offset tables,
-#: take the mask dense. `explain` says in words why one cannot take a call.
+#: The backends by name, in order of preference where several support a device. "triton" reads offset tables, the others
+#: take dense masks. `explain` says why a backend cannot take a call.
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "triton": triton_attention,
     "chunked": chunked_attention,
@@ -61,22 +61,22 @@ class _Request(NamedTuple):
 
 
 def _refusal(backend: str, request: _Request, named: bool) -> str | None:
-    """Why `backend` cannot compute this call, or None where it can; `named` says that it was asked for by name."""
+    """Why `backend` cannot compute this call, None if it can; `named`: the caller requested it by name."""
     q, mask, bias, mode, dropout_p = request
     if backend not in ("triton", "chunked"):
         return None
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return "torch.func (vmap, grad, jvp) takes plain operations"
+        return "torch.func (vmap, grad, jvp) needs plain operations"
     if backend == "triton":
         return triton_refusal(q, mask, bias, mode, named)
     if q.device.type != "cpu":
-        return f"it computes on the CPU only, q is on {q.device}"
+        return f"it runs only on the CPU, q is on {q.device}"
     if mode not in ("multiply", "log") and mask is not None:
-        return f"it has no mode {mode!r}"
+        return f"it does not support mode {mode!r}"
     if dropout_p > 0:
-        return "it has no attention dropout"
+        return "it does not support attention dropout"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "torch.compile, torch.export and torch.jit.trace take plain operations"
+        return "torch.compile, torch.export and torch.jit.trace need plain operations"
     return None
 
 
@@ -89,15 +89,18 @@ def explain(
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> str:
-    """Which backend `gmm_attention` takes for these arguments, and why the others are not taken: a line each."""
+    """Which backend `gmm_attention` takes for these arguments, and why not the others: one line each.
+
+    Arguments as in `gmm_attention`. Raises ValueError for a backend that does not exist or cannot take the call.
+    """
     request = _Request(q, mask, bias, mode, dropout_p)
     chosen = _choose(backend, request)
-    lines = [f"{chosen}: taken, {'the fastest that can' if backend == 'auto' else 'asked for by name'}"]
+    lines = [f"{chosen}: taken, {'the fastest that can' if backend == 'auto' else 'requested by name'}"]
     for name in BACKENDS:
         if name != chosen:
             refusal = _refusal(name, request, named=False)
             lines.append(
-                f"{name}: not taken, {refusal or ('slower' if backend == 'auto' else 'another was asked for')}"
+                f"{name}: not taken, {refusal or ('slower' if backend == 'auto' else 'another was requested')}"
             )
     return "\n".join(lines)
 
@@ -125,23 +128,23 @@ def gmm_attention(
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention whose logits are weighed by a mask over the patch grid: softmax(scale * q k^T * M + bias) v.
+    """Attention with logits weighted by a mask over the patch grid: softmax(scale * q k^T * M + bias) v.
 
     Args:
-        q, k, v: [B, H, T, D], the `prefix_tokens` first and then the N patches in row-major order.
+        q, k, v: [B, H, T, D], first the `prefix_tokens`, then the N patches in row-major order.
         mask: dense [H, N, N] or [N, N]; or an `OffsetTable` of [H, 2*rows-1, 2*cols-1] with its grid; None means ones.
-        scale: factor of the scores, D ** -0.5 by default.
-        bias: added to the logits after the mask: broadcasts to [B, H, T, T], or [G, H or 1, T, T] with G dividing B.
-        prefix_tokens: leading tokens without a place on the grid (class, register, distillation): never masked.
+        scale: factor of the scores, by default D ** -0.5.
+        bias: added to the logits after the mask; broadcasts to [B, H, T, T], or is [G, H or 1, T, T] with G dividing B.
+        prefix_tokens: leading tokens without a place on the grid (class, register, distillation); never masked.
         mode: "multiply" (the paper), "log" (softmax(S + log M), M > 0) or "post" (softmax(S) * M, not renormalised).
-        dropout_p: dropout of the attention weights, in [0, 1). The caller passes 0 outside training.
-        backend: "auto", or one of `BACKENDS` by name, which is then used or refused with the reason, never replaced.
+        dropout_p: dropout of the attention weights, in [0, 1). Pass 0 outside training.
+        backend: "auto" or a name from `BACKENDS`. A named backend is used or refused with the reason, never replaced.
 
     Returns:
         [B, H, T, D] in the dtype of q; differentiable in q, k, v, mask and bias.
 
     Raises:
-        ValueError, TypeError: naming the argument, what it was and what is allowed.
+        ValueError, TypeError: names the argument, its value and what is allowed.
 
     Source: arXiv 2309.05375, section 3.
     """
@@ -163,18 +166,18 @@ def gmm_attention_packed(
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    """`gmm_attention` of a joint projection as it comes, whose gradient the fused backends write as one tensor: the
-    projection takes that without a copy.
+    """`gmm_attention` of a joint qkv projection. The fused backends write its gradient as one tensor, which saves a
+    copy.
 
     Args:
-        qkv: [B, T, 3, H, D]: of each token its query, key and value of all heads.
+        qkv: [B, T, 3, H, D]: the query, key and value of each token for all heads.
         mask, scale, bias, prefix_tokens, mode, dropout_p, backend: as in `gmm_attention`.
 
     Returns:
-        [B, H, T, D] in the dtype of qkv, differentiable as that of `gmm_attention`, which it equals.
+        [B, H, T, D] in the dtype of qkv; equals `gmm_attention`, gradients included.
 
     Raises:
-        ValueError, TypeError: naming the argument, what it was and what is allowed.
+        ValueError, TypeError: names the argument, its value and what is allowed.
     """
     if not isinstance(qkv, Tensor) or qkv.dim() != 5 or qkv.shape[2] != 3:
         got = tuple(qkv.shape) if isinstance(qkv, Tensor) else type(qkv).__name__
@@ -194,8 +197,8 @@ def _attend(
     dropout_p: float,
     backend: str,
 ) -> Tensor:
-    """Checks the arguments of both entries and calls a backend; `parts` are q, k and v, `given` is what came in, which
-    fused backends take as it is."""
+    """Checks the arguments of both functions and calls a backend. `parts` are q, k and v; `given` are the caller's
+    tensors, which fused backends take unsplit."""
     q = parts[0]
     _check_tokens(*parts, mode, dropout_p, prefix_tokens)
     _check_mask(mask, q, prefix_tokens)
@@ -236,9 +239,9 @@ def _check_mask(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int
         _check_place("mask", mask.values, q)
         rows, cols = mask.grid
         if mask.values.shape[0] != heads:
-            raise ValueError(f"mask: its offset table has {mask.values.shape[0]} heads, q has {heads}")
+            raise ValueError(f"mask: the offset table has {mask.values.shape[0]} heads, q has {heads}")
         if rows * cols != patches:
-            raise ValueError(f"mask: its grid {rows} x {cols} has {rows * cols} patches, q has {patches}")
+            raise ValueError(f"mask: the grid {rows} x {cols} has {rows * cols} patches, q has {patches}")
         return
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, an OffsetTable or None, got {type(mask).__name__}")

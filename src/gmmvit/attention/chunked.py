@@ -1,8 +1,8 @@
-"""Masked attention for the CPU: forward and backward over chunks of samples and heads that stay in the cache.
+"""Masked attention for the CPU: forward and backward over chunks of samples and heads that fit in the cache.
 
-Plain torch writes the [B, H, T, T] scores to memory once an operation; here each chunk goes through all of them while
-it is in the cache, in place, and only the weights are kept for the backward pass. Measured against plain SDPA without
-any mask by `benchmarks/attention_cpu.py`.
+Plain torch writes the [B, H, T, T] scores to memory after every operation. Here each chunk passes through all
+operations in place while it is in the cache; only the weights are kept for the backward pass.
+`benchmarks/attention_cpu.py` measures it against SDPA without a mask.
 
 Letters: B batch, T tokens, H heads, D head width, b samples and h heads of a chunk.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gmmvit.attention.reference import log_mask, unpack
 
-# Scores of one chunk: about the level-2 and level-3 cache that two cores have to themselves.
+# Scores of one chunk: about the level-2 and level-3 cache of two cores.
 CHUNK_BYTES = 3 << 20
 LOG2_E = math.log2(math.e)
 
@@ -31,15 +31,15 @@ def chunked_attention(
     mode: str = "multiply",
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Masked attention on the CPU; arguments and result as in `reference_attention`, modes "multiply" and "log" and no
-    dropout. The scores are float32 or wider. Without k and v, q is the projection of `gmm_attention_packed`."""
+    """Masked attention on the CPU, with arguments and result as in `reference_attention`, modes "multiply" and "log",
+    no dropout. Scores are float32 or wider. Without k and v, q is the projection of `gmm_attention_packed`."""
     if mode == "log" and mask is not None:
         logarithm = log_mask(mask)
         mask, bias = None, logarithm if bias is None else bias + logarithm
     wide = torch.promote_types(q.dtype, torch.float32)
     factor = None if mask is None else mask.to(wide)
     bias = None if bias is None else bias.to(wide)
-    keep_weights = torch.is_grad_enabled()  # asked here: inside of `forward` gradients are always off
+    keep_weights = torch.is_grad_enabled()  # inside `forward` gradients are always off
     with torch.autocast("cpu", enabled=False):  # the dtypes are chosen here
         return _ChunkedAttention.apply(q, k, v, factor, bias, scale, keep_weights)
 
@@ -52,7 +52,7 @@ def fast_bfloat16() -> bool:
 
 
 def _chunks(batch: int, heads: int, tokens: int, bias: Tensor | None, itemsize: int) -> list[tuple[slice, slice]]:
-    """Samples and heads of each chunk; where a bias repeats along the batch, whole groups and all heads."""
+    """Samples and heads of each chunk; whole groups and all heads if a bias repeats along the batch."""
     groups = bias.shape[0] if bias is not None and bias.dim() == 4 and bias.shape[0] != batch else 1
     at_once = max(1, CHUNK_BYTES // max(1, tokens * tokens * itemsize))  # heads, of any sample
     if at_once < heads and groups == 1:
@@ -64,18 +64,18 @@ def _chunks(batch: int, heads: int, tokens: int, bias: Tensor | None, itemsize: 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[b, h, T, D] -> contiguous [b*h, T, D]."""
-    # One pass; `to` and `reshape` would be two.
+    # One pass over memory; `to` and `reshape` would take two.
     return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 1)
 
 
 def _buffer(q: Tensor, chunks: list[tuple[slice, slice]], dtype: torch.dtype) -> Tensor:
-    """Room for the scores of the first chunk, which is the largest."""
+    """A buffer for the scores of the first chunk, the largest."""
     tokens = q.shape[2]
     return q.new_empty(*(q[chunks[0]].shape[:2] if chunks else (0, 0)), tokens, tokens, dtype=dtype)
 
 
 def _like(buffer: Tensor, part: Tensor) -> Tensor:
-    """The beginning of a buffer, as the scores of a part [b, h, T, D] of q."""
+    """The start of a buffer, shaped as the scores of a part [b, h, T, D] of q."""
     return buffer[: part.shape[0], : part.shape[1]]
 
 
@@ -87,14 +87,14 @@ def _of(x: Tensor, chunk: tuple[slice, slice], batch: int) -> Tensor:
 
 
 def _softmax2_(x: Tensor) -> Tensor:
-    """2^x over its sum along the last dimension, in place. Within the cache these passes take four fifths of the time
-    of `torch.softmax`, since exp2 takes a third of that of exp."""
+    """2^x over its sum along the last dimension, in place. Within the cache it takes 4/5 of the time of
+    `torch.softmax`, because exp2 takes 1/3 of the time of exp."""
     x.sub_(x.amax(-1, keepdim=True)).exp2_()
     return x.div_(x.sum(-1, keepdim=True))
 
 
 def _grouped(scores: Tensor, bias: Tensor) -> Tensor:
-    """Scores [b, h, T, T] in the shape to which a bias broadcasts: [b / G, G, h, T, T] for one of G groups."""
+    """Scores [b, h, T, T] in the shape a bias broadcasts to: [b / G, G, h, T, T] for one of G groups."""
     groups = bias.shape[0] if bias.dim() == 4 else 1
     return scores if groups == 1 else scores.unflatten(0, (-1, groups))
 
@@ -102,8 +102,8 @@ def _grouped(scores: Tensor, bias: Tensor) -> Tensor:
 class _ChunkedAttention(torch.autograd.Function):
     """softmax(scale * q k^T * factor + bias) v with factor [H, T, T] or [T, T].
 
-    Scores and their gradients are float32 or wider. Where the CPU is fast in bfloat16 and q has it (`narrow`), the
-    weights are kept and multiplied in it, as flash attention does. Without k and v, q is all three packed.
+    Scores and their gradients are float32 or wider. If q is bfloat16 and the CPU multiplies it fast (`narrow`), the
+    weights are stored and multiplied in bfloat16, as in flash attention. Without k and v, q is all three packed.
     """
 
     @staticmethod
@@ -114,16 +114,16 @@ class _ChunkedAttention(torch.autograd.Function):
         batch, heads, tokens, width = q.shape
         wide = torch.promote_types(q.dtype, torch.float32)
         narrow = q.dtype if q.dtype == torch.bfloat16 and fast_bfloat16() else wide
-        factor2 = None if factor is None else factor * (scale * LOG2_E)  # the softmax is to the base 2
+        factor2 = None if factor is None else factor * (scale * LOG2_E)  # the softmax is in base 2
         bias2 = None if bias is None else bias * LOG2_E
-        # Laid out as the layer wants it next: [B, T, H, D], a view away from [B, T, H*D].
+        # In memory [B, T, H, D], so the next layer gets [B, T, H*D] as a view.
         out = q.new_empty(batch, tokens, heads, width).transpose(1, 2)
         weights = q.new_empty(batch, heads, tokens, tokens, dtype=narrow) if keep_weights else None
         ctx.chunks = _chunks(batch, heads, tokens, bias, wide.itemsize) if tokens else []
         buffer = None if keep_weights and narrow == wide else _buffer(q, ctx.chunks, wide)
         for chunk in ctx.chunks:
             qc, kc = _flat(q[chunk], wide), _flat(k[chunk], wide)
-            # The scores become the weights in place, where those will lie if they are kept as they are.
+            # The scores become the weights in place, in the tensor that keeps those unless they are converted.
             scores = (weights[chunk] if buffer is None else _like(buffer, q[chunk])).flatten(0, 1)
             torch.bmm(qc, kc.transpose(1, 2), out=scores)
             scores = scores.unflatten(0, q[chunk].shape[:2])
@@ -154,7 +154,7 @@ class _ChunkedAttention(torch.autograd.Function):
             grad_q, grad_k, grad_v = (torch.empty_like(out) for _ in range(3))
         grad_factor = torch.zeros_like(factor) if ctx.needs_input_grad[3] else None
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
-        # Written anew in every chunk: what is allocated anew costs page faults.
+        # Reused by every chunk: new allocations cost page faults.
         one, two = (_buffer(q, ctx.chunks, wide) for _ in range(2))
         small = one if narrow == wide else _buffer(q, ctx.chunks, narrow)
         for chunk in ctx.chunks:

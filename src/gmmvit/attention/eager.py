@@ -1,4 +1,4 @@
-"""Plain torch in the precision of its inputs: runs anywhere and compiles into fused code."""
+"""Masked attention in plain torch: runs anywhere and compiles into fused code."""
 
 from collections.abc import Callable
 
@@ -41,9 +41,9 @@ def eager_weights(
     mode: str = "multiply",
     softmax: Callable[[Tensor], Tensor] = SOFTMAX,
 ) -> Tensor:
-    """What the values are weighed with, before the dropout: [B, H, Tq, Tk] in float32 or wider."""
+    """The attention weights before dropout: [B, H, Tq, Tk] in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    # The scale goes onto q: D values a token instead of T, and half-precision scores stay in range.
+    # Scale q: D values per token instead of T, and half-precision scores stay in range.
     scores = ((q * scale) @ k.transpose(-2, -1)).to(wide)
     mask = None if mask is None else mask.to(wide)
     return attention_weights(scores, mask, bias, mode, softmax)

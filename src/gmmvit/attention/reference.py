@@ -1,4 +1,4 @@
-"""The formula, in plain torch: the one place that states it and the oracle of every test.
+"""The formula in plain torch: its only statement, and the oracle of every test.
 
 Letters: B batch, T tokens (prefix and patches), N patches (rows * cols), H heads, D head width, K Gaussians per head,
 R = 2*rows-1 and C = 2*cols-1 the sides of an offset table.
@@ -8,7 +8,7 @@ R = 2*rows-1 and C = 2*cols-1 the sides of an offset table.
     O          = softmax(S * M + bias) @ v
 
 Source: Li and Zhang, "Gaussian mixture mask attention", arXiv 2309.05375, section 3. The exponential is taken of the
-whole quotient: taking exp(-d2) first underflows beyond ten patches in float32.
+whole quotient, because exp(-d2) alone underflows beyond ten patches in float32.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from gmmvit.checks import is_integer, pair
 
-EPSILON = 1e-5  # added to sigma^2, as in the paper: a Gaussian never becomes narrower than the patch it sits on
+EPSILON = 1e-5  # added to sigma^2, as in the paper, so that a Gaussian cannot collapse
 
 
 class OffsetTable(NamedTuple):
-    """A mask in its natural form: one value for each offset between two patches.
+    """A mask as one value per offset between two patches.
 
-    `values` is [H, 2*rows-1, 2*cols-1]; `values[h, rows-1+dr, cols-1+dc]` is the mask between a query and the key that
-    lies `dr` rows below and `dc` columns right of it. `grid` is (rows, cols). What takes it raises TypeError for values
-    that are no tensor, ValueError for another shape.
+    `values` is [H, 2*rows-1, 2*cols-1]; `values[h, rows-1+dr, cols-1+dc]` is the mask between a query and the key
+    `dr` rows below and `dc` columns to the right. `grid` is (rows, cols). Functions that take a table raise TypeError
+    for values that are not a tensor, ValueError for a wrong shape.
     """
 
     values: Tensor
@@ -36,9 +36,9 @@ class OffsetTable(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Queries and keys that do not stand on every patch of the grid, as where they are pooled.
+    """Places of queries and keys that do not cover every patch, for example pooled ones.
 
-    Query (r, c) stands at row `query[0] * r + shift[0]` and column `query[1] * c + shift[1]` of the grid, key (r, c) at
+    Query (r, c) lies at row `query[0] * r + shift[0]` and column `query[1] * c + shift[1]` of the grid, key (r, c) at
     row `key[0] * r` and column `key[1] * c`.
     """
 
@@ -55,7 +55,7 @@ def patch_offsets(
 ) -> Tensor:
     """Row and column offsets of every cell of an offset table, in grid steps: float32 [2, 2*rows-1, 2*cols-1].
 
-    `shift` is how far the queries stand below and right of their patches, as in `Steps`.
+    `shift` is how far the queries lie below and right of their patches, as in `Steps`.
     """
     rows, cols = grid
     dr = torch.arange(1 - rows, rows, device=device, dtype=torch.float32) - shift[0]
@@ -74,8 +74,8 @@ def gaussian_mixture_table(
     """The Gaussian mixture mask over all offsets: [H, R, C].
 
     sigma [H, K] in grid steps (one width for both axes) or [H, K, 2] (rows, columns); alpha [H, K]; offsets [2, R, C]
-    from `patch_offsets`; correlation [H, K] any real number, squashed to (-0.99, 0.99), turns the axes; center [H, 2]
-    in grid steps moves the peak of a head. float64 stays float64, anything else is computed in float32.
+    from `patch_offsets`; correlation [H, K], any real number, squashed to (-0.99, 0.99), rotates the axes; center
+    [H, 2] in grid steps moves a head's peak. float64 stays float64, everything else is computed in float32.
     """
     dtype = torch.promote_types(sigma.dtype, torch.float32)
     sigma, alpha, offsets = sigma.to(dtype), alpha.to(dtype), offsets.to(dtype)
@@ -96,7 +96,7 @@ def gaussian_mixture_table(
 
 
 def check_table(table: OffsetTable) -> None:
-    """Raises TypeError where the values of a table are no tensor, ValueError where they do not fit its grid."""
+    """Raises TypeError if the table's values are not a tensor, ValueError if they do not fit its grid."""
     values = table.values
     if not isinstance(values, Tensor):
         raise TypeError(f"the values of an OffsetTable must be a tensor, got {type(values).__name__}")
@@ -111,8 +111,8 @@ def check_table(table: OffsetTable) -> None:
 
 
 def dense_mask(table: OffsetTable, steps: Steps = EVERY_PATCH) -> Tensor:
-    """The offset table written out for every pair of patches: [H, R, C] -> [H, N, N]; for the queries and keys alone
-    that `steps` leaves of the grid -> [H, Nq, Nk]."""
+    """The offset table as a mask for every pair of patches, [H, R, C] -> [H, N, N], or only for the queries and keys
+    that `steps` selects, -> [H, Nq, Nk]."""
     check_table(table)
     values, (rows, cols) = table
     (q_row, q_col), (k_row, k_col) = steps.query, steps.key
@@ -126,15 +126,15 @@ def _windows(values: Tensor, rows: int, cols: int) -> Tensor:
     """Every window of a table: [H, R, C] -> [H, rows, cols, rows, cols], a view."""
     if type(rows) is int and type(cols) is int:
         return values.unfold(1, rows, 1).unfold(2, cols, 1)
-    values = values.contiguous()  # `unfold` would fix sizes that torch.export keeps open
+    values = values.contiguous()  # `unfold` would fix sizes that torch.export keeps dynamic
     head, row, col = values.stride()
     return values.as_strided((values.shape[0], rows, cols, rows, cols), (head, row, col, row, col))
 
 
 def mask_at(table: OffsetTable, positions: Tensor) -> Tensor:
-    """The offset table written out for patches that each sample has elsewhere: [H, R, C] -> [B, H, N, N].
+    """The offset table as a mask for each sample's own patch positions: [H, R, C] -> [B, H, N, N].
 
-    positions [B, N, 2], whole numbers: row and column of each patch, inside the table's grid.
+    positions [B, N, 2], integers: row and column of each patch, inside the table's grid.
     """
     check_table(table)
     values, (rows, cols) = table
@@ -144,26 +144,26 @@ def mask_at(table: OffsetTable, positions: Tensor) -> Tensor:
 
 
 def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v [B, H, T, D] where they lie in a joint projection [B, T, 3, H, D]."""
+    """q, k, v as views [B, H, T, D] of a joint projection [B, T, 3, H, D]."""
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
     return q, k, v
 
 
 def with_prefix(mask: Tensor, prefix_tokens: int) -> Tensor:
-    """Rows and columns of ones for tokens that have no place on the grid: [..., N, N] -> [..., T, T]."""
+    """Adds rows and columns of ones for tokens without a place on the grid: [..., N, N] -> [..., T, T]."""
     if prefix_tokens == 0:
         return mask
     return torch.nn.functional.pad(mask, (prefix_tokens, 0, prefix_tokens, 0), value=1.0)
 
 
 def log_mask(mask: Tensor) -> Tensor:
-    """log M for mode "log"; values at or below zero count as the smallest positive float32."""
+    """log M for mode "log", with M clamped to the smallest positive float32."""
     return mask.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
-    """Scores [B, H, T, T] plus a bias that broadcasts to them, or one of [G, H or 1, T, T] with G a divisor of B that
-    repeats along the batch (the windows of Swin)."""
+    """Scores [B, H, T, T] plus a bias that broadcasts to them, or a bias [G, H or 1, T, T] that repeats along the batch
+    (the windows of Swin), with G dividing B."""
     groups = bias.shape[0] if bias.dim() == 4 else 1
     if groups in (1, scores.shape[0]):
         return scores + bias
@@ -171,8 +171,8 @@ def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
 
 
 class Mode(NamedTuple):
-    """How a mask acts: on the scaled scores before the softmax, or on the weights behind it, whose rows are not
-    normalised again; `positive` where it needs M > 0."""
+    """How a mask acts: on the scaled scores before the softmax, or on the weights after it, without renormalising;
+    `positive` if it needs M > 0."""
 
     on_scores: Callable[[Tensor, Tensor], Tensor] | None = None
     on_weights: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -194,8 +194,8 @@ def attention_weights(
     mode: str = "multiply",
     softmax: Callable[[Tensor], Tensor] = SOFTMAX,
 ) -> Tensor:
-    """What the values are weighed with, from the scaled scores [B, H, T, T], a dense mask [H, T, T] or [T, T] and a
-    bias as in `add_bias`."""
+    """The attention weights for scaled scores [B, H, T, T], a dense mask [H, T, T] or [T, T] and a bias as in
+    `add_bias`."""
     on_scores, on_weights, _ = Mode() if mask is None else MODES[mode]
     if on_scores is not None:
         scores = on_scores(scores, mask)  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def reference_attention(
     mode: str = "multiply",
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Masked attention as the formula says it: q, k, v [B, H, T, D], dense mask [H, T, T] or [T, T], bias as in
+    """Masked attention, literally the formula: q, k, v [B, H, T, D], dense mask [H, T, T] or [T, T], bias as in
     `add_bias` -> [B, H, T, D]. Half precisions are computed in float32 and rounded once at the end."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     scores = scale * (q.to(dtype) @ k.to(dtype).transpose(-2, -1))

@@ -1,1 +1,1 @@
-"""Masked attention on a GPU: the op that torch sees, its launches and its kernels."""
+"""Masked attention on a GPU: the torch op, its launches and its kernels."""

@@ -1,15 +1,15 @@
-"""Triton kernels of masked attention: what all share, and the pair for up to 64 tokens. `launch.py` launches them.
+"""Triton kernels of masked attention: shared functions, and the pair for up to 64 tokens. `launch.py` launches them.
 
-A program of the short pair takes one head and several samples of the batch. Its mask tile is loaded once and stays in
-registers, the softmax sees whole rows, and the gradients of the mask and of the bias are summed in registers over the
-samples and written once: no atomics, the same sum in every run.
+A program of the short pair handles one head and several samples of the batch. Its mask tile is loaded once and stays in
+registers, the softmax sees whole rows, and the gradients of mask and bias are summed in registers over the samples and
+written once: no atomics, and the same sum in every run.
 
-Logits, biases and the sums of the softmax are to base 2: exp2 is one instruction, exp are several. Where the mask
-multiplies, `mask_at` gives it times the scale, so that a logit is one product of q k^T.
+Logits, biases and softmax sums are in base 2, because exp2 is one instruction and exp several. A multiplying mask comes
+from `mask_at` already times the scale, so a logit is a single product with q k^T.
 
-Letters: B batch, T tokens, H heads, D head width, i queries, j keys; BT, BD the powers of two that T and D fit in.
-Strides are named by tensor and axis: `q_t` steps one token in q. The output lies as [B, T, H, D], the
-gradients of q, k and v too or all three as [B, T, 3, H, D]: `grad_t` steps one token in them.
+Letters: B batch, T tokens, H heads, D head width, i queries, j keys; BT, BD the powers of two that hold T and D.
+Strides are named by tensor and axis: `q_t` steps one token in q. The output is [B, T, H, D] in memory; the gradients of
+q, k and v are too, or all three are [B, T, 3, H, D]: `grad_t` steps one token in them.
 """
 
 import triton
@@ -23,8 +23,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 def load_rows(
     base, t, d, stride_t, stride_d, T, D: tl.constexpr, EVEN: tl.constexpr, CLAMP: tl.constexpr = True
 ):  # fmt: skip
-    """Rows t of one head's q, k or v: [len(t), len(d)], 0 outside of D; beyond T the last row again (CLAMP) or 0,
-    whichever takes fewer instructions where it is loaded. EVEN says that nothing is outside."""
+    """Rows t of one head's q, k or v: [len(t), len(d)], 0 beyond D. Beyond T it repeats the last row (CLAMP) or gives
+    0, whichever takes fewer instructions for the caller. EVEN: nothing is out of range."""
     rows = tl.minimum(t, T - 1) if CLAMP and not EVEN else t
     at = base + rows[:, None] * stride_t + d[None, :] * stride_d
     if EVEN or (CLAMP and d.shape[0] == D):
@@ -37,7 +37,7 @@ def load_rows(
 
 @triton.jit
 def load_sums(at, t, T, EVEN: tl.constexpr, BEYOND: tl.constexpr = 0.0):
-    """A number for each of the rows t, BEYOND for those beyond T."""
+    """One number per row t, BEYOND for rows beyond T."""
     if EVEN:
         return tl.load(at + t)
     else:
@@ -55,21 +55,21 @@ def store_rows(base, t, d, stride_t, value, T, D: tl.constexpr, EVEN: tl.constex
 
 @triton.jit
 def place(t, COLS: tl.constexpr, PREFIX: tl.constexpr):
-    """Place of token t on the grid, counted in cells of an offset table, whose rows are 2 * COLS - 1 long: the cell of
-    a pair is the table's centre + place(key) - place(query)."""
+    """Place of token t in cells of an offset table, whose rows have 2 * COLS - 1: a pair's cell is the table's centre +
+    place(key) - place(query)."""
     patch = t - PREFIX
     return patch + (patch // COLS) * (COLS - 1)
 
 
 @triton.jit
 def centre_of(rows, COLS: tl.constexpr):
-    """The offset table's cell of a token and itself."""
+    """The offset table's cell for a token paired with itself."""
     return (rows - 1) * (2 * COLS - 1) + COLS - 1
 
 
 @triton.jit
 def shifted(t, COLS: tl.constexpr):
-    """Where the row that `lay_out_mask` wrote for token t begins: at an even cell of one of two copies."""
+    """Start of the row that `lay_out_mask` wrote for token t: an even cell of one of two copies."""
     start = COLS - 1 - t % COLS
     return start % 2 * (2 * COLS) + start // 2 * 2
 
@@ -85,8 +85,8 @@ def mask_at(
     mask, i, j, mask_i, mask_j, T, rows, scale, COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr,
     LOG: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The mask of queries i and keys j, which broadcast against each other, times `mask_factor`; neutral for the
-    prefix, any value beyond T. What `lay_out_mask` wrote has the factor already: "by keys", "by queries", "whole"."""
+    """The mask of queries i and keys j (broadcast) times `mask_factor`; neutral for the prefix, any value beyond T. The
+    layouts of `lay_out_mask`, "by keys", "by queries" and "whole", already contain the factor."""
     if MASK == "none":
         return 0.0
     elif MASK == "whole":
@@ -96,7 +96,7 @@ def mask_at(
     elif MASK == "by queries":
         return tl.load(mask + (j // COLS - i // COLS) * (4 * COLS) + shifted(j, COLS) + i % COLS)
     else:
-        if not EVEN:  # any value will do for tokens beyond T, and clamped indices cost less than loads that may not be
+        if not EVEN:  # beyond T any value will do, and clamped indices cost less than masked loads
             i = tl.minimum(i, T - 1)
             j = tl.minimum(j, T - 1)
         at_i = tl.maximum(i, PREFIX) if PREFIX > 0 else i
@@ -114,7 +114,7 @@ def mask_at(
 def bias_at(bias, i, j, bias_i, bias_j, T, BIAS: tl.constexpr):
     if not BIAS:
         return 0.0
-    else:  # Triton leaves out the branch not taken, but not what follows a return. Beyond T any value will do.
+    else:  # needed: Triton drops an untaken branch, but not code after a return. Beyond T any value will do.
         at = bias + tl.minimum(i, T - 1) * bias_i + tl.minimum(j, T - 1) * bias_j
         return tl.load(at).to(tl.float32) * LOG2E
 
@@ -123,7 +123,7 @@ def bias_at(bias, i, j, bias_i, bias_j, T, BIAS: tl.constexpr):
 def logits_of(
     dots, m, a, j, T, scale, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr
 ):  # fmt: skip
-    """What goes into the softmax, to base 2, from dots = q k^T, `mask_at` m and `bias_at` a; keys beyond T get -inf."""
+    """Base-2 logits from dots = q k^T, m of `mask_at` and a of `bias_at`; keys beyond T get -inf."""
     if MASK == "none":
         logits = dots * (scale * LOG2E)
     elif LOG:
@@ -139,8 +139,8 @@ def logits_of(
 
 @triton.jit
 def logit_unit(scale, MASK: tl.constexpr, LOG: tl.constexpr):
-    """In what the backward pass counts gradients of logits, so that their product with `mask_at` has the size that the
-    mask alone would give it: float16 has no digits to lose."""
+    """The unit of logit gradients in the backward pass. It cancels the factor in `mask_at`, so that float16 products
+    keep their digits."""
     if MASK == "none" or LOG:
         return 1.0
     else:
@@ -149,15 +149,15 @@ def logit_unit(scale, MASK: tl.constexpr, LOG: tl.constexpr):
 
 @triton.jit
 def mask_grad_factor(scale, LOG: tl.constexpr):
-    """Turns sums of (gradient of the logit in `logit_unit`) times q k^T, with LOG of the former, into the gradient of
-    the mask."""
+    """Turns sums of (logit gradient in `logit_unit`) * q k^T, with LOG of the logit gradient alone, into the mask's
+    gradient."""
     return 1.0 if LOG else scale * scale * LOG2E
 
 
 @triton.jit
 def dropout_factor(seed, head, i, j, T, dropout_p):
-    """1 / (1 - p) for weights that stay, 0 for those dropped: a function of seed, head of the batch and pair alone, so
-    that the backward pass finds it again."""
+    """1 / (1 - p) for kept weights, 0 for dropped ones. It depends only on seed, head of the batch and pair, so the
+    backward pass recomputes it."""
     stream = tl.load(seed) + (head.to(tl.int64) << 32)
     return tl.where(tl.rand(stream, i * T + j) >= dropout_p, 1.0 / (1.0 - dropout_p), 0.0)
 
@@ -167,13 +167,13 @@ def add_diagonals(
     table, g, factor, first_i, first_j, rows, COLS: tl.constexpr, PREFIX: tl.constexpr, BI: tl.constexpr,
     BJ: tl.constexpr, ALIGNED: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
-    """Sums a tile g [BI, BJ <= BI] of mask gradients over the pairs of equal offset, times factor, into the table's
-    gradient.
+    """Sums a tile g [BI, BJ <= BI] of mask gradients over pairs of equal offset and adds it, times factor, to the
+    table's gradient.
 
-    The tile is turned and its rows, the keys j, are rolled so that column c holds the pairs with key - query = c, or
-    c - BI beyond the tile's edge; each of these differences means two offsets on the grid, apart by whether the key
-    wraps into the next grid row. ALIGNED: tiles are single grid rows, so both edges are one. One tile names a cell at
-    most once: without other writers (not ATOMIC) a plain store does.
+    The tile is transposed and its rows, the keys j, are rolled so that column c holds the pairs with key - query = c,
+    or c - BI beyond the tile's edge. Each difference stands for two grid offsets, depending on whether the key wraps
+    into the next grid row. ALIGNED: tiles are single grid rows, so both edges coincide. A tile writes each cell at most
+    once, so without other writers (not ATOMIC) a plain store suffices.
     """
     c = tl.arange(0, BI)
     j = tl.arange(0, BJ)
@@ -181,7 +181,7 @@ def add_diagonals(
     beyond = j[:, None] < c[None, :]
     key_col = (first_j + j - PREFIX) % COLS
     for edge in tl.static_range(2):
-        difference = first_j - first_i + c - edge * BI + rows * COLS  # made positive: a whole number of grid rows more
+        difference = first_j - first_i + c - edge * BI + rows * COLS  # whole grid rows added to make it positive
         across = difference % COLS
         down = difference // COLS - rows
         x = tl.where(beyond if edge else ~beyond, rolled, 0.0)
@@ -209,7 +209,7 @@ def short_forward(
     DROPOUT: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """A program: head h of samples s, s + slices, ...; slices is a multiple of groups, so that they share a bias."""
+    """One program: head h of samples s, s + slices, ...; slices is a multiple of groups, so that they share a bias."""
     h = tl.program_id(0) % H
     s = tl.program_id(0) // H
     t = tl.arange(0, BT)
@@ -247,8 +247,8 @@ def short_backward(
     GRAD_MASK: tl.constexpr, GRAD_BIAS: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """All gradients in one pass over q, k, v and grad_out. grad_mask [slices, H, ...] and grad_bias [slices, H, T, T]
-    hold a summand for each program."""
+    """All gradients in one pass over q, k, v and grad_out. Each program writes one summand to grad_mask
+    [slices, H, ...] and grad_bias [slices, H, T, T]."""
     h = tl.program_id(0) % H
     s = tl.program_id(0) // H
     t = tl.arange(0, BT)

@@ -1,6 +1,6 @@
-"""Launches of the kernels: which of them, tiles, grids, and the memory that they write to.
+"""Launches the kernels: chooses kernel, tiles and grid, and allocates outputs.
 
-Triton is imported at the first launch. Tiles are a plain function of shape and dtype: nothing is tuned at run time.
+Triton is imported at the first launch. Tiles depend only on shape and dtype; nothing is tuned at run time.
 
 Letters: B batch, T tokens, N patches, H heads, D head width, G groups of a bias that repeats along the batch.
 """
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Tokens that one tile holds; beyond, the kernels go over the keys in blocks. Products of float32 need more registers.
+# Tokens that fit in one tile; beyond, the kernels loop over blocks of keys. float32 products need more registers.
 SHORT = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 32}
 WIDEST = 128  # head width
-MOST_CELLS = 8 << 20  # of a laid out mask, 32 MB
+MOST_CELLS = 8 << 20  # of a laid-out mask, 32 MB
 
 
 class Tiles(NamedTuple):
-    """Sizes of a launch: queries and keys of a tile, warps of a program, stages of its pipeline."""
+    """Sizes of a launch: queries and keys per tile, warps per program, pipeline stages."""
 
     BM: int
     BN: int
@@ -27,11 +27,11 @@ class Tiles(NamedTuple):
 
 
 def short_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiles:
-    """One tile that holds all tokens; kernel is "forward" or "backward", width is D rounded up."""
+    """One tile for all tokens; kernel is "forward" or "backward", width is D rounded up."""
     side = max(16, 1 << (tokens - 1).bit_length())
     warps = {16: 1, 32: 2, 64: 4}[side]
     if kernel == "backward" and side == 64 and width > 32:
-        return Tiles(side, side, 8, 1)  # more in flight, and ptxas spills thousands of bytes on sm_80
+        return Tiles(side, side, 8, 1)  # with more stages ptxas spills thousands of bytes on sm_80
     return Tiles(side, side, warps * 2 if width > 64 or dtype == torch.float32 else warps, 2)
 
 
@@ -54,22 +54,22 @@ def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype, roomy: 
 
 
 def mask_layout(heads: int, tokens: int, cols: int, prefix: int) -> str:
-    """How the long kernels read an offset table: "shifted" or "whole", both of `lay_out_mask`, or the "table" itself,
-    cell by cell. "shifted" takes twice the table's memory, but its loads are wide only where the tokens begin with the
-    grid and its rows begin at multiples of eight tokens."""
+    """How the long kernels read an offset table: "shifted" or "whole", both from `lay_out_mask`, or the "table" itself,
+    cell by cell. "shifted" takes twice the table's memory, but its loads are wide only without prefix tokens and with
+    grid rows that start at multiples of eight tokens."""
     if prefix == 0 and cols % 8 == 0:
         return "shifted"
     return "whole" if heads * _padded(tokens) ** 2 <= MOST_CELLS else "table"
 
 
 def _padded(tokens: int) -> int:
-    """The tokens that the blocks of any kernel touch."""
+    """The token count rounded up to the blocks of every kernel."""
     return -(-tokens // 128) * 128
 
 
 @functools.cache
 def is_roomy(device: torch.device) -> bool:
-    """Whether a program may have the shared memory of data centre GPUs, 163 kB and more; others have about 99 kB."""
+    """Whether a program gets the shared memory of data centre GPUs, 163 kB or more; others have about 99 kB."""
     if device.type != "cuda":
         return True
     return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) > 160 << 10
@@ -81,8 +81,8 @@ def _processors(device: torch.device) -> int:
 
 
 def slices_of(batch: int, groups: int, programs: int, device: torch.device) -> int:
-    """Into how many parts the batch is cut, each a program's for every one of the `programs` it takes anyway: enough
-    for four programs a processor, of equal length, and a multiple of the groups, so that a part shares its bias."""
+    """Into how many slices of equal length the batch is cut; each multiplies the number of `programs`. Enough for four
+    programs per processor, and a multiple of the groups, so that a slice shares its bias."""
     wanted = max(1, 4 * _processors(device) // programs)
     samples = batch // groups
     parts = max(1, min(samples, wanted // groups))
@@ -90,21 +90,21 @@ def slices_of(batch: int, groups: int, programs: int, device: torch.device) -> i
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Of products of float32 on tensor cores: three of TF32 keep its digits, one does where
-    `torch.set_float32_matmul_precision` allows less than the highest."""
+    """Precision of float32 products on tensor cores: three TF32 products keep the digits, a single one is used if
+    `torch.set_float32_matmul_precision` allows less than "highest"."""
     exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
     return "tf32x3" if exact else "tf32"
 
 
 def like_tokens(q: Tensor) -> Tensor:
-    """An empty [B, H, T, D] laid out as [B, T, H, D]: a view away from what the next layer takes."""
+    """An empty [B, H, T, D] that is [B, T, H, D] in memory, so the next layer gets it as a view."""
     batch, heads, tokens, width = q.shape
     return q.new_empty(batch, tokens, heads, width).transpose(1, 2)
 
 
 class Inputs(NamedTuple):
-    """What forward and backward read: q, k, v [B, H, T, D]; the mask, a contiguous offset table or dense with cols = 0;
-    the bias in four dimensions; the seed of dropout."""
+    """Inputs of forward and backward: q, k, v [B, H, T, D]; the mask, a contiguous offset table, or dense with
+    cols = 0; the four-dimensional bias; the dropout seed."""
 
     q: Tensor
     k: Tensor
@@ -117,11 +117,11 @@ class Inputs(NamedTuple):
     scale: float
     log: bool
     dropout_p: float
-    kind: str = "table"  # of a mask with cols > 0, as the kernels name it
+    kind: str = "table"  # the kernels' name for the layout of a mask with cols > 0
 
     @property
     def width(self) -> int:
-        """D rounded up to what a matrix product takes."""
+        """D rounded up to a size that matrix products support."""
         return max(16, 1 << (self.q.shape[3] - 1).bit_length())
 
     @property
@@ -138,7 +138,7 @@ class Inputs(NamedTuple):
         return long_tiles(kernel, self.q.shape[2], self.width, self.q.dtype, is_roomy(self.q.device))
 
     def strides(self, *more: Tensor) -> tuple[int, ...]:
-        """Of q, k, v, the tensors `more`, mask and bias, in the kernels' order; 0 along what repeats."""
+        """Strides of q, k, v, the tensors `more`, mask and bias, in the kernels' order; 0 for repeated axes."""
         mask, bias = self.mask, self.bias
         mask_strides = (0, 0, 0)
         if mask is not None:
@@ -156,7 +156,7 @@ class Inputs(NamedTuple):
         return batch, heads, tokens, rows, self.groups
 
     def constants(self, tiles: Tiles) -> dict[str, Any]:
-        """What the kernels are compiled for."""
+        """The compile-time constants of the kernels."""
         tokens, width = self.q.shape[2:]
         even = tokens % tiles.BM == 0 and tokens % tiles.BN == 0 and width == self.width
         sides = {"BT": tiles.BM} if self.short else {"BM": tiles.BM, "BN": tiles.BN}
@@ -177,8 +177,8 @@ class Inputs(NamedTuple):
 
 
 def laid_out(x: Inputs, backward: bool) -> tuple[Inputs, ...]:
-    """x with its offset table as `mask_layout` says, for tiles whose neighbours are keys; `backward`: and once more for
-    those whose neighbours are queries."""
+    """x with its offset table laid out as `mask_layout` says, for tiles with keys as neighbours; with `backward` a
+    second one for tiles with queries as neighbours."""
     _, heads, tokens, rows, _ = x.sizes()
     layout = mask_layout(heads, tokens, x.cols, x.prefix) if x.mask is not None and x.cols else "table"
     if x.mask is None or layout == "table":
@@ -201,7 +201,7 @@ def laid_out(x: Inputs, backward: bool) -> tuple[Inputs, ...]:
 
 
 def forward(x: Inputs) -> tuple[Tensor, Tensor]:
-    """Out [B, H, T, D] and the logarithms to base 2 of the softmax's sums [B, H, T]."""
+    """The output [B, H, T, D] and log2 of the softmax sums [B, H, T]."""
     batch, heads, tokens, _ = x.q.shape
     out, lse = like_tokens(x.q), x.q.new_empty(batch, heads, tokens, dtype=torch.float32)
     if out.numel() == 0:
@@ -229,7 +229,7 @@ Sums = tuple[Tensor | None, Tensor | None]  # float32 summands of the gradients 
 def short_backward(
     x: Inputs, lse: Tensor, grad_out: Tensor, grads: tuple[Tensor, ...], mask_wanted: bool, bias_wanted: bool
 ) -> Sums:
-    """Fills `grads` of q, k and v, separate ones as `like_tokens` makes or parts of a packed one."""
+    """Fills `grads` of q, k and v: separate tensors from `like_tokens`, or parts of a packed one."""
     from gmmvit.attention.triton.kernels import short_backward as kernel
 
     batch, heads = x.q.shape[:2]
@@ -252,8 +252,8 @@ def long_backward(
     mask_wanted: bool,
     bias_wanted: bool,
 ) -> Sums:
-    """Fills `grads` of q, k and v as `short_backward` does: two launches, one more for the gradient of an
-    offset table, a dense mask or a bias, and before them that of a table's layout."""
+    """Fills `grads` of q, k and v like `short_backward`, in two launches; one more lays out a table, and one more
+    computes the gradient of an offset table, a dense mask or a bias."""
     from gmmvit.attention.triton.long_kernels import (
         long_backward_dense,
         long_backward_kv,

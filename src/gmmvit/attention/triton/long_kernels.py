@@ -1,9 +1,9 @@
 """Triton kernels of masked attention for more than 64 tokens: tiles of BM queries and BN keys, online softmax.
 
-Forward; the gradient of q; those of k and v; that of an offset table; those of what is dense, an element-wise mask and
-a bias. Offset tables are laid out anew for wide loads, and their gradient is summed over tiles that name the same
-cells, then along the diagonals: a few atomic additions for each column of such a sum. These additions are the only
-atomics: the order of their sum differs from run to run.
+There are kernels for the forward pass and for the gradients of q, of k and v, of an offset table, and of a dense
+(element-wise) mask and bias. Offset tables are first laid out for wide loads. Their gradient is summed over tiles that
+share cells, then along diagonals, with a few atomic additions per column: the only atomics, whose order differs from
+run to run.
 
 Letters and strides as in `kernels.py`; n = blocks of BM or BN tokens.
 """
@@ -33,13 +33,12 @@ def lay_out_mask(
     table, out, H, T, rows, centre, cells, scale, COLS: tl.constexpr, PREFIX: tl.constexpr, LOG: tl.constexpr,
     WHOLE: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes an offset table [H, 2*rows-1, 2*COLS-1] times `mask_factor` so that two neighbouring keys are one load.
+    """Writes an offset table [H, 2*rows-1, 2*COLS-1] times `mask_factor` so that one load reads two neighbouring keys.
 
-    The layout by keys, [H, 2*centre+1, 2, SIDE = 2*COLS], holds each row of the table twice, as it is and moved by one
-    cell, so that the keys of every query begin at an even cell of one of the two. The first-level cache holds it as it
-    does the table. Rows that no two tokens of the grid are apart make up for tokens beyond T. With WHOLE every pair of
-    tokens has a cell: [H, SIDE >= T, SIDE]. Programs (blocks of the `cells` of a head, H, 2): the second of the last
-    axis lay out by queries: in turned rows, or with WHOLE the transpose.
+    The layout by keys, [H, 2*centre+1, 2, SIDE = 2*COLS], holds each table row twice, once moved by one cell, so that
+    the keys of every query start at an even cell of one copy. It still fits in the first-level cache. Extra rows serve
+    tokens beyond T. With WHOLE every pair of tokens has a cell: [H, SIDE >= T, SIDE]. Programs: (blocks of a head's
+    `cells`, H, 2); index 1 of the last axis lays out by queries: in reversed rows, or with WHOLE transposed.
     """
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     h = tl.program_id(1).to(tl.int64)
@@ -71,7 +70,7 @@ def long_forward(
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """A program: a block of BM queries of one head; it goes over the keys once."""
+    """One program: a block of BM queries of one head, in one pass over the keys."""
     n = tl.cdiv(T, BM)
     head = (tl.program_id(0) // n).to(tl.int64)
     b, h = head // H, head % H
@@ -92,7 +91,7 @@ def long_forward(
         logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
         new_top = tl.maximum(top, tl.max(logits, 1))
         shift = new_top
-        if BIAS:  # a row whose keys were all at -inf so far
+        if BIAS:  # all keys of a row may be at -inf so far
             shift = tl.where(new_top == float("-inf"), 0.0, new_top)
         weights = tl.exp2(logits - shift[:, None])
         fade = tl.exp2(top - shift)
@@ -118,7 +117,7 @@ def long_backward_q(
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """A program: a block of BM queries of one head. Writes grad_q, and for the others delta = <grad_out, out>."""
+    """One program: a block of BM queries of one head. Writes grad_q and, for other kernels, delta = <grad_out, out>."""
     n = tl.cdiv(T, BM)
     head = (tl.program_id(0) // n).to(tl.int64)
     b, h = head // H, head % H
@@ -167,10 +166,10 @@ def long_backward_table(
 ):  # fmt: skip
     """Adds to the gradient of an offset table [H, 2*rows-1, 2*COLS-1].
 
-    A program goes over the pairs of blocks of head h that lie equally far apart, in samples s, s + slices, ...: their
-    tiles name the same cells, so it sums them where they are, and along the diagonals only once. Blocks are BM tokens
-    of a band, which is BAND tokens: as many grid rows as fit into a block, or one that takes several blocks. Distances
-    are taken modulo the number of bands, for programs of equal length: first those of d, then those of d - bands.
+    One program covers all pairs of blocks of head h at one distance, in samples s, s + slices, ...: their tiles share
+    cells, so it sums the tiles in place and the diagonals only once. Blocks are BM tokens of a band of BAND tokens: as
+    many grid rows as fit into a block, or one row that takes several blocks. For programs of equal length distances are
+    modulo the number of bands: first those of d, then those of d - bands.
     """
     bands = tl.cdiv(T - PREFIX, BAND)
     parts: tl.constexpr = (BAND + BM - 1) // BM
@@ -239,8 +238,8 @@ def long_backward_kv(
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """A program: a block of BN keys of one head. Its tiles are transposed, [BN, BM], so that both of its products take
-    them as they are."""
+    """One program: a block of BN keys of one head. Its tiles are transposed, [BN, BM], as both of its products need
+    them."""
     n = tl.cdiv(T, BN)
     head = (tl.program_id(0) // n).to(tl.int64)
     b, h = head // H, head % H
@@ -254,7 +253,7 @@ def long_backward_kv(
     sum_k = tl.zeros([BN, BD], tl.float32)
     sum_v = tl.zeros([BN, BD], tl.float32)
     unit = logit_unit(scale, MASK, LOG)
-    # Rows beyond T are zeros, but what is added to their logits could make their weights infinite.
+    # Rows beyond T are zeros, but terms added to their logits could make the weights infinite.
     beyond: tl.constexpr = float("inf") if BIAS or LOG else 0.0
     for first in range(0, T, BM):
         i = first + tl.arange(0, BM)
@@ -294,7 +293,7 @@ def long_backward_dense(
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """A program: one tile of pairs of head h, summed over samples s, s + slices, ... and written once: grad_mask
+    """One program: one tile of pairs of head h, summed over samples s, s + slices, ... and written once to grad_mask
     [slices, H, N, N] of a dense mask and grad_bias [slices, H, T, T]."""
     across = tl.cdiv(T, BN)
     tiles = tl.cdiv(T, BM) * across

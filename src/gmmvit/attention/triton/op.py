@@ -1,7 +1,7 @@
-"""The fused kernels as one `torch.library` op: what it refuses, its fake versions, its autograd.
+"""The fused kernels as one `torch.library` op: refusals, fake versions, autograd.
 
-The op takes q, k, v as they lie in memory, or the joint projection that holds them, whose gradient it then writes as a
-whole; and the mask as it is, an offset table or dense. Nothing of size B x H x N x N is stored.
+The op takes q, k, v with any strides, or the joint projection, whose gradient it then writes as a whole. The mask is an
+offset table or dense. Nothing of size B x H x N x N is stored.
 
 Letters: B batch, T tokens, N patches, H heads, D head width, G groups of a bias that repeats along the batch.
 """
@@ -28,7 +28,7 @@ from gmmvit.attention.triton.launch import (
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in its interpreter, on any device."""
+    """Whether Triton interprets its kernels, which works on any device."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
@@ -41,47 +41,47 @@ def _device_refusal(kind: str, index: int | None) -> str | None:
     if not _installed():
         return "Triton is not installed"
     if kind != "cuda":
-        return f"it computes on CUDA devices, or by name in Triton's interpreter (TRITON_INTERPRET=1), not on {kind}"
+        return f"it runs on CUDA devices, or by name in Triton's interpreter (TRITON_INTERPRET=1), not on {kind}"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
         return "it needs a GPU of compute capability 8.0 or newer"
     return None
 
 
-# torch.compile asks it once. What torch.compiler.assume_constant_result does, which would load the whole compiler.
+# As torch.compiler.assume_constant_result does, without loading the whole compiler.
 _device_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def triton_refusal(
     q: Tensor, mask: Tensor | OffsetTable | None, bias: Tensor | None, mode: str, named: bool
 ) -> str | None:
-    """Why the kernels cannot take this call, or None; the interpreter serves only who asks for the backend by name."""
+    """Why the kernels cannot take this call, or None; the interpreter is used only if the backend is `named`."""
     emulated = interpreted() and named
     if not emulated and (reason := _device_refusal(q.device.type, q.device.index)):
         return reason
-    # Inside of torch.compile torch 2.11 answers to `is_exporting` that it does.
+    # In torch 2.11 `is_exporting` is also true inside torch.compile.
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        return "torch.export takes plain operations"
+        return "torch.export needs plain operations"
     if mode not in ("multiply", "log") and mask is not None:
-        return f"it has no mode {mode!r}: its backward pass knows factors and terms of the logits alone"
+        return f"it does not support mode {mode!r}: its backward pass handles only factors and terms of the logits"
     if q.dtype not in SHORT:
-        return f"it has no {str(q.dtype)[6:]}"
+        return f"it does not support {str(q.dtype)[6:]}"
     if emulated and q.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly"
     if q.shape[3] > WIDEST:
-        return f"its heads are at most {WIDEST} wide, got {q.shape[3]}"
+        return f"it supports heads up to {WIDEST} wide, got {q.shape[3]}"
     if not torch.is_grad_enabled():
         return None
     if bias is not None and bias.requires_grad and not _own_gradient(bias, q):
-        return "the gradient of a bias that repeats over tokens, or over heads as well as the batch, is another's work"
+        return "it has no gradient for a bias that repeats over tokens, or over heads as well as the batch"
     values = mask.values if isinstance(mask, OffsetTable) else None
     learned = values is not None and values.requires_grad
     if learned and q.shape[2] > SHORT[q.dtype] and torch.are_deterministic_algorithms_enabled():
-        return "its gradient of an offset table adds in no fixed order, and deterministic algorithms were asked for"
+        return "it sums an offset table's gradient in no fixed order, and deterministic algorithms were requested"
     return None
 
 
 def _own_gradient(bias: Tensor, q: Tensor) -> bool:
-    """Whether the gradient that the kernels write for a bias, [G, H, T, T], is about as large as the bias itself."""
+    """Whether a bias is about as large as the gradient [G, H, T, T] that the kernels write for it."""
     shape = (1,) * (4 - bias.dim()) + tuple(bias.shape)
     return shape[2] == shape[3] == q.shape[2] and (shape[0] == 1 or shape[1] == q.shape[1])
 
@@ -98,14 +98,14 @@ def triton_attention(
     mode: str = "multiply",
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Masked attention in fused kernels; arguments as in `gmm_attention`, the mask an offset table or dense over the
-    patches alone. Modes "multiply" and "log". Without k and v, q is the projection of `gmm_attention_packed`."""
+    """Masked attention in fused kernels; arguments as in `gmm_attention`, with a mask over the patches only. Modes
+    "multiply" and "log". Without k and v, q is the projection of `gmm_attention_packed`."""
     values, cols = (mask.values, mask.grid[1]) if isinstance(mask, OffsetTable) else (mask, 0)
     if values is not None and mode == "log":
         values = log_mask(values.to(torch.float32))
     if bias is not None:
         bias = bias[(None,) * (4 - bias.dim())]
-    # Drawn on the device: no wait for it, and a captured graph draws anew in every replay.
+    # Drawn on the device: no synchronisation, and every replay of a captured graph draws a new seed.
     seed = torch.randint(2**31 - 1, (1,), device=q.device) if dropout_p > 0 else None
     call = torch.ops.gmmvit.masked_attention
     return call(q, k, v, values, bias, seed, cols, prefix_tokens, float(scale), mode == "log", float(dropout_p))[0]
@@ -125,11 +125,11 @@ def masked_attention(
     log: bool,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(scale * q k^T * mask + bias) v -> out [B, H, T, D] and log2 of the softmax's sums [B, H, T].
+    """softmax(scale * q k^T * mask + bias) v -> out [B, H, T, D] and log2 of the softmax sums [B, H, T].
 
     Without k and v, q is all three packed, [B, T, 3, H, D].
     mask is an offset table [H, 2*rows-1, 2*cols-1], or dense [H, N, N] or [N, N] with cols = 0; with `log` it is added
-    to the scores. bias has four dimensions, sizes 1 where it repeats, G along the batch. seed: int64 [1] for dropout.
+    to the scores. bias has four dimensions: size 1 where it repeats, G along the batch. seed: int64 [1] for dropout.
     """
     with torch.cuda.device_of(q):  # Triton launches on the current device
         return forward(_inputs(q, k, v, mask, bias, seed, cols, prefix, scale, log, dropout_p))
@@ -137,7 +137,7 @@ def masked_attention(
 
 def _inputs(q: Tensor, k: Tensor | None, v: Tensor | None, mask: Tensor | None, *rest: Any) -> Inputs:
     if mask is not None:
-        # Where all tokens are prefix there is nothing to read.
+        # Empty if all tokens are prefix.
         mask = None if mask.numel() == 0 else mask.contiguous() if rest[2] else mask
     return Inputs(*_parts(q, k, v), mask, *rest)
 
@@ -171,7 +171,7 @@ def masked_attention_backward(
     mask_wanted: bool,
     bias_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, mask and bias; those of k and v empty where q is all three, the last two where they are not
+    """Gradients of q, k, v, mask and bias; empty for k and v if q is all three packed, and for mask and bias if not
     wanted."""
     grads = _empty_gradients(q, k)
     parts = _parts(grads[0], None if k is None else grads[1], grads[2])
@@ -194,7 +194,7 @@ def _empty_gradients(q: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor, Tenso
 
 
 def _sum_to(summands: Tensor | None, like: Tensor | None, wanted: bool, q: Tensor) -> Tensor:
-    """The gradient of `like` from float32 summands [slices, H, ...]; slices are groups of a bias, repeated."""
+    """The gradient of `like` from float32 summands [slices, H, ...]; for a bias the slices repeat its groups."""
     if like is None or not wanted:
         return q.new_empty(0)
     if summands is None:
