@@ -49,7 +49,7 @@ def test_a_failing_trial_is_told_and_the_others_end(write, sweep, tmp_path):
     write(MASKS.replace("gmm: {mask: gmm}", "broken: {num_heads: 4}"))  # mended: it alone is run
     again = sweep(study, "--json")
     assert again.returncode == 0, again.stderr
-    assert "1 of 2 trials ended before" in again.stderr
+    assert "1 of 2 trials had ended before" in again.stderr
     assert [row["n"] for row in json.loads(again.stdout)] == [1, 1]
     assert (out / "trials" / "digits-none-s0" / "summary.json").stat().st_mtime_ns == stamp
 
@@ -57,7 +57,7 @@ def test_a_failing_trial_is_told_and_the_others_end(write, sweep, tmp_path):
     refused = sweep(study)
     assert refused.returncode == 1
     assert (
-        "digits-broken-s0 was begun with another recipe than the study has now (lr was 0.002 and is 0.5)"
+        "digits-broken-s0 was started with another recipe than the study has now (lr was 0.002 and is 0.5)"
         in refused.stderr
     )
     assert [row["n"] for row in table_of(out)] == ["1", "1"]
@@ -105,7 +105,7 @@ def test_a_trial_whose_process_is_killed_is_told_and_may_be_tried_again(write, s
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "its process was ended by SIGKILL, as the system does where memory runs out" in errors
+    assert "its process was killed by SIGKILL, as when memory runs out" in errors
     assert run_folder.load_config(run)["recipe"]["epochs"] == 500
 
 

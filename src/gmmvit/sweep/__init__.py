@@ -1,7 +1,7 @@
-"""`gmmvit sweep`: the trainings of a study, in parallel, resumable, ending in one table.
+"""`gmmvit sweep`: runs the trainings of a study in parallel, resumable, and writes one table.
 
-`study` reads the file, `plan` makes its trials, `pool` and `cluster` run them (`process` is one of them), `search`
-proposes settings of ranges, `table` and `files` make what is left in the study's folder.
+`study` reads the file, `plan` makes its trials, `pool` and `cluster` run them, each in a `process`. `search` proposes
+settings within ranges; `table` and `files` write the results.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass
 class Sweep:
-    """A study that is run. `rows` are those of all trials that ended, now or before.
+    """A running study. `rows` holds a row per ended trial, of this and earlier sweeps.
 
     Args:
-        plan: of `make_plan`.
-        out: the folder of the study; that of the study's file by default.
-        report: is given a line for each trial that ends.
+        plan: from `make_plan`.
+        out: the study's folder.
+        report: called with one line per trial that ends.
         nice: added to the niceness of the trials.
     """
 
@@ -53,10 +53,9 @@ class Sweep:
         self._total = 0
 
     def run(self, pool: Pool | Cluster) -> bool:
-        """Runs what is not finished on a `Pool` or a `Cluster`; True where no trial failed.
+        """Runs the unfinished trials on a `Pool` or a `Cluster`; returns whether all succeeded.
 
-        Raises RunError where finished or begun trials were made with other recipes than the study says now, and before
-        anything is run.
+        Raises RunError, before it runs anything, if earlier trials had other recipes than the study gives now.
         """
         with claim.locked(self.out, "another sweep"):
             self._open()
@@ -73,7 +72,7 @@ class Sweep:
                         self._ended(running.pop(name), outcome)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
-                    f"interrupted after {len(self.rows)} of {self._total} trials; the same command goes on from there"
+                    f"interrupted after {len(self.rows)} of {self._total} trials; run the same command to continue"
                 ) from None
             finally:
                 pool.stop()
@@ -81,11 +80,11 @@ class Sweep:
         return all(row["status"] == "done" for row in self.rows)
 
     def markdown(self) -> str:
-        """The table as it stands in table.md."""
+        """The table, as in table.md."""
         return markdown(self.plan, self.table)
 
     def _open(self) -> None:
-        """Finds what is finished and what is left."""
+        """Finds the finished trials and queues the rest."""
         self.rows.clear()
         remove_leftovers(self.out)
         study = self.plan.study
@@ -107,10 +106,10 @@ class Sweep:
             elif not study.ranges:
                 self._pending.append(trial)
         if self.rows:
-            self.report(f"{len(self.rows)} of {self._total} trials ended before")
+            self.report(f"{len(self.rows)} of {self._total} trials had ended before")
 
     def _next(self) -> Trial | None:
-        # The searches propose in turn, so that a study which is stopped has tried every arm equally often.
+        # The searches take turns, so that an interrupted study has tried all arms equally often.
         for key in list(self._searches) if not self._pending else ():
             search = self._searches[key] = self._searches.pop(key)
             self._pending.extend(search.next())
@@ -143,13 +142,13 @@ class Sweep:
 
 
 def check_unchanged(out: Path, trials: list[Trial]) -> None:
-    """Raises RunError where run folders were made with other recipes than their trials have now."""
+    """Raises RunError if a run folder was made with another recipe than its trial has now."""
     changed = []
     for trial in trials:
         folder = folder_of(out, trial)
         if (folder / run_folder.CONFIG).exists():
             saved, now = as_dict(run_folder.recipe_of(folder)), as_dict(absolute_paths(trial.recipe))
-            if now["minutes"] is not None:  # then the training decided these
+            if now["minutes"] is not None:  # the time limit sets these during training
                 now |= {name: saved[name] for name in ("epochs", "passes", "warmup_epochs")}
             fields = changed_fields(saved, now)
             if fields:
@@ -158,19 +157,19 @@ def check_unchanged(out: Path, trials: list[Trial]) -> None:
         folder, fields = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise RunError(
-            f"{folder} was begun with another recipe than the study has now ({fields}){more}; put the study back, "
+            f"{folder} was started with another recipe than the study has now ({fields}){more}; restore the study, "
             "rename the arm, or choose another --out (in Python out=)"
         )
 
 
 def make_pool(plan: Plan, workers: int | None, per_device: int) -> Pool:
-    """The slots of this machine for a plan: on its GPUs where all trials may use one."""
+    """The slots of this machine for a plan: on its GPUs if all trials may use one."""
     gpus = visible_gpus() if plan.on_gpu() else []
     return Pool(make_slots(workers, per_device, gpus))
 
 
 def out_folder(plan: Plan, given: Path | None) -> Path:
-    """The folder of the study: as given, as its file says, or runs/NAME."""
+    """The study's folder: as given, as its file says, or runs/NAME."""
     if given is not None:
         return given
     study = plan.study

@@ -1,4 +1,4 @@
-"""Trials as tasks of a Ray cluster, whose machines see the folder of the study."""
+"""Trials as tasks of a Ray cluster, whose machines share the study's folder."""
 
 import socket
 from typing import Any
@@ -7,13 +7,13 @@ from gmmvit.sweep import process
 from gmmvit.sweep.plan import Plan
 from gmmvit.sweep.pool import make_slots
 
-_ANSWER_S = 10.0  # that a cluster may take to answer
+_ANSWER_S = 10.0  # time limit for a cluster to answer
 
 
 class Cluster:
-    """Runs jobs as Ray tasks; the same interface as `Pool`. A task takes `threads` CPUs and, with GPUs, a share of one.
+    """Runs jobs as Ray tasks, with the interface of `Pool`. A task takes `threads` CPUs and, with GPUs, a share of one.
 
-    Raises ModuleNotFoundError where ray is not installed, RuntimeError where there is no cluster at the address.
+    Raises ModuleNotFoundError if ray is not installed, RuntimeError if there is no cluster at the address.
     """
 
     def __init__(self, address: str, *, threads: int, workers: int | None, per_device: int, use_gpus: bool) -> None:
@@ -33,7 +33,7 @@ class Cluster:
             ray.shutdown()
             raise RuntimeError(f"the Ray cluster at {address!r} has no machine with {threads} CPUs for a trial")
         self.size = int(min(room, workers or room))
-        # A machine that is lost is another machine's turn: the training goes on from its checkpoint.
+        # If a machine is lost, another one continues the training from its checkpoint.
         share = {"num_gpus": 1 / per_device} if gpus else {}
         self._task = ray.remote(num_cpus=threads, max_retries=3, **share)(process.run)
         self._running: dict[Any, str] = {}
@@ -62,7 +62,7 @@ class Cluster:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises RuntimeError where nothing answers at HOST:PORT or ray://HOST:PORT, for which Ray itself waits minutes."""
+    """Raises RuntimeError if nothing answers at HOST:PORT or ray://HOST:PORT, where Ray itself would wait minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
@@ -83,7 +83,7 @@ def _ray() -> Any:
 
 
 def make_cluster(plan: Plan, address: str, workers: int | None, per_device: int) -> Cluster:
-    """The cluster at an address for a plan; a trial takes the CPUs that its recipe calls `threads`, one by default."""
-    make_slots(workers, per_device, [])  # raises where they are no numbers of trials
+    """The cluster at an address for a plan; a trial takes as many CPUs as its recipe has `threads`, by default one."""
+    make_slots(workers, per_device, [])  # checks the numbers
     threads = max(trial.recipe.threads or 1 for trial in plan.samples())
     return Cluster(address, threads=threads, workers=workers, per_device=per_device, use_gpus=plan.on_gpu())

@@ -1,4 +1,4 @@
-"""What a study leaves in its folder: a row a trial as it ends, and the table of them."""
+"""The files of a study's folder: one row per ended trial, and the tables made of them."""
 
 import csv
 import datetime
@@ -20,7 +20,7 @@ HEAD = ("trial", "data", "arm", "seed", "setting", "status")
 
 
 def make_row(trial: Trial, outcome: dict[str, Any]) -> Row:
-    """The row of a trial that ended; what it did not come to know is None."""
+    """The row of an ended trial; unknown values are None."""
     summary = outcome.get("summary", {})
     row: Row = {"trial": trial.name, "data": trial.data, "arm": trial.arm.name, "seed": trial.seed}
     row |= {"setting": trial.number, "status": "done" if summary else "failed", **trial.arm.levels, **trial.setting}
@@ -31,7 +31,7 @@ def make_row(trial: Trial, outcome: dict[str, Any]) -> Row:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Removes what a sweep was writing when it was killed; to be called under the lock."""
+    """Removes temporary files of a killed sweep. The caller holds the lock."""
     for name in (TRIALS, TABLE, MARKDOWN, PAGE, "rows/*.json"):
         folder, _, file = name.rpartition("/")
         for path in (out / folder).glob(f".{file}.*.tmp"):
@@ -39,33 +39,33 @@ def remove_leftovers(out: Path) -> None:
 
 
 def row_path(out: Path, name: str) -> Path:
-    """Where the row of a trial lies."""
+    """The file of a trial's row."""
     return out / "rows" / f"{name}.json"
 
 
 def write_row(out: Path, row: Row) -> None:
-    """Keeps the row of a trial, in one step."""
+    """Writes a trial's row atomically."""
     path = row_path(out, row["trial"])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, row)
 
 
 def read_row(out: Path, name: str) -> Row | None:
-    """The row of a trial; None where it has none yet. Raises RunError for a damaged one."""
+    """A trial's row, None if it has none yet. Raises RunError for a damaged one."""
     path = row_path(out, name)
     if not path.exists():
         return None
     try:
         row = json.loads(path.read_bytes())
     except ValueError as error:
-        raise RunError(f"{path} is not valid JSON: {error}; remove it, and the sweep makes it again") from None
+        raise RunError(f"{path} is not valid JSON: {error}; remove it to make the sweep write it again") from None
     if not isinstance(row, dict) or row.get("trial") != name or "status" not in row:
-        raise RunError(f"{path} is not the row of trial {name}; remove it, and the sweep makes it again")
+        raise RunError(f"{path} is not the row of trial {name}; remove it to make the sweep write it again")
     return row
 
 
 def write_tables(out: Path, plan: Plan, rows: Sequence[Row]) -> list[Row]:
-    """Writes the rows and their table as they stand; returns the table."""
+    """Writes the current rows and their table; returns the table."""
     table = make_table(plan, rows)
     write_csv(out / TRIALS, rows)
     write_csv(out / TABLE, table)
@@ -74,7 +74,7 @@ def write_tables(out: Path, plan: Plan, rows: Sequence[Row]) -> list[Row]:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Rows as CSV with the columns of all of them; None is an empty cell, other numbers keep six digits."""
+    """Writes rows as CSV with the columns of all rows; None is an empty cell, fractions keep six digits."""
     text = io.StringIO()
     columns = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -84,7 +84,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def table_cells(plan: Plan, table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The heads and the cells of the table for people: percent, differences in points with their intervals."""
+    """Header and cells of the table for readers: percent, and differences in points with their intervals."""
     controls, ranges = plan.study.controls, plan.study.ranges
     heads = ["data", "arm", *ranges, "n", "validation top-1 %", "test top-1 %, last epoch"]
     heads += [f"test minus control {name}, points [95 %]" for name in controls] + ["core-seconds a trial"]

@@ -13,7 +13,7 @@ from gmmvit.sweep.study import Fields, Study, StudyError, nearest
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: a level of every factor, none of an arm beside the grid."""
+    """What a study compares: a level of every factor; an arm of `also` has no levels."""
 
     name: str
     levels: dict[str, str]
@@ -22,8 +22,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training. `setting` holds the values of the study's ranges and `number` counts settings; {} and None without
-    ranges."""
+    """One training. `setting` holds values for the study's ranges and `number` counts settings; without ranges they are
+    {} and None."""
 
     name: str
     data: str
@@ -36,35 +36,34 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """The arms of a study, who is whose control, and how trials are made of them."""
+    """The arms of a study, their controls and their trials."""
 
     study: Study
     arms: dict[str, Arm]
     data_dir: str | None = None
 
     def trials(self) -> list[Trial]:
-        """All trials of a study without ranges: every arm with the first seed first, so that a study that is stopped
-        has whole comparisons."""
+        """All trials of a study without ranges, seed by seed, so that an interrupted study has complete comparisons."""
         study = self.study
         kinds = itertools.product(study.seeds, study.data, self.arms.values())
         return [self.trial(data, arm, seed) for seed, data, arm in kinds]
 
     def searches(self) -> Iterator[tuple[str, Arm]]:
-        """The pairs of data and arm that are each searched, of a study with ranges."""
+        """The pairs of data and arm of a study with ranges; each gets its own search."""
         return itertools.product(self.study.data, self.arms.values())
 
     def samples(self) -> list[Trial]:
-        """A trial of every arm on every data set, with the first seed; ranges at their low ends."""
+        """One trial of every arm on every data set, with the first seed and ranges at their low ends."""
         lowest = {name: r.whole_or_not(r.low) for name, r in self.study.ranges.items()}
         number = 0 if lowest else None
         return [self.trial(data, arm, self.study.seeds[0], lowest, number) for data, arm in self.searches()]
 
     def on_gpu(self) -> bool:
-        """Whether all trials may take whichever GPU they are given."""
+        """Whether all trials may run on any GPU."""
         return all(trial.recipe.device in ("auto", "cuda") for trial in self.samples())
 
     def listing(self) -> str:
-        """The trials by name and their number; of ranges, how many settings each arm is tried with."""
+        """The names and number of the trials; with ranges, the number of settings per arm."""
         study = self.study
         if not study.ranges:
             trials = self.trials()
@@ -75,11 +74,11 @@ class Plan:
         return "\n".join([*lines, f"{len(lines) * study.trials * len(study.seeds)} trials"])
 
     def setting(self, data: str, arm: Arm, number: int, values: Fields) -> list[Trial]:
-        """The trials of one setting of the ranges, a trial a seed."""
+        """The trials of one setting of the ranges, one per seed."""
         return [self.trial(data, arm, seed, values, number) for seed in self.study.seeds]
 
     def trial(self, data: str, arm: Arm, seed: int, setting: Fields | None = None, number: int | None = None) -> Trial:
-        """One trial; raises StudyError where its recipe is none."""
+        """One trial; raises StudyError if its recipe is invalid."""
         study, setting = self.study, setting or {}
         parts = [data, arm.name, *([] if number is None else [f"t{number:03d}"]), f"s{seed}"]
         name = "-".join(parts)
@@ -95,7 +94,7 @@ class Plan:
         return Trial(name, data, arm, seed, recipe, setting, number)
 
     def control(self, arm: Arm, name: str) -> Arm | None:
-        """The arm that an arm is compared with by a control; None for the control itself, and where there is none."""
+        """The arm that a control compares `arm` with; None for the control itself or if there is none."""
         control = self.study.controls[name]
         if isinstance(control, str):
             other = self.arms[control]
@@ -108,14 +107,14 @@ class Plan:
 
 
 def make_plan(study: Study, data_dir: str | None = None) -> Plan:
-    """The plan of a study; raises StudyError for trials that cannot be: of one name, the same, no recipe, no control.
+    """The plan of a study; raises StudyError for duplicate names or trials, an invalid recipe or a missing control.
 
-    `data_dir` is where the named data sets lie, instead of what the study says.
+    `data_dir` replaces the study's folder for named data sets.
     """
     arms: dict[str, Arm] = {}
     for arm in [*_combinations(study), *(Arm(name, {}, fields) for name, fields in study.also.items())]:
         if arm.name in arms:
-            raise StudyError(f"{study.path} makes two trials of one name: two arms are called {arm.name!r}")
+            raise StudyError(f"{study.path} has two arms called {arm.name!r}")
         arms[arm.name] = arm
     plan = Plan(study, arms, data_dir)
     _check_controls(plan)
@@ -136,12 +135,12 @@ def _combinations(study: Study) -> list[Arm]:
 
 
 def _joined(study: Study, sources: Mapping[str, Fields]) -> Fields:
-    """The fields of all sources; raises StudyError where two decide the same one, or one decides the seed."""
+    """The fields of all sources; raises StudyError if two set the same field, or one sets the seed."""
     joined: dict[str, Any] = {}
     owner: dict[str, str] = {}
     for source, fields in {**sources, "fields": study.fields}.items():
         if "seed" in fields:
-            raise StudyError(f"{study.path}: {source} sets the seed; say it with `seeds`")
+            raise StudyError(f"{study.path}: {source} sets the seed; use `seeds` instead")
         if source == "fields":
             continue
         for name, value in fields.items():
@@ -155,7 +154,7 @@ def _check_controls(plan: Plan) -> None:
     study = plan.study
     if not study.controls and len(plan.arms) > 1:
         raise StudyError(
-            f"{study.path} has {len(plan.arms)} arms and no control: say what they are compared with, as "
+            f"{study.path} has {len(plan.arms)} arms but no control: say what to compare them with, for example "
             "`controls: {mask: {variant: none}}`"
         )
     for name, control in study.controls.items():
@@ -172,23 +171,21 @@ def _check_controls(plan: Plan) -> None:
 
 
 def _check_trials(plan: Plan) -> None:
-    """Every recipe is one, no name stands for two trials, and no training is made twice."""
+    """Checks that every recipe is valid and no name or training occurs twice."""
     study = plan.study
     highest = {name: r.whole_or_not(r.high) for name, r in study.ranges.items()}
     for data, arm in plan.searches():
-        plan.trial(data, arm, study.seeds[-1], highest)  # raises where the recipe is none at that end
+        plan.trial(data, arm, study.seeds[-1], highest)  # checks the recipe at the upper ends too
     trials = plan.samples()
     seen: dict[str, str] = {}
     names: set[str] = set()
     for trial in trials:
         if trial.name.lower() in names:
-            raise StudyError(f"{study.path} makes two trials of one name: {trial.name}")
+            raise StudyError(f"{study.path} gives two trials the name {trial.name}")
         names.add(trial.name.lower())
         other = seen.setdefault(repr(trial.recipe), trial.name)
         if other != trial.name:
-            raise StudyError(
-                f"{study.path}: trials {other} and {trial.name} are the same training; take one of them out"
-            )
+            raise StudyError(f"{study.path}: trials {other} and {trial.name} are the same training; remove one of them")
 
 
 def folder_of(out: Path, trial: Trial) -> Path:

@@ -1,4 +1,4 @@
-"""Processes on this machine that trials run in: on its cores, or one or several a GPU."""
+"""Runs trials as processes on this machine: on its cores, or one or several per GPU."""
 
 import os
 import time
@@ -13,14 +13,14 @@ _LOOK_S = 0.1
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one process: a GPU as CUDA_VISIBLE_DEVICES names it, None for the CPU alone."""
+    """A place for one process: a GPU as CUDA_VISIBLE_DEVICES names it, None for the CPU."""
 
     number: int
     gpu: str | None
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -34,7 +34,8 @@ def visible_gpus() -> list[str]:
 
 
 def make_slots(workers: int | None, per_device: int, gpus: list[str]) -> list[Slot]:
-    """Places on the GPUs, `per_device` each and `workers` at most; without GPUs on the cores, one each by default."""
+    """Slots on the GPUs, `per_device` on each and at most `workers`; without GPUs `workers` slots, by default one per
+    core."""
     for name, value in (("workers", workers), ("per-device", per_device)):
         if value is not None and value < 1:
             raise StudyError(f"--{name} must be at least 1, got {value}")
@@ -62,7 +63,7 @@ class Pool:
         self._running[job["name"]] = slot, start(job, slot.gpu)
 
     def wait(self) -> list[tuple[str, dict[str, Any]]]:
-        """Names and outcomes of the jobs that have ended, at least one; none where none runs."""
+        """Waits until a job ends; returns names and outcomes of the ended jobs, empty if none is running."""
         while self._running:
             ended = [name for name, (_, process) in self._running.items() if process.poll() is not None]
             if ended:
@@ -76,7 +77,7 @@ class Pool:
         return answer(process)
 
     def stop(self) -> None:
-        """Ends what runs; each training keeps its last finished epoch."""
+        """Stops all jobs; each training keeps its last finished epoch."""
         for _, process in self._running.values():
             process.terminate()
         for _, process in self._running.values():

@@ -1,7 +1,7 @@
-"""One trial in a process of its own: what it is given, what it does, and what it answers.
+"""One trial in its own process.
 
-It reads a job from standard input, trains, resumes or only reads the run folder of the job, and prints one line of
-JSON: the summary and the machine, or the sentence of a failure.
+The process reads a job from standard input, trains, resumes or only reads the job's run folder, and prints one line of
+JSON: the summary and the machine, or the error message.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ _WATCH_S = 0.2
 
 
 def make_job(name: str, folder: Path, recipe: dict[str, Any], *, threads: int, nice: int) -> dict[str, Any]:
-    """What a process is given: a trial's name, run folder and recipe, threads of the CPU, niceness added to its own."""
+    """The job for a process: a trial's name, run folder and recipe, CPU threads, and niceness to add."""
     return {"name": name, "folder": str(folder), "recipe": recipe, "threads": threads, "nice": nice}
 
 
 def start(job: dict[str, Any], gpu: str | None = None) -> "subprocess.Popen[str]":
-    """The process of a job, with `gpu` as CUDA_VISIBLE_DEVICES; its progress goes to `logs/NAME.log` of the study."""
+    """Starts a job's process with `gpu` as CUDA_VISIBLE_DEVICES; its output goes to `logs/NAME.log` of the study."""
     folder = Path(job["folder"])
     log = folder.parent.parent / "logs" / f"{job['name']}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -44,14 +44,14 @@ def start(job: dict[str, Any], gpu: str | None = None) -> "subprocess.Popen[str]
             env=environment,
         )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its end says why it did not read
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its exit status explains a broken pipe
         pipe.write(json.dumps(job | {"parent": os.getpid()}))
     process.stdin = None
     return process
 
 
 def answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    """The answer of an ended process: "summary" and the machine, or "sentence" of its failure."""
+    """The answer of an ended process: "summary" and the machine, or "sentence" with the error."""
     out, _ = process.communicate()
     status = process.returncode
     try:
@@ -62,13 +62,13 @@ def answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
         return outcome
     if status < 0:
         name = signal.Signals(-status).name
-        hint = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
-        return {"sentence": f"its process was ended by {name}{hint}"}
+        hint = ", as when memory runs out" if status == -signal.SIGKILL else ""
+        return {"sentence": f"its process was killed by {name}{hint}"}
     return {"sentence": f"its process ended with status {status}; its log says more"}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """The whole life of a job's process, for a machine that a cluster chose; returns its answer."""
+    """Runs a job's process to its end, on a machine the cluster chose; returns its answer."""
     process = start(job)
     try:
         return answer(process)
@@ -83,7 +83,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if job["nice"]:
         os.nice(job["nice"])
-    # What a library prints must not come between the sweep and the one line that it waits for.
+    # Libraries may print; standard output is for the one line that the sweep waits for.
     with contextlib.redirect_stdout(sys.stderr):
         outcome = _outcome(job)
     print(json.dumps(outcome), flush=True)
@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def _end_with_parent(parent: int) -> None:
-    """A sweep that is killed takes its trials along: another one could not resume them while they run."""
+    """Ends this process with the sweep: a new sweep could not resume trials that still run."""
     while os.getppid() == parent:
         time.sleep(_WATCH_S)
     os._exit(1)
@@ -110,7 +110,7 @@ def _outcome(job: dict[str, Any]) -> dict[str, Any]:
         summary = _summary(Path(job["folder"]), recipe)
     except KeyboardInterrupt:
         raise SystemExit(1) from None
-    except Exception as error:  # of one trial, whatever it is: the study records its sentence and goes on
+    except Exception as error:  # a failed trial must not stop the study
         import traceback
 
         traceback.print_exc()
@@ -125,7 +125,7 @@ def _outcome(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(folder: Path, recipe: Any) -> dict[str, Any]:
-    """The summary of a training that is run, continued or only read."""
+    """Runs, resumes or only reads a training; returns its summary."""
     from gmmvit.runs.run_folder import CONFIG
     from gmmvit.training.run import resume, train
 

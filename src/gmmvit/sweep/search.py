@@ -1,4 +1,4 @@
-"""Settings of ranges, proposed by Optuna: one search for each arm on each data set, kept in a journal of the study."""
+"""Optuna proposes settings within ranges: one search per arm and data set, kept in the study's journal."""
 
 import statistics
 from pathlib import Path
@@ -11,7 +11,7 @@ METRIC = "val_top1"
 
 
 class Search:
-    """The settings of one arm on one data set. A setting's worth is the mean validation top-1 over the seeds."""
+    """The settings of one arm on one data set. A setting is rated by its mean validation top-1 over the seeds."""
 
     def __init__(self, plan: Plan, data: str, arm: Arm, out: Path) -> None:
         optuna = _optuna()
@@ -22,7 +22,7 @@ class Search:
         self._study = optuna.create_study(
             storage=storage, study_name="gmmvit", direction="maximize", load_if_exists=True
         )
-        self._waiting: dict[int, dict[str, Any]] = {}  # outcomes by trial name, of settings with trials that still run
+        self._waiting: dict[int, dict[str, Any]] = {}  # outcomes by trial name, of settings not yet complete
         states = optuna.trial.TrialState
         known = self._study.get_trials(deepcopy=False)
         self._left = plan.study.trials - len(known)
@@ -30,20 +30,20 @@ class Search:
         self._ended = [(t.number, dict(t.params)) for t in known if t.state != states.RUNNING]
 
     def ended(self) -> list[Trial]:
-        """Trials of settings that ended in an earlier sweep."""
+        """Trials of the settings that earlier sweeps completed."""
         return [trial for number, values in self._ended for trial in self._trials(number, values)]
 
     def begun(self) -> list[Trial]:
-        """Trials of settings that an earlier sweep did not bring to their end."""
+        """Trials of the settings that earlier sweeps left incomplete."""
         return [trial for number, values in self._again for trial in self._trials(number, values)]
 
     def next(self) -> list[Trial]:
-        """The trials of the next setting, those first that a kill left; empty where none is left."""
+        """The trials of the next setting, interrupted settings first; empty if no setting is left."""
         if self._again:
             number, values = self._again.pop(0)
         elif self._left > 0:
             self._left -= 1
-            # A sampler a setting, seeded by its number: what is proposed does not depend on kills before it.
+            # One sampler per setting, seeded by its number, so that earlier kills do not change the proposals.
             number = len(self._study.get_trials(deepcopy=False))
             self._study.sampler = self._optuna.samplers.TPESampler(seed=number)
             proposed = self._study.ask()
@@ -58,7 +58,7 @@ class Search:
         return self._plan.setting(self._data, self._arm, number, values)
 
     def done(self, trial: Trial, row: dict[str, Any]) -> None:
-        """Takes a trial's row; a setting of which one failed is worth nothing."""
+        """Records a trial's row; a setting with a failed trial gets no rating."""
         assert trial.number is not None
         found = self._waiting[trial.number]
         found[trial.name] = row.get(METRIC)

@@ -1,4 +1,4 @@
-"""A study: a YAML file that says which trainings are compared. Loads no torch."""
+"""A study: a YAML file that says which trainings to compare. Does not import torch."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,14 @@ from gmmvit.config import Recipe, RecipeError, recipe_names
 from gmmvit.yaml_files import YamlError, read_yaml
 
 KEYS = ("recipe", "out", "fields", "data", "variants", "grid", "also", "seeds", "controls", "ranges", "trials")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+]*(-[A-Za-z0-9._=,+]+)*")  # of a folder, on every file system
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+]*(-[A-Za-z0-9._=,+]+)*")  # a valid folder name on every file system
 
 Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; whole ones where `whole`; even in their logarithm where `log`."""
+    """Numbers from `low` to `high`, both included; integers if `whole`; uniform in the logarithm if `log`."""
 
     low: float
     high: float
@@ -26,17 +26,17 @@ class Range:
     whole: bool
 
     def whole_or_not(self, value: float) -> float | int:
-        """A value as the field takes it."""
+        """A value in the field's type."""
         return int(value) if self.whole else value
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the file says, checked by itself; `plan` makes trials of it.
+    """The checked contents of a study's file; `plan` makes trials of it.
 
-    `factors` are the variants and the grid: for each factor the fields of its levels, by name; those of `listed` are
-    fields with lists of values. `also` are arms beside
-    their combinations. A control is the name of an arm, or the levels that an arm's control has instead of its own.
+    `factors` are the variants and the grid: factor -> level -> fields. `listed` are the factors given as a field with a
+    list of values. `also` are arms besides their combinations. A control is an arm's name, or the levels that replace
+    an arm's own.
     """
 
     path: Path
@@ -54,11 +54,11 @@ class Study:
 
 
 class StudyError(RecipeError):
-    """A study that cannot be run as it stands; one sentence."""
+    """A study that cannot run; the message is one sentence."""
 
 
 def read_study(path: str | Path) -> Study:
-    """The study of a YAML file; raises StudyError where it is damaged, or for what it lacks or cannot mean."""
+    """Reads a study from a YAML file; raises StudyError if the file is damaged, incomplete or invalid."""
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"there is no study {path}; give the path of a YAML file")
@@ -67,7 +67,7 @@ def read_study(path: str | Path) -> Study:
     except YamlError as error:
         raise StudyError(f"{path} {error}") from None
     if not isinstance(content, dict) or not content:
-        raise StudyError(f"{path} must hold a study as `key: value` with the keys {', '.join(KEYS)}")
+        raise StudyError(f"{path} must hold a study, as `key: value` with the keys {', '.join(KEYS)}")
     for key in content:
         if key not in KEYS:
             raise StudyError(f"{path} has an unknown key {key!r}{nearest(key, KEYS)}")
@@ -77,7 +77,7 @@ def read_study(path: str | Path) -> Study:
     if ranges and (type(trials) is not int or trials < 1):
         raise StudyError(f"{path}: ranges need `trials`, the number of settings to try for each arm, got {trials!r}")
     if trials and not ranges:
-        raise StudyError(f"{path}: trials counts the settings tried in ranges, and there are no ranges")
+        raise StudyError(f"{path}: trials counts the settings tried in ranges, but there are no ranges")
     return Study(
         path=path,
         recipe=_base(path, content.get("recipe")),
@@ -95,15 +95,15 @@ def read_study(path: str | Path) -> Study:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The names that there are, and the one nearest to a name that there is not."""
+    """A hint for an unknown name: the nearest known one, or all known names."""
     known = list(known)
-    return text.nearest(name, known, cutoff=0.5, otherwise=f"; it must be among {', '.join(known)}")
+    return text.nearest(name, known, cutoff=0.5, otherwise=f"; it must be one of {', '.join(known)}")
 
 
 def _base(path: Path, name: Any) -> str | Path:
-    """The base recipe: a shipped one, or a file beside the study or below the present folder."""
+    """The base recipe: a shipped one, or a file relative to the study or to the current folder."""
     if not isinstance(name, str):
-        raise StudyError(f"{path} must name its base recipe, as `recipe: small` or `recipe: FILE.yaml`, got {name!r}")
+        raise StudyError(f"{path} must name its base recipe, `recipe: small` or `recipe: FILE.yaml`, got {name!r}")
     beside = path.parent / name
     return beside if name not in recipe_names() and beside.is_file() else name
 
@@ -115,10 +115,10 @@ def _range(path: Path, name: str, given: Any) -> Range:
         raise StudyError(f"{path}: ranges has an unknown field {name!r}{nearest(name, kinds)}")
     if not isinstance(given, Mapping) or set(given) - {"low", "high", "log"} or not {"low", "high"} <= set(given):
         raise StudyError(
-            f"{where} must be low, high and perhaps log, as {{low: 1e-4, high: 1e-2, log: true}}, got {given!r}"
+            f"{where} must give low, high and perhaps log, like {{low: 1e-4, high: 1e-2, log: true}}, got {given!r}"
         )
     try:
-        low, high = float(given["low"]), float(given["high"])  # YAML reads 1e-4 as a text
+        low, high = float(given["low"]), float(given["high"])  # YAML reads 1e-4 as text
     except (TypeError, ValueError):
         raise StudyError(
             f"{where} needs numbers for low and high, got {given['low']!r} and {given['high']!r}"
@@ -138,7 +138,7 @@ def _range(path: Path, name: str, given: Any) -> Range:
 
 @dataclass(frozen=True)
 class _Reader:
-    """The parts of a study's file."""
+    """Reads the parts of a study's file."""
 
     path: Path
     content: dict[str, Any]
@@ -155,7 +155,7 @@ class _Reader:
 
     def as_fields(self, where: str, value: Any) -> Fields:
         if not isinstance(value, Mapping):
-            raise StudyError(f"{self.path}: {where} must be a mapping, as {{name: value}}, got {value!r}")
+            raise StudyError(f"{self.path}: {where} must be a mapping like {{name: value}}, got {value!r}")
         return {str(name): content for name, content in value.items()}
 
     def named(self, key: str) -> dict[str, Fields]:
@@ -168,7 +168,7 @@ class _Reader:
     def check_name(self, where: str, name: str) -> None:
         if not _NAME.fullmatch(name):
             raise StudyError(
-                f"{self.path}: {where}: {name!r} names a folder: letters, digits and . _ = , + with single - between"
+                f"{self.path}: {where}: {name!r} becomes a folder name: use letters, digits and . _ = , + with single -"
             )
 
     def data(self) -> dict[str, Fields]:
@@ -182,7 +182,7 @@ class _Reader:
         sets = self.named("data")
         if not sets:
             raise StudyError(
-                f"{self.path} must say its data, as `data: [cifar10]` or `data: {{NAME: {{dataset: ...}}}}`"
+                f"{self.path} must name its data, like `data: [cifar10]` or `data: {{NAME: {{dataset: ...}}}}`"
             )
         return sets
 
@@ -190,7 +190,7 @@ class _Reader:
         factors = {"variant": self.named("variants")} if self.content.get("variants") else {}
         for name, levels in self.mapping("grid").items():
             if name == "variant":
-                raise StudyError(f"{self.path}: grid: variant is what the variants are called; take another name")
+                raise StudyError(f"{self.path}: grid: the name variant is reserved for the variants; choose another")
             factors[name] = self.levels(name, levels)
         return factors
 
@@ -204,17 +204,15 @@ class _Reader:
             )
         levels = {label(value): {name: value} for value in given}
         if len(levels) < len(given):
-            raise StudyError(
-                f"{self.path}: grid: {name} makes two trials of one name: it has a value twice, got {given!r}"
-            )
+            raise StudyError(f"{self.path}: grid: {name} must not repeat a value, got {given!r}")
         return levels
 
     def seeds(self) -> list[int]:
         seeds = self.content.get("seeds", [0])
         if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-            raise StudyError(f"{self.path}: seeds must be a list of whole numbers, as [0, 1, 2], got {seeds!r}")
+            raise StudyError(f"{self.path}: seeds must be a list of whole numbers like [0, 1, 2], got {seeds!r}")
         if len(set(seeds)) < len(seeds):
-            raise StudyError(f"{self.path}: seeds makes two trials of one name: it has a seed twice, got {seeds}")
+            raise StudyError(f"{self.path}: seeds must not repeat a seed, got {seeds}")
         return seeds
 
     def controls(self) -> dict[str, str | dict[str, str]]:
@@ -227,14 +225,14 @@ class _Reader:
                 controls[name] = given
             else:
                 raise StudyError(
-                    f"{self.path}: controls: {name} must be the name of an arm, or levels as {{variant: none}}, "
+                    f"{self.path}: controls: {name} must be the name of an arm, or levels like {{variant: none}}, "
                     f"got {given!r}"
                 )
         return controls
 
 
 def label(value: Any) -> str:
-    """A value as a part of a name."""
+    """A value as part of a name."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     text = "x".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""From the rows of trials to the table of a study: means, deviations, paired differences to controls, cost."""
+"""Makes a study's table from the trials' rows: means, deviations, paired differences to controls, cost."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences; `low` and `high` bound its 95 % interval, None with one pair."""
+    """The mean of paired differences; `low` and `high` bound its 95 % interval, None for a single pair."""
 
     mean: float
     low: float | None
@@ -26,7 +26,7 @@ class Difference:
 
 
 def paired(values: Sequence[float]) -> Difference:
-    """Mean and Student's interval of differences of pairs (t with n - 1 degrees of freedom)."""
+    """Mean and Student's t interval (n - 1 degrees of freedom) of paired differences."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return Difference(mean, None, None, len(values))
@@ -37,10 +37,10 @@ def paired(values: Sequence[float]) -> Difference:
 
 
 def make_table(plan: Plan, rows: Sequence[Row]) -> list[Row]:
-    """A row for each arm on each data set, in the order of the study; accuracies are fractions.
+    """One row per arm and data set, in the study's order; accuracies are fractions.
 
-    With ranges an arm is represented by its chosen setting: the one with the highest mean validation top-1 of those
-    whose trials all ended well. Differences pair trials of the same data and seed.
+    With ranges an arm is represented by its best setting: the highest mean validation top-1 among settings without
+    failed trials. Differences pair trials of the same data and seed.
     """
     of_arm: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
@@ -83,7 +83,7 @@ def _line(plan: Plan, data: str, arm: str, rows: list[Row], chosen: dict[tuple[s
             found = None if other is None else difference(mine, chosen.get((data, other.name), []), metric)
             line |= _difference_cells(f"{metric}_minus_{control}", found)
     line["settings"] = len({row["setting"] for row in rows}) if plan.study.ranges else 1
-    for cost in ("core_s", "wall_s"):  # of a trial, and of all that were needed to choose it
+    for cost in ("core_s", "wall_s"):  # of one trial, and of the whole search
         line[f"{cost}_mean"] = statistics.mean(_known(mine, cost)) if _known(mine, cost) else None
     line["core_s_all"] = sum(_known(rows, "core_s"))
     line |= {name: _same(mine, name) for name in ("num_parameters", "train_images", "epochs", "passes")}
@@ -107,5 +107,5 @@ def _known(rows: Sequence[Row], name: str) -> list[float]:
 
 
 def _same(rows: Sequence[Row], name: str) -> str:
-    """What the rows say of something; all of it where they differ."""
+    """The value of a column, or all its values if they differ."""
     return "; ".join(dict.fromkeys(str(row[name]) for row in rows if row.get(name) is not None))
