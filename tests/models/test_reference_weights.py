@@ -159,7 +159,7 @@ def test_a_tensor_that_cannot_be_the_originals_is_refused_in_words(name: str) ->
 
 
 def test_sizes_that_tensors_cannot_tell_are_asked_for() -> None:
-    with pytest.raises(ValueError, match=r"the size 'heads' of this model cannot be read off the tensors: give heads="):
+    with pytest.raises(ValueError, match=r"the size 'heads' of this model cannot be inferred"):
         load_reference(as_trained("vit-none"), family="vit", mask="none")
     with pytest.raises(TypeError, match="vit has no size 'window_size'"):
         load_reference(as_trained("vit-none"), family="vit", mask="none", window_size=4)

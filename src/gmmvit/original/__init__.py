@@ -1,1 +1,1 @@
-"""Weights of the paper's own code, read and converted."""
+"""Reads and converts weights of the paper's own code."""

@@ -1,4 +1,4 @@
-"""A checkpoint of the original code -> a run folder of ours, for `predict`, `eval` and `report`."""
+"""Converts a checkpoint of the original code to a run folder for `predict`, `eval` and `report`."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from gmmvit.weight_files import WeightsError, not_finite, read_tensors, without_
 
 
 class TrainedOn(NamedTuple):
-    """A data set as the original code trains on it: square images of `pixels`, normalised with `mean` and `std`."""
+    """A data set as the original code trains on it: square images, `pixels` wide, normalised with `mean` and `std`."""
 
     pixels: int
     classes: int
@@ -25,7 +25,7 @@ class TrainedOn(NamedTuple):
     std: tuple[float, float, float]
 
 
-DATASETS = {  # of those that look alike, the likeliest first
+DATASETS = {  # among data sets of one shape, the likeliest first
     "cifar10": TrainedOn(32, 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": TrainedOn(32, 100, (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "svhn": TrainedOn(32, 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
@@ -49,17 +49,21 @@ def convert(
 
     Args:
         file: .pth file; only its tensors are read.
-        out: run folder; one that holds files is refused.
+        out: run folder, which must be empty or new.
         family, mask: of the model.
-        dataset: what it was trained on, a key of `DATASETS`: it decides normalisation and class names. By default the
-            likeliest one with images and classes like the model's.
-        data_dir: where the data set lies; class names are read there where they are not known without it.
-        overwrite: replace an old run.
-        report: is given what was assumed: the data set that was chosen, class names that are not known.
-        sizes: as in `load_reference`, where the tensors do not show them.
+        dataset: what it was trained on, a key of `DATASETS`; sets normalisation and class names. Default: the likeliest
+            one with the model's image size and number of classes.
+        data_dir: the folder of the data set, for class names that only its files contain.
+        overwrite: replaces an old run.
+        report: called with each assumption: the chosen data set, unknown class names.
+        sizes: as in `load_reference`, for sizes that the tensors do not show.
+
+    Returns:
+        The run folder.
 
     Raises:
-        ValueError: naming the tensor or size that does not fit; RunError for the folder.
+        ValueError: names the tensor or size that does not fit.
+        RunError: the folder cannot be used.
     """
     one_of("family", family, NAMES)
     one_of("mask", mask, MASK_TENSORS)
@@ -70,7 +74,7 @@ def convert(
     state = without_prefix(read_tensors(file, report=report), lambda name: is_named(name, family), report)
     model = load_reference(state, family=family, mask=mask, **sizes)
     if (name := not_finite(state)) is not None:
-        raise WeightsError(f"tensor {name!r} of {file} is not finite: that training diverged")
+        raise WeightsError(f"tensor {name!r} of {file} is not finite: the training diverged")
     options = json.loads(json.dumps({"family": family, **model.config}))
     size = pair(options["image_size"], "image_size")
     if dataset is None:
@@ -101,13 +105,13 @@ def convert(
 
 
 def _likeliest(file: str | Path, size: tuple[int, int], num_classes: int, report: Callable[[str], object]) -> str:
-    """The data set that a model was most likely trained on, by its images and classes."""
+    """The data set that a model was most likely trained on, judged by image size and number of classes."""
     shape = f"{num_classes} classes of {size[0]} x {size[1]} pixels"
     alike = [name for name, known in DATASETS.items() if ((known.pixels,) * 2, known.classes) == (size, num_classes)]
     if not alike:
         raise ValueError(
-            f"{file} has {shape}, as none of {list(DATASETS)} has: name one of these with --dataset if "
-            "it had another size in that training, or load the model alone with gmmvit.load_reference"
+            f"{file} has {shape}, unlike {list(DATASETS)}: name one of these with --dataset if "
+            "that training resized it, or load only the model with gmmvit.load_reference"
         )
     others = "" if len(alike) == 1 else f" ({', '.join(alike[1:])} looks the same: choose with --dataset)"
     report(f"{shape}: taken for {alike[0]}{others}")
@@ -123,5 +127,5 @@ def _class_names(
     if known is None and data_dir is not None:
         return list(load_dataset(dataset, data_dir=data_dir).classes)
     if known is None:
-        report(f"the names of the classes are in the files of {dataset}: give --data-dir to have them in predictions")
+        report(f"the class names are in the files of {dataset}: give --data-dir to see them in predictions")
     return known or numbered_classes(num_classes)

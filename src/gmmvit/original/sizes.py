@@ -1,7 +1,7 @@
-"""Sizes of a model of the original code, read off its tensors: arguments for the constructors of our families.
+"""Infers the sizes of an original model from its tensors, as arguments for our families' constructors.
 
-Tensors come under our names and in our shapes; a size that the caller knows goes before what the tensors say. A wrong
-one is found when the tensors are held against the model of these sizes.
+Tensors have our names and shapes. Sizes from the caller take precedence; a wrong one shows when the tensors are loaded
+into the model.
 """
 
 import math
@@ -20,11 +20,13 @@ def model_arguments(tensors: Tensors, raw: Tensors, family: str, mask: str, size
     """Arguments of the family's constructor, without `mask`.
 
     Args:
-        tensors: converted; raw: as in the checkpoint, with what the conversion leaves out.
-        family, mask: of the model. sizes: those that are known, by the original's names.
+        tensors: converted.
+        raw: as in the checkpoint, including what the conversion drops.
+        family, mask: of the model.
+        sizes: known sizes, by the original's names.
 
     Raises:
-        ValueError: naming the tensor that is missing, or the size that the tensors do not show.
+        ValueError: names the tensor that is missing or the size that cannot be inferred.
     """
     arguments = {
         "num_classes": sizes.get("num_classes") or _shape(tensors, "head.weight", 2)[0],
@@ -49,7 +51,7 @@ _LARGEST = 2**16  # of any size
 
 
 def check_sizes(family: str, sizes: Mapping[str, Any]) -> None:
-    """Raises TypeError for a size that the family does not have or of another kind, ValueError for one out of range."""
+    """Raises TypeError for an unknown size or one of the wrong type, ValueError for one out of range."""
     staged = "depths" in SIZE_NAMES[family]
     for name, value in sizes.items():
         if name not in (*_COMMON, *SIZE_NAMES[family]):
@@ -63,12 +65,12 @@ def check_sizes(family: str, sizes: Mapping[str, Any]) -> None:
 
 
 def is_distance_table(name: str, tensor: Tensor) -> bool:
-    """Whether it is the original's frozen exp(-d2 / 2): [1, 1, N, N], named mask like an element-wise [N, N] mask."""
+    """Whether it is the original's frozen exp(-d2 / 2), [1, 1, N, N], which shares a name with the [N, N] ELM mask."""
     return (name == "mask" or name.endswith(".mask")) and tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
 
 
 def _underflows(raw: Tensors) -> bool:
-    """Whether a table of the original ends in zeros: masks learned with it end there too."""
+    """Whether the original's table underflows to zeros; masks learned with it are cut off there too."""
     return any(bool((tensor == 0).any()) for name, tensor in raw.items() if is_distance_table(name, tensor))
 
 
@@ -77,18 +79,18 @@ def _shape(tensors: Tensors, name: str, dims: int) -> tuple[int, ...]:
         raise ValueError(f"tensor {name!r} (our name) is missing from the checkpoint; are family and mask right?")
     shape = tuple(tensors[name].shape)
     if len(shape) != dims or 0 in shape:
-        raise ValueError(f"tensor {name!r} (our name) must have {dims} dimensions, none of them 0, got shape {shape}")
+        raise ValueError(f"tensor {name!r} (our name) must have {dims} dimensions, each at least 1, got shape {shape}")
     return shape
 
 
 def _count(tensors: Tensors, prefix: str) -> int:
-    """Number of modules of a list."""
+    """The number of modules in a list."""
     indices = {name.removeprefix(prefix + ".").split(".")[0] for name in tensors if name.startswith(prefix + ".")}
     return len(indices)
 
 
 def _depth(tensors: Tensors, prefix: str, name: str, given: int | None) -> int:
-    """Number of modules of a list; raises ValueError where the caller's size `name` says another."""
+    """The number of modules in a list; raises ValueError if the caller gave another as size `name`."""
     count = _count(tensors, prefix)
     if given not in (None, count):
         raise ValueError(
@@ -99,7 +101,7 @@ def _depth(tensors: Tensors, prefix: str, name: str, given: int | None) -> int:
 
 
 def _unknown(size: str) -> ValueError:
-    return ValueError(f"the size {size!r} of this model cannot be read off the tensors: give {size}=...")
+    return ValueError(f"the size {size!r} of this model cannot be inferred from the tensors: give {size}=...")
 
 
 def _root(value: int) -> int | None:
@@ -108,8 +110,8 @@ def _root(value: int) -> int | None:
 
 
 def _patches(tensors: Tensors, sizes: Mapping[str, Any], conv: Tensor | None, prefix: int) -> dict[str, Any]:
-    """image_size, patch_size and channels, of square images and patches; without a convolution's shape to show them
-    apart, three channels or one."""
+    """image_size, patch_size and channels for square images and patches. Without a convolution the shape leaves the
+    channels open: three if that fits, else one."""
     pixels = _shape(tensors, "patch_embed.proj.weight", 2)[1]
     patch = sizes.get("patch_size") or (conv.shape[-1] if conv is not None and conv.dim() == 4 else None)
     patch = patch or next((root for c in (3, 1) if pixels % c == 0 and (root := _root(pixels // c))), None)
@@ -144,7 +146,7 @@ def _vit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], di
     depth = _depth(tensors, "blocks", "depth", sizes.get("depth"))
 
     def known_size() -> int | None:
-        """Heads of the size of the original code with this width and depth."""
+        """The heads of the original's model of this width and depth."""
         for options in SIZES["vit"].values():
             size = {"dim": 192, "depth": 9, "num_heads": 12, **options}
             if (size["dim"], size["depth"]) == (dim, depth):
@@ -186,7 +188,7 @@ def _depths(tensors: Tensors, sizes: Mapping[str, Any]) -> list[int]:
 def _pit(tensors: Tensors, raw: Tensors, mask: str, sizes: Mapping[str, Any], dim: int) -> dict[str, Any]:
     depths = _depths(tensors, sizes)
     blocks = [f"stages.{stage}.blocks.0" for stage in range(len(depths))]
-    head_dim = sizes.get("head_dim") or (48 if dim == 96 else None)  # of the one size that the original code has
+    head_dim = sizes.get("head_dim") or (48 if dim == 96 else None)  # the original's only size
 
     def of_width(block: str) -> int | None:
         return head_dim and _width(tensors, block) // head_dim

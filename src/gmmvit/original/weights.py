@@ -1,7 +1,7 @@
-"""Weights trained with the method's original code -> our models. A table of names per family, and the sizes they imply.
+"""Loads weights trained with the original code into our models, with a table of names per family.
 
-The names on the left of the tables are prefixes of the original's tensors, those on the right of ours; `{i}` counts
-layers, `{s}` stages (PiT numbers its stages 0, 2, 4 and the poolings between them 1, 3).
+Left in the tables: prefixes of the original's tensors; right: ours. `{i}` counts layers, `{s}` stages (PiT numbers its
+stages 0, 2, 4 and the poolings between them 1, 3).
 """
 
 import math
@@ -22,7 +22,7 @@ _ENDS = {"mlp_head.0.": "norm.", "mlp_head.1.": "head.", "cls_token": "cls_token
 
 
 def _layers(theirs: str, ours: str) -> dict[str, str]:
-    """A pre-norm block as the original's ViT and PiT name it."""
+    """The names of a pre-norm block in the original's ViT and PiT."""
     return {
         f"{theirs}.0.norm.": f"{ours}.norm1.",
         f"{theirs}.0.fn.to_qkv.": f"{ours}.attn.qkv.",
@@ -35,7 +35,7 @@ def _layers(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _talking_layers(theirs: str, ours: str) -> dict[str, str]:
-    """A block with layer scale and talking heads as the original's CaiT names it; queries and the rest apart."""
+    """The names of a block with layer scale and talking heads in the original's CaiT, except its queries."""
     return {
         f"{theirs}.0.scale": f"{ours}.scale1",
         f"{theirs}.0.fn.norm.": f"{ours}.norm1.",
@@ -87,7 +87,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
 }
 
-# What the original stores beside its weights: tables that can be computed, and parameters that no forward pass uses.
+# What the original stores besides weights: tables that can be computed, and unused parameters.
 UNUSED: dict[str, tuple[str, ...]] = {
     "vit": (),
     "cait": (),
@@ -97,12 +97,12 @@ UNUSED: dict[str, tuple[str, ...]] = {
 }
 
 
-# What a model with that mask has in every layer, by our names.
+# The tensor that shows each mask, by our names.
 MASK_TENSORS = {"none": "", "elm": ".mask.weight", "gmm": ".mask.alpha"}
 
 
 def _weights(state_dict: Mapping[str, Any], family: str) -> dict[str, Tensor]:
-    """The tensors that a forward pass learns from."""
+    """The tensors that the forward pass uses."""
     unused = [re.compile(pattern) for pattern in UNUSED[family]]
     return {
         name: tensor
@@ -120,10 +120,7 @@ def is_named(name: str, family: str) -> bool:
 
 
 def our_name(name: str, family: str) -> str:
-    """Our name of one of the original's tensors.
-
-    Raises ValueError where the family has no such tensor.
-    """
+    """Our name for one of the original's tensors. Raises ValueError if the family has no such tensor."""
     for theirs, ours in NAMES[family].items():
         pattern = re.escape(theirs).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{s\}", r"(?P<s>\d+)")
         match = re.match(pattern if theirs.endswith(".") else pattern + "$", name)
@@ -140,7 +137,7 @@ def our_name(name: str, family: str) -> str:
 
 
 def convert_tensors(state_dict: Mapping[str, Any], family: str) -> dict[str, Tensor]:
-    """The original's tensors (weights, or gradients of them) under our names and in our shapes; incomplete sets too."""
+    """The original's tensors (weights or their gradients, maybe incomplete) with our names and shapes."""
     converted = {}
     for name, tensor in _weights(state_dict, family).items():
         ours = our_name(name, family)
@@ -151,12 +148,12 @@ def convert_tensors(state_dict: Mapping[str, Any], family: str) -> dict[str, Ten
             converted[ours] = _reshaped(name, tensor)
         except (RuntimeError, IndexError):
             raise ValueError(
-                f"tensor {name!r} has a shape that the original never has: {tuple(tensor.shape)}"
+                f"tensor {name!r} has a shape that does not exist in the original: {tuple(tensor.shape)}"
             ) from None
     for name in [name for name in converted if re.fullmatch(r"blocks\.\d+\.attn\.q\.weight", name)]:
         q, kv = converted.pop(name), converted.pop(name.replace(".q.", ".kv."), None)
         if kv is None:
-            raise ValueError(f"tensor to_kv.weight that belongs to {name!r} is missing")
+            raise ValueError(f"the tensor to_kv.weight that goes with {name!r} is missing")
         if not q.dim() == kv.dim() == 2:
             raise ValueError(f"tensor {name!r} (our name) and that of to_kv must be matrices")
         converted[name.replace(".q.", ".qkv.")] = torch.cat([q, kv])
@@ -167,7 +164,7 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
     if name.endswith(("mask.sigma", "mask.alpha")):
         return tensor.flatten(1).t().contiguous()  # [K, H, 1, 1] -> [H, K]
     if name.endswith("relative_position_bias_table"):
-        side = math.isqrt(tensor.shape[0])  # offsets of the query from the key; ours are of the key from the query
+        side = math.isqrt(tensor.shape[0])  # theirs: query - key, ours: key - query
         return tensor.unflatten(0, (side, side)).permute(2, 0, 1).flip(1, 2).contiguous()
     if name.endswith(".scale"):
         return tensor.flatten()
@@ -179,22 +176,22 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
 def load_reference(
     state_dict: Mapping[str, Any], *, family: str, mask: str = "none", **sizes: Any
 ) -> VisionTransformer:
-    """Our model with weights that were trained with the original code.
+    """Our model with weights trained with the original code.
 
     Args:
-        state_dict: tensors by the original's names, or a whole checkpoint with a `model_state_dict`; `module.`
-            prefixes, distance tables and parameters that no forward pass uses are left out.
+        state_dict: tensors by the original's names, or a checkpoint with a `model_state_dict`. `module.` prefixes,
+            distance tables and unused parameters are dropped.
         family, mask: of the model.
-        sizes: img_size, patch_size, num_classes, dim, num_kernels, and of the family what `SIZE_NAMES` has for it. What
-            is not given, or None, is read off the tensors.
+        sizes: img_size, patch_size, num_classes, dim, num_kernels, and the family's own in `SIZE_NAMES`. Missing ones
+            and None are inferred from the tensors.
 
     Returns:
         The model in float32 and evaluation mode.
 
     Raises:
-        ValueError: for a tensor that is missing, not expected or of another shape, by its name; for sizes that the
-            tensors do not show; for weights that have our names already.
-        TypeError: for an unknown size or one that is no number; for a state_dict that is no mapping.
+        ValueError: names a tensor that is missing, unexpected or of the wrong shape; a size cannot be inferred; the
+            weights already have our names.
+        TypeError: a size is unknown or not a number, or state_dict is not a mapping.
     """
     one_of("family", family, NAMES)
     one_of("mask", mask, MASK_TENSORS)
@@ -202,15 +199,15 @@ def load_reference(
     check_sizes(family, sizes)
     if _is_ours(unwrapped(state_dict, "the state_dict")):
         raise ValueError(
-            "these weights have our names already, not the original's: make the model with create_model(...) and call "
-            "load_state_dict on it, or read the folder they came in with load_run or from_pretrained"
+            "these weights already have our names, not the original's: make the model with create_model(...) and call "
+            "load_state_dict on it, or read their folder with load_run or from_pretrained"
         )
     tensors = convert_tensors(state_dict, family)
     own = MASK_TENSORS[mask]
     if not any(name.endswith(own) for name in tensors):
         raise ValueError(f"tensor '*.attn{own}' (our name) is missing from the checkpoint: is mask={mask!r} right?")
     arguments = model_arguments(tensors, unwrapped(state_dict, "the state_dict"), family, mask, sizes)
-    with torch.device("meta"):  # wrong sizes may be too large for any memory
+    with torch.device("meta"):  # wrong sizes may exceed any memory
         _check_complete(tensors, FAMILIES[family](mask=mask, **arguments))
     model = FAMILIES[family](mask=mask, **arguments)
     model.load_state_dict(tensors)
@@ -218,7 +215,7 @@ def load_reference(
 
 
 def _is_ours(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of one of our models, which unlike other libraries' have a linear patch embedding."""
+    """Whether these are our models' weights: unlike other libraries' they have a linear patch embedding."""
     embedding = tensors.get("patch_embed.proj.weight")
     blocks = any(name.startswith(("blocks.", "stages.")) for name in tensors)
     return blocks and embedding is not None and embedding.dim() == 2
