@@ -46,7 +46,7 @@ def test_other_classes_of_the_same_number_start_anew(given):
     old = load_run(given).model
     assert torch.equal(model.blocks[0].mlp[0].weight, old.blocks[0].mlp[0].weight)
     assert not torch.equal(model.head.weight, old.head.weight)
-    assert told == ["the given run has other classes (bar, line, pie): the classifier starts anew"]
+    assert told == ["the given run has other classes (bar, line, pie): the classifier is reinitialised"]
 
 
 @pytest.mark.parametrize("place", ["run", "file"])
@@ -55,20 +55,20 @@ def test_classes_of_the_same_name_keep_their_rows(given, place):
     old = load_run(given, weights="best" if place == "run" else "last").model.head.weight
     assert torch.equal(model.head.weight[[0, 2]], old[[2, 0]])
     assert not (model.head.weight[1] == old).all(1).any()
-    assert told == ["the classifier is taken for pie, bar; chart start anew"]
+    assert told == ["the classifier keeps its rows for pie, bar; chart is reinitialised"]
 
 
 def test_the_same_classes_start_as_they_ended(given):
     model, told = start(given, ["bar", "line", "pie"], **OURS)
     images = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(model.eval()(images), load_run(given).model(images))
-    assert told == ["the classifier is taken for bar, line, pie"]
+    assert told == ["the classifier keeps its rows for bar, line, pie"]
 
 
 def test_a_file_without_names_says_so(given, tmp_path):
     torch.save(load_file(given / "model.safetensors"), tmp_path / "weights.pth")
     _, told = start(tmp_path / "weights.pth", ["a", "b", "c"], **OURS)
-    assert told == ["the given weights do not name their classes: their classifier is taken as it is, in the order of "
+    assert told == ["the given weights do not name their classes: their classifier is kept, in the order of "
                     "its rows"]  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_the_command_takes_the_model_of_the_run(given, tmp_path, capsys):
     assert main(["train", "--pretrained", str(given), "--out", str(tmp_path / "on"), *fields]) == 0
     error = capsys.readouterr().err
     assert f"vit with mask gmm and its sizes are those of {given}" in error
-    assert "the given run has other classes (bar, line, pie): the classifier starts anew" in error
+    assert "the given run has other classes (bar, line, pie): the classifier is reinitialised" in error
     assert "interpolated from 4 x 4 to 6 x 6" in error
     assert load_run(tmp_path / "on").recipe.dim == (16,)
 

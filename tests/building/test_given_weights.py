@@ -18,7 +18,7 @@ HF = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "inte
 OURS = {"dim": 24, "depth": 2, "num_heads": 2, "patch_size": 2}
 
 
-UNNAMED = "the given weights do not name their classes: their classifier is taken as it is, in the order of its rows"
+UNNAMED = "the given weights do not name their classes: their classifier is kept, in the order of its rows"
 
 
 def digits(size=(8, 8), classes=10, channels=1):
@@ -64,7 +64,7 @@ def test_another_classifier_starts_anew_and_is_told(timm_file):
     model, told = start(digits(classes=3), **fields)
     assert model.head.out_features == 3
     assert torch.equal(model.blocks[0].mlp.fc1.weight, donor.blocks[0].mlp.fc1.weight)
-    assert told == ["the given weights have no classifier of this width: head.weight, head.bias start anew"]
+    assert told == ["the given weights have no classifier of this width: head.weight, head.bias are reinitialised"]
 
 
 def test_positions_follow_the_image_size(timm_file, tmp_path):
@@ -210,4 +210,4 @@ def test_timms_own_weights_come_from_its_cache(tmp_path, monkeypatch):
     model, told = start(data, **fields)
     images = torch.randn(1, 3, 160, 160)
     torch.testing.assert_close(model.forward_features(images), donor.forward_features(images), atol=1e-4, rtol=1e-3)
-    assert any("another width: it starts anew" in line for line in told)
+    assert any("another width: it is reinitialised" in line for line in told)

@@ -1,6 +1,6 @@
-"""The model of a recipe: one of our families, or one of timm or transformers with masks attached.
+"""Builds a recipe's model: one of our families, or a model of timm or transformers with masks attached.
 
-What `start_model` returns beside the model is plain data; `build_model` makes the same model of it without network.
+`start_model` also returns a description as plain data, from which `build_model` builds the same model offline.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ _LIBRARIES: dict[str, Any] = {"timm": timm, "hf": transformers}
 
 
 def check_model(recipe: Recipe) -> None:
-    """Raises RecipeError for a model's name that is none, which needs no data to be seen; ModuleNotFoundError where
-    its library is not installed."""
+    """Checks what needs no data: raises RecipeError for an unknown model or size, or a mask on a model without
+    attention, ModuleNotFoundError if the model's library is not installed."""
     of_library = library_of(recipe.model)
     if of_library is not None:
         library, name = of_library
@@ -49,16 +49,20 @@ def check_model(recipe: Recipe) -> None:
 def start_model(
     recipe: Recipe, data: dict[str, Any], report: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[str, Any], nn.Module]:
-    """The model that a training starts from, with the recipe's given weights, and what `build_model` makes it of.
+    """The model that a training starts from, with the recipe's `pretrained` weights.
 
     Args:
-        recipe: its fields of the model and the mask.
+        recipe: only its fields of model and mask are used.
         data: "image_size" [height, width], "channels" and "classes" of the data, as in config.yaml.
-        report: is given sentences about what was left out or replaced.
+        report: called with a sentence about each thing dropped or replaced.
+
+    Returns:
+        The description for `build_model`, and the model.
 
     Raises:
-        RecipeError: an argument, image size, mask or file of weights that does not fit; ValueError from our families.
-        MemoryError: a model of ours that is larger than what is free.
+        RecipeError: an argument, image size, mask or weight file does not fit.
+        ValueError: an argument of one of our families is invalid.
+        MemoryError: one of our models is larger than the free memory.
     """
     of_library = library_of(recipe.model)
     run = given_run(recipe.pretrained)
@@ -109,7 +113,7 @@ def start_model(
 def build_model(options: dict[str, Any]) -> nn.Module:
     """The model that `start_model` described, with random weights; [B, C, height, width] -> logits [B, classes].
 
-    Raises ValueError or TypeError where the description is damaged, ModuleNotFoundError where a library is missing.
+    Raises ValueError or TypeError if the description is damaged, ModuleNotFoundError if a library is missing.
     """
     if "library" not in options:
         check_size(options)
@@ -119,7 +123,7 @@ def build_model(options: dict[str, Any]) -> nn.Module:
     if wrong or library not in ("timm", "hf"):
         raise ValueError(f"a model of another library needs {sorted(wrong) or 'library timm or hf'}")
     if not isinstance(options["name"], str) or not isinstance(options["arguments"], dict):
-        raise ValueError("a model of another library needs a name in words, and arguments by name")
+        raise ValueError("a model of another library needs a name (a string) and arguments (a mapping)")
     require(library)
     model: nn.Module = _LIBRARIES[library].build(options["name"], options["arguments"])
     _attach(model, options)
@@ -133,20 +137,20 @@ def _attach(model: nn.Module, options: dict[str, Any]) -> None:
         attach(model, mask=options["mask"], mode=options["mode"], **options.get("mask_options", {}))
     except ValueError as error:
         raise RecipeError(
-            f"{options['library']}:{options['name']} takes no mask (--mask none trains it): {error}"
+            f"{options['library']}:{options['name']} cannot carry a mask (--mask none trains it): {error}"
         ) from error
 
 
 def _own_grids(model: nn.Module, options: dict[str, Any], request: Request) -> dict[str, Any]:
-    """The "mask_options" with the grids that these images have where the model makes others than it was designed for.
+    """The "mask_options" with the grids of these images where they differ from the model's designed ones.
 
-    Masks that take every grid say them, attached for one pass; the model stays as it was.
+    Attaches masks that take every grid for one pass to find them; the model stays unchanged.
     """
-    with torch.random.fork_rng(devices=[]):  # a training draws what it drew without this
+    with torch.random.fork_rng(devices=[]):  # keep the training's random numbers
         _attach(model, options | {"mask": "gmm", "mask_options": {}})
     try:
         grids = used_grids(model.eval(), torch.zeros(2, request.channels, *request.image_size))
-    except ValueError:  # the trial of the images shows what does not fit
+    except ValueError:  # `_try_images` reports what does not fit
         return {}
     finally:
         detach(model)
@@ -155,7 +159,7 @@ def _own_grids(model: nn.Module, options: dict[str, Any], request: Request) -> d
 
 
 def _report_unseen(model: nn.Module, request: Request) -> None:
-    """Tells of rows and columns of the images that do not reach the logits: patches that do not fill the image."""
+    """Reports rows and columns that no patch covers, so that they do not reach the logits."""
     images = torch.randn(2, request.channels, *request.image_size, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         logits = model.eval()(images.requires_grad_())
@@ -165,11 +169,11 @@ def _report_unseen(model: nn.Module, request: Request) -> None:
         return
     rows, cols = (len(line) - 1 - int(line.nonzero().max()) for line in (seen.any(1), seen.any(0)))
     if rows or cols:
-        request.report(f"{request.recipe.model} does not see the last {rows} rows and {cols} columns of such images")
+        request.report(f"{request.recipe.model} ignores the last {rows} rows and {cols} columns of images of this size")
 
 
 def _try_images(model: nn.Module, request: Request, made_for: str) -> None:
-    """Runs the model as in training and as in evaluation on two empty images; its weights and statistics stay."""
+    """Runs the model in training and evaluation mode on two empty images; weights and statistics stay unchanged."""
     images = torch.zeros(2, request.channels, *request.image_size)
     for training in (True, False):
         model.train(training)
@@ -187,6 +191,6 @@ def _try_images(model: nn.Module, request: Request, made_for: str) -> None:
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             when = "in training" if training else "in evaluation"
             raise RecipeError(
-                f"{request.recipe.model} is no image classifier of this kind: {when} it returns {got}, "
-                f"and not logits {(2, request.classes)}"
+                f"{request.recipe.model} is not a plain image classifier: {when} it returns {got}, "
+                f"not logits {(2, request.classes)}"
             )

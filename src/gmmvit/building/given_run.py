@@ -1,4 +1,4 @@
-"""A run whose weights are given to another training: what it says of its model and of the classes it learned."""
+"""A run whose weights start another training: its model and the classes it learned."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ _OF_MASK = ("mask", *(name for name in fields_of("mask") if name != "mask_init")
 
 @dataclass(frozen=True)
 class GivenRun:
-    """What a run is made of: its recipe, its classes, and of one of our families the patch (pixels) and grids."""
+    """A run's recipe and classes and, for one of our families, its patch (pixels) and grids."""
 
     recipe: Recipe
     classes: tuple[str, ...]
     patch: tuple[int, int] | None
     grid: Grid | None
-    masks: dict[str, Grid]  # of masks that belong to one grid, by the name of their tensor
+    masks: dict[str, Grid]  # tensor name -> grid, for masks that fit only one grid
 
     def fields(self) -> dict[str, Any]:
-        """The fields of a recipe that make its model again."""
+        """The recipe's fields that reproduce its model."""
         fields = {name: getattr(self.recipe, name) for name in (*_OF_MODEL, *_OF_MASK)}
         return fields if self.patch is None else fields | {"patch_size": self.patch}
 
 
 def given_run(pretrained: Any) -> GivenRun | None:
-    """The run that a folder, or a file in it, belongs to; None for weights of any other origin.
+    """The run that a folder, or a file in it, belongs to; None for other weights.
 
-    Raises RecipeError where the run is damaged.
+    Raises RecipeError if the run is damaged.
     """
     if not isinstance(pretrained, str):
         return None
@@ -64,7 +64,7 @@ def given_run(pretrained: Any) -> GivenRun | None:
 
 
 def filled(recipe: Recipe, run: GivenRun | None) -> Recipe:
-    """The recipe with the sizes that it leaves open as the given run of the same family has them."""
+    """The recipe, with sizes that it leaves open taken from a given run of the same family."""
     if run is None or run.recipe.model != recipe.model:
         return recipe
     known = run.fields()

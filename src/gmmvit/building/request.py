@@ -1,4 +1,4 @@
-"""What is asked of another library's model, and how its faults are reported."""
+"""The request for another library's model, and how its errors are reported."""
 
 import importlib
 from collections.abc import Callable
@@ -12,9 +12,9 @@ _PACKAGES = {"timm": "timm", "hf": "transformers"}
 
 @dataclass(frozen=True)
 class Request:
-    """A model of another library by `name`, for images (height, width) of so many channels and these classes.
+    """A model of another library by `name`, for images (height, width) with these channels and classes.
 
-    `report` is given sentences about what was left out or replaced."""
+    `report` is called with a sentence about each thing dropped or replaced."""
 
     recipe: Recipe
     name: str
@@ -22,7 +22,7 @@ class Request:
     channels: int
     class_names: tuple[str, ...]
     report: Callable[[str], None]
-    old_classes: tuple[str, ...] | None = None  # of the given weights, where they are those of a run
+    old_classes: tuple[str, ...] | None = None  # of the given weights, if they come from a run
 
     @property
     def classes(self) -> int:
@@ -35,7 +35,7 @@ class Request:
 
 
 def require(library: str) -> None:
-    """Raises ModuleNotFoundError where a library is missing, one sentence with the command that installs it."""
+    """Raises ModuleNotFoundError if a library is missing, with the command that installs it."""
     package = _PACKAGES[library]
     try:
         importlib.import_module(package)
@@ -47,7 +47,7 @@ def require(library: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, shortened."""
+    """A library's error message, shortened."""
     if (memory := refusal(error)) is not None:
         return memory
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

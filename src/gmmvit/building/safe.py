@@ -1,7 +1,7 @@
-"""Which arguments of another library's model are let in.
+"""Checks which arguments may reach another library's model.
 
-A recipe or a run's config.yaml may come from anybody, and these libraries open files, fetch from addresses and load
-code that some of their arguments name."""
+A recipe or a run's config.yaml may come from anybody, and some arguments of these libraries name files to open,
+addresses to fetch from or code to load."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from gmmvit.config import RecipeError
 from gmmvit.text import nearest
 
 _WORD = re.compile(r"[\w.+ -]*")  # no path, no address, no name on the Hub
-# Arguments that say where weights, files or code come from; as numbers, as in `pretrained_window_sizes`, they do not.
+# Arguments that name a source of weights, files or code, unless they are numbers, as in `pretrained_window_sizes`.
 _PLACES = re.compile(
     r"_.*|.*pretrained.*|.*(path|dir|file|url|cfg|implementation)|hf_hub_id|auto_map|trust_remote_code|"
     r"quantization_config|.*adapter.*"
@@ -19,12 +19,12 @@ _PLACES = re.compile(
 
 
 def check_arguments(arguments: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raises RecipeError for an argument that is not among `known`, or that could name a file, an address or code.
+    """Raises RecipeError for an argument that is not in `known` or could name a file, an address or code.
 
     Args:
         arguments: by name; nested mappings and lists of plain values.
         known: the names that the model takes.
-        where: the model and the field, for the errors.
+        where: the model and the field, for error messages.
     """
     known = set(known)
     for name in arguments:
@@ -38,7 +38,7 @@ def _check(value: Any, where: str) -> None:
         for name, inner in value.items():
             if names_place(name, inner):
                 raise RecipeError(
-                    f"{where} cannot hold {name!r}: it says where weights, files or code come from; give weights with "
+                    f"{where} cannot hold {name!r}: it names a source of weights, files or code; give weights with "
                     "pretrained"
                 )
             _check(inner, where)
@@ -47,20 +47,20 @@ def _check(value: Any, where: str) -> None:
             _check(inner, where)
     elif isinstance(value, str):
         if not _WORD.fullmatch(value) or ".." in value:
-            raise RecipeError(f"{where} cannot hold {value!r:.100}: a word was expected, and no path or address")
+            raise RecipeError(f"{where} cannot hold {value!r:.100}: expected a word, not a path or address")
     elif not isinstance(value, int | float | None):
         raise RecipeError(
-            f"{where} cannot hold {value!r:.100}: numbers, words, true, false, lists of them and mappings"
+            f"{where} cannot hold {value!r:.100}: allowed are numbers, words, true, false, lists and mappings"
         )
 
 
 def names_place(name: Any, value: Any) -> bool:
-    """Whether an argument of that name, with that value, could say where weights, files or code come from."""
+    """Whether this argument with this value could name a source of weights, files or code."""
     return bool(_PLACES.fullmatch(str(name))) and not _is_numeric(value)
 
 
 def _is_numeric(value: Any) -> bool:
-    """Numbers, and what switches nothing on."""
+    """Whether a value holds only numbers, booleans and None."""
     if isinstance(value, list | tuple):
         return all(map(_is_numeric, value))
     return value is None or value is False or (isinstance(value, int | float) and value is not True)

@@ -1,4 +1,4 @@
-"""Whether a model of ours fits into memory, said before anything is allocated."""
+"""Checks that one of our models fits into memory before anything is allocated."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ import torch
 from gmmvit.data.memory import free_memory, in_words
 from gmmvit.models import create_model
 
-HELD, TRAINED = 4, 16  # bytes a parameter: float32; with its gradient and AdamW's two moments
-# What of `create_model`'s arguments decides how many parameters there are.
+HELD, TRAINED = 4, 16  # bytes per parameter: float32; with its gradient and AdamW's two moments
+# The arguments of `create_model` that set the number of parameters.
 _DECIDING = ("image_size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "mask", "num_classes")
 
 
 def check_size(options: dict[str, Any], bytes_each: int = HELD) -> None:
-    """Raises MemoryError where the model of `create_model(**options)` takes more memory than is free, at `bytes_each`
-    parameter; it names the fields that make it so large. Raises ValueError and TypeError as `create_model`."""
+    """Raises MemoryError if the model of `create_model(**options)`, at `bytes_each` per parameter, exceeds the free
+    memory; the message names the fields to change. Raises ValueError and TypeError like `create_model`."""
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             parameters = sum(parameter.numel() for parameter in create_model(**options).parameters())
-    except RuntimeError as error:  # the meta device counts to 2^63
+    except RuntimeError as error:  # more than 2^63 elements
         if "overflow" not in str(error):
             raise
         parameters = 2**63

@@ -17,18 +17,18 @@ from gmmvit.weight_files import without_prefix
 
 
 def check_name(name: str) -> None:
-    """Raises RecipeError for a name that timm does not know, with the nearest."""
+    """Raises RecipeError for a name unknown to timm, with the nearest known one."""
     import timm
 
     if ":" in name or "/" in name:
-        raise RecipeError(f"timm:{name} is no name of timm's own; name the architecture, and weights with --pretrained")
+        raise RecipeError(f"timm:{name} is not timm's own name; give the architecture here, weights with --pretrained")
     if timm.is_model(name):
         return
     raise RecipeError(f"timm {timm.__version__} has no model {name!r}{nearest(name, timm.list_models(), most=3)}")
 
 
 def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
-    """The model for the images of a request, with its given weights, and the arguments that made it."""
+    """The model for a request's images, with its given weights, and the arguments that built it."""
     import timm
 
     recipe = request.recipe
@@ -45,11 +45,9 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
         request.report(f"fetching the weights of {recipe.model}, unless they are in the cache")
     arguments, model = _built(request, optional, given | decided, weights)
     if weights and timm.get_pretrained_cfg_value(request.name, "num_classes") != request.classes:
-        request.report(f"the classifier of {recipe.model} is of another width: it starts anew")
+        request.report(f"the classifier of {recipe.model} has another width: it is reinitialised")
     elif weights:
-        request.report(
-            f"the classifier of {recipe.model} is taken as it is, in the order of its {request.classes} rows"
-        )
+        request.report(f"the classifier of {recipe.model} is kept, in the order of its {request.classes} rows")
     if isinstance(recipe.pretrained, str):
         state, _ = split_masks(read_state(recipe.pretrained, request.report))
         state = without_prefix(state, model.state_dict().__contains__, request.report)
@@ -67,12 +65,12 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
 def _built(
     request: Request, optional: dict[str, Any], fixed: dict[str, Any], weights: dict[str, Any]
 ) -> tuple[dict[str, Any], nn.Module]:
-    """The model, and the arguments without those of `optional` that it does not take: only building it shows which."""
+    """The model, and its arguments without the `optional` ones it rejects, which only building shows."""
     name, known = request.recipe.model, known_arguments(request.name)
 
     def leave_out(argument: str) -> None:
         if optional.pop(argument) and argument != "img_size":
-            request.report(f"{name} takes no {argument}: that field of the recipe is left out")
+            request.report(f"{name} has no argument {argument}: that field of the recipe is ignored")
 
     for argument in sorted(optional.keys() - known):
         leave_out(argument)
@@ -92,14 +90,14 @@ def _built(
                 f"the weights of {name} cannot be fetched ({first_line(error)}); without a network, give a file: "
                 "--pretrained FILE"
             ) from error
-        except Exception as error:  # what a library raises for arguments that do not fit one another is up to it
+        except Exception as error:  # a library may raise anything for arguments that do not fit together
             raise _unfit(request, arguments, error) from error
 
 
 @cache
 def known_arguments(name: str) -> frozenset[str]:
-    """What a model of timm takes: the parameters of the classes in its file, but nothing of the machinery round them,
-    which opens files and rebuilds the model."""
+    """The arguments a timm model takes: the parameters of the classes in its file, not those of timm's builder, which
+    opens files and rebuilds models."""
     import timm
     from timm.models import build_model_with_cfg
 
@@ -112,14 +110,14 @@ def known_arguments(name: str) -> frozenset[str]:
 def _parameters(function: Any) -> set[str]:
     try:
         return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # there is none, or it is written in C
+    except (TypeError, ValueError):  # no signature, or written in C
         return set()
 
 
 def build(name: str, arguments: dict[str, Any], **weights: Any) -> nn.Module:
-    """The model of those arguments, with random weights unless `weights` says otherwise.
+    """The model with these arguments, and random weights unless `weights` says otherwise.
 
-    Raises RecipeError for a name that is none of timm's own and for an argument that it does not take.
+    Raises RecipeError for a name that is not timm's own or an argument that the model does not take.
     """
     import timm
 
@@ -129,7 +127,7 @@ def build(name: str, arguments: dict[str, Any], **weights: Any) -> nn.Module:
 
 
 def made_for(name: str, model: nn.Module) -> str:
-    """What images it was designed for, in words."""
+    """A phrase for the images the model was designed for."""
     import timm
 
     _, height, width = timm.get_pretrained_cfg_value(name, "input_size") or (0, 224, 224)
@@ -143,7 +141,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _filtered(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as this version of timm names them, at the model's sizes of patches and grid, where it knows how."""
+    """The weights with this timm version's names, resized to the model's patches and grid if timm can."""
     own = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         return own(dict(state), model) if own else state

@@ -35,11 +35,11 @@ def _place(name: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """Raises RecipeError for a folder without a configuration and for a name that is no image classifier's; one with a
-    slash may lie on the Hub."""
+    """Raises RecipeError for a folder without a configuration or an unknown image classifier. A name with a slash may
+    be on the Hub and passes."""
     if _is_folder(name):
         if not (Path(name).expanduser() / "config.json").is_file():
-            raise RecipeError(f"hf:{name} is no folder with a config.json of transformers")
+            raise RecipeError(f"hf:{name} is not a folder with a config.json of transformers")
         return
     types = _types()
     if name not in types and Path(name).is_dir():
@@ -47,13 +47,13 @@ def check_name(name: str) -> None:
     if name not in types and "/" not in name:
         hint = nearest(name, types, most=3, otherwise=f"; known are {', '.join(types)}")
         raise RecipeError(
-            f"transformers has no image classifier {name!r}{hint}; one of the Hub is named ORGANISATION/NAME, and a "
+            f"transformers has no image classifier {name!r}{hint}; a Hub model is named ORGANISATION/NAME, and a "
             "folder needs a config.json"
         )
 
 
 def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
-    """The model for the images of a request, with its given weights, and the configuration that made it."""
+    """The model for a request's images, with its given weights, and the configuration that built it."""
     recipe = request.recipe
     if "/" in request.name and not _is_folder(request.name):
         request.report(f"fetching the configuration of {recipe.model}, unless it is in the cache")
@@ -61,12 +61,12 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
         given = _config(request)
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"{recipe.model} has no configuration that can be read: {first_line(error)}; without a network, use a "
-            "folder with a config.json, or a type as hf:vit"
+            f"{recipe.model} has no readable configuration: {first_line(error)}; without a network, use a "
+            "folder with a config.json, or a type such as hf:vit"
         ) from error
     changes = _changes(request, given)
     try:
-        config = _config(request, **changes)  # made anew, as some of its values follow from others
+        config = _config(request, **changes)  # rebuilt, because some values derive from others
         arguments = _harmless(json.loads(config.to_json_string()), known_fields(config.model_type))
         arguments["num_labels"] = request.classes
         model = build(request.name, arguments)
@@ -91,7 +91,7 @@ def start(request: Request) -> tuple[dict[str, Any], nn.Module]:
 
 @cache
 def known_fields(model_type: Any) -> frozenset[str]:
-    """The fields of the configuration of a type; raises RecipeError where it is no image classifier's."""
+    """The configuration fields of a model type; raises RecipeError if it is not an image classifier."""
     from transformers import AutoConfig
 
     if model_type not in _types():
@@ -102,7 +102,7 @@ def known_fields(model_type: Any) -> frozenset[str]:
 
 
 def _harmless(value: Any, known: Collection[str] | None = None) -> Any:
-    """A configuration without what is not among the `known` fields, is about other weights or names a place."""
+    """A configuration reduced to `known` fields that neither concern other weights nor name a place."""
     if isinstance(value, list):
         return [_harmless(item) for item in value]
     if not isinstance(value, dict):
@@ -115,21 +115,21 @@ def _harmless(value: Any, known: Collection[str] | None = None) -> Any:
 
 
 def build(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """The model of that configuration, with random weights; returns its logits alone.
+    """The model of this configuration, with random weights; its forward returns only logits.
 
-    Raises RecipeError for a type that is no image classifier's and for a field that it does not have.
+    Raises RecipeError for a type that is not an image classifier or a field it does not have.
     """
     from transformers import AutoModelForImageClassification
 
     config = _checked(arguments, name)
-    config.architectures = config.architectures or []  # iterated over where a type has several classifiers
+    config.architectures = config.architectures or []  # the library iterates over it if a type has several classifiers
     model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
-    model.register_forward_hook(_logits)  # the class, and with it the names of the weights, stay the library's
+    model.register_forward_hook(_logits)  # a hook keeps the library's class and weight names
     return model
 
 
 def _checked(arguments: dict[str, Any], name: str) -> Any:
-    """The configuration of those fields; what `timm_wrapper` hands on is checked as timm's own arguments are."""
+    """The configuration with these fields; arguments that `timm_wrapper` passes on are checked like timm's own."""
     from transformers import AutoConfig
 
     check_arguments(arguments, known_fields(arguments.get("model_type")), f"hf:{name}")
@@ -146,18 +146,18 @@ def _logits(module: nn.Module, inputs: Any, output: Any) -> Any:
 
 
 def made_for(name: str, model: nn.Module) -> str:
-    """How it sees images, in words."""
+    """A phrase for the patches the model uses."""
     patch = getattr(_vision(model.config), "patch_size", None)
     return "it has no patches" if patch is None else f"its patches are of {patch} pixels"
 
 
 def _vision(config: Any) -> Any:
-    """The part of a configuration that is about images: of models of images and text, one of its parts."""
+    """The image part of a configuration; a model of images and text has it as a sub-configuration."""
     return getattr(config, "vision_config", config)
 
 
 def _config(request: Request, **changes: Any) -> Any:
-    """The configuration of that name or folder, with other values for some of its fields."""
+    """The configuration of the request's name or folder, with `changes` applied."""
     from transformers import AutoConfig
 
     name = request.name
@@ -167,7 +167,7 @@ def _config(request: Request, **changes: Any) -> Any:
 
 
 def _changes(request: Request, config: Any) -> dict[str, Any]:
-    """What the recipe changes of a configuration."""
+    """The recipe's changes to a configuration."""
     recipe, known = request.recipe, _vision(config).to_dict()
     given = dict(recipe.model_args or {})
     for name in given:
@@ -180,7 +180,7 @@ def _changes(request: Request, config: Any) -> dict[str, Any]:
     changes: dict[str, Any] = {"num_channels": request.channels, "image_size": size} | rates
     for name in [name for name in changes if name not in known]:
         if changes.pop(name) and name in rates:
-            request.report(f"{recipe.model} takes no {name}: that field of the recipe is left out")
+            request.report(f"{recipe.model} has no argument {name}: that field of the recipe is ignored")
     changes |= given
     if _vision(config) is not config:
         changes = {"vision_config": known | changes}
@@ -188,7 +188,7 @@ def _changes(request: Request, config: Any) -> dict[str, Any]:
 
 
 def _grid(config: Any) -> Grid | None:
-    """(rows, cols) of the patches of a configuration's image size; None where it has no such."""
+    """(rows, cols) of the patches at the configuration's image size, None if it has none."""
     sides = [getattr(_vision(config), name, None) for name in ("image_size", "patch_size")]
     pairs = [(side, side) if isinstance(side, int) else tuple(side) for side in sides if side is not None]
     if len(pairs) < 2:
@@ -198,8 +198,8 @@ def _grid(config: Any) -> Grid | None:
 
 
 def _state(request: Request) -> tuple[dict[str, Any], list[str] | None]:
-    """The given weights, of their own classifier and image size. Those beside a config.json are read by the library,
-    which renames what other versions of it wrote."""
+    """The given weights, with their own classifier and image size. The library reads those beside a config.json: it
+    renames what its other versions wrote."""
     name = _place(request.name)
     if isinstance(request.recipe.pretrained, str):
         path = Path(request.recipe.pretrained)
@@ -208,11 +208,11 @@ def _state(request: Request) -> tuple[dict[str, Any], list[str] | None]:
             return split_masks(read_state(str(path), request.report))[0], None
         name = str(folder)
     elif not _is_folder(name) and "/" not in name:
-        raise RecipeError(f"hf:{name} is a type of models without weights; name one of the Hub, as ORGANISATION/NAME")
+        raise RecipeError(f"hf:{name} is a model type without weights; name a Hub model as ORGANISATION/NAME")
     from transformers import AutoConfig, AutoModelForImageClassification
 
     try:
-        # Of their own configuration without what could name other files, or code.
+        # Their own configuration, without fields that could name other files or code.
         given = AutoConfig.from_pretrained(name, trust_remote_code=False)
         fields = _harmless(json.loads(given.to_json_string()), known_fields(given.model_type))
         config = _checked(fields | {"num_labels": given.num_labels}, name)

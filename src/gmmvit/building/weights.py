@@ -1,4 +1,4 @@
-"""Given weights: read from a file or folder, and put into a model that differs in its head, image size or channels.
+"""Reads given weights from a file or folder and loads them into a model with another head, image size or channels.
 
 Letters: T tokens (prefix first), D width.
 """
@@ -18,11 +18,11 @@ from gmmvit.weight_files import read_tensors, without_prefix
 State = dict[str, Tensor]
 Classes = Sequence[str]
 _CLASSIFIERS = ("head", "head_dist", "classifier", "cls_classifier", "distillation_classifier", "fc")
-_NAMED = 3  # names of tensors that an error lists
+_NAMED = 3  # tensor names that an error lists
 
 
 def read_state(place: str, report: Callable[[str], None] = lambda text: None) -> State:
-    """The tensors of a file or folder, as `read_tensors`; RecipeError where there are none or they are damaged."""
+    """The tensors of a file or folder, as `read_tensors`; raises RecipeError if there are none or they are damaged."""
     try:
         return read_tensors(place, report=report)
     except (FileNotFoundError, ValueError) as error:
@@ -32,13 +32,13 @@ def read_state(place: str, report: Callable[[str], None] = lambda text: None) ->
 
 
 def split_masks(state: State) -> tuple[State, State]:
-    """A state_dict without the masks, and theirs."""
+    """Splits a state_dict into the tensors without masks, and those of masks."""
     masks = {name for name in state if is_mask_parameter(name)}
     return {n: t for n, t in state.items() if n not in masks}, {n: state[n] for n in masks}
 
 
 def renamed_masks(masks: State, model: nn.Module) -> State:
-    """Attached masks under the names of `model`: where a library names layers in its files otherwise, places stay."""
+    """Attached masks under the names in `model`, matched by position if the library's files name layers differently."""
 
     def of(state: State) -> dict[str, int]:
         marks = {name: tensor for name, tensor in state.items() if name.endswith(SITE)}
@@ -69,15 +69,15 @@ def transfer(
     report: Callable[[str], None] = lambda text: None,
     only_masks: bool = False,
 ) -> None:
-    """Puts `state` into `model`, in place.
+    """Loads `state` into `model`, in place.
 
-    Of the classifier, the rows of classes that the weights know by name are taken, or all of them where nobody knows
-    the names and the number is the same; other rows start anew, as do masks that the weights lack. Masks that the model
-    lacks are left out, position embeddings of another `grid` and element-wise masks of other ones (`old_masks` by the
-    name of the tensor) are interpolated, and a colour convolution is summed for grey images: `report` is given a
-    sentence about each. With `only_masks` nothing but masks is expected.
+    The classifier keeps the rows of classes that the weights know by name, or all rows if no names are known and the
+    number is the same. All other rows, and masks that the weights lack, are initialised. Masks that the model lacks are
+    dropped. Position embeddings and element-wise masks of another grid (`old_grid`, `old_masks` by tensor name) are
+    interpolated, and a colour convolution is summed for grey images. `report` is called with a sentence about each.
+    With `only_masks` the state holds only masks.
 
-    Raises RecipeError that names tensors that are missing, superfluous or of another shape.
+    Raises RecipeError, which names tensors that are missing, superfluous or of another shape.
     """
     own = model.state_dict()
     if only_masks:
@@ -101,7 +101,7 @@ def transfer(
 
 
 def _known_rows(classes: Classes | None, old_classes: Classes | None) -> list[int | None] | None:
-    """Which row of the given classifier each class has; None where the names are not known."""
+    """Each class's row in the given classifier; None if the class names are unknown."""
     if classes is None or old_classes is None:
         return None
     places = {name: row for row, name in enumerate(old_classes)}
@@ -109,7 +109,7 @@ def _known_rows(classes: Classes | None, old_classes: Classes | None) -> list[in
 
 
 def _with_classifier(state: State, own: State, rows: list[int | None] | None) -> tuple[State, list[str]]:
-    """The weights with a classifier for the model's classes, and the names of those tensors that start anew."""
+    """The weights with a classifier for the model's classes, and the names of the reinitialised tensors."""
     state = {name: tensor for name, tensor in state.items() if not _of_classifier(name) or name in own}
     anew = []
     for name in filter(_of_classifier, own):
@@ -132,32 +132,30 @@ def _classifier_note(
         known = [name for name, row in zip(classes, rows, strict=True) if row is not None]
         new = [name for name, row in zip(classes, rows, strict=True) if row is None]
         if not known:
-            return f"the given run has other classes ({listing(old_classes)}): the classifier starts anew"
-        more = f"; {listing(new)} start anew" if new else ""
-        return f"the classifier is taken for {listing(known)}{more}"
+            return f"the given run has other classes ({listing(old_classes)}): the classifier is reinitialised"
+        more = f"; {listing(new)} {'is' if len(new) == 1 else 'are'} reinitialised" if new else ""
+        return f"the classifier keeps its rows for {listing(known)}{more}"
     if anew:
-        return f"the given weights have no classifier of this width: {', '.join(anew)} start anew"
-    return "the given weights do not name their classes: their classifier is taken as it is, in the order of its rows"
+        return f"the given weights have no classifier of this width: {', '.join(anew)} are reinitialised"
+    return "the given weights do not name their classes: their classifier is kept, in the order of its rows"
 
 
 def _matched_masks(state: State, own: State, report: Callable[[str], None]) -> tuple[State, State]:
-    """Both without the tensors of masks that only one of them has."""
+    """Both, without the mask tensors that only one of them has."""
     superfluous, missing = (
         [n for n in a if is_mask_parameter(n) and n not in b] for a, b in ((state, own), (own, state))
     )
     if superfluous:
-        report(
-            f"the model has no place for {len(superfluous)} tensors of masks in the given weights: they are left out"
-        )
+        report(f"the model has no place for {len(superfluous)} mask tensors of the given weights: they are ignored")
         if missing:
-            report(f"the given weights have no masks of this kind: {len(missing)} tensors of masks start anew")
+            report(f"the given weights have no masks of this kind: {len(missing)} mask tensors are initialised")
     return {n: t for n, t in state.items() if n not in superfluous}, {n: t for n, t in own.items() if n not in missing}
 
 
 def _fitted_masks(
     model: nn.Module, state: State, old_grids: Mapping[str, Grid], report: Callable[[str], None]
 ) -> State:
-    """The element-wise masks among the weights at the grids of the model."""
+    """The element-wise masks of the weights, resized to the model's grids."""
     fitted = {}
     for name in state.keys() & old_grids.keys():
         own, old = model.get_submodule(name.rpartition(".")[0]), old_grids[name]
@@ -177,7 +175,7 @@ def _of_classifier(name: str) -> bool:
 def _fitted(
     name: str, given: Tensor, own: Tensor, grid: Grid | None, old_grid: Grid | None, report: Callable[[str], None]
 ) -> Tensor:
-    if given.shape == own.shape or name.endswith(SITE):  # which loading compares by what it means
+    if given.shape == own.shape or name.endswith(SITE):  # loading compares marks itself
         return given
     if "pos" in name and grid is not None and given.dim() == own.dim() and given.shape[-1] == own.shape[-1]:
         prefix = own.shape[-2] - grid[0] * grid[1]
