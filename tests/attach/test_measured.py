@@ -132,7 +132,7 @@ def test_a_layer_whose_tokens_are_other_ones_is_left_alone():
     [
         (lambda x: x.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2), "not the patches, row by row"),  # by columns
         (lambda x: x.flip(1), "not the patches, row by row"),
-        (lambda x: x.cumsum(1), "not the patches, row by row|keeps a part"),
+        (lambda x: x.cumsum(1), "not the patches, row by row|keeps only some"),
         (lambda x: x[:, 1:], "keeps only some of the patches"),
         (lambda x: torch.cat((x[:, :3], x[:, :1] * 0, x[:, 3:]), 1), "not the patches, row by row"),
         (lambda x: torch.cat((x, x[:, :2] * 0), 1), "has 2 tokens after the patches"),

@@ -249,7 +249,7 @@ def test_two_views_of_a_naflex_batch_share_a_checkpointed_backward_pass():
     for got, value in zip(gradients(model, views), expected, strict=True):
         torch.testing.assert_close(got, value)
     turned = naflex_batch([(6, 4), (4, 6)], generator, torch.float32)
-    with pytest.raises(ValueError, match="images of several grids with so many"):
+    with pytest.raises(ValueError, match="images of several grids with as many"):
         gradients(model, [views[0], turned])
 
 
@@ -277,7 +277,7 @@ def test_models_that_share_a_patch_embedding_keep_their_grids():
     alone = copy.deepcopy(a)
     attach(b, init="paper")
     assert torch.equal(a(HIGH), alone(HIGH))
-    with pytest.raises(ValueError, match="the patch embedding of masks outside of it: detach the whole model"):
+    with pytest.raises(ValueError, match="the patch embedding of masks outside it: detach the whole model"):
         detach(a.patch_embed)
     detach(b)
     assert torch.equal(a(WIDE), alone(WIDE))
@@ -362,6 +362,6 @@ def test_an_unknown_number_of_tokens_before_the_patches_is_asked_for():
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     model = transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes))
     model.config.model_type = "new"
-    with pytest.raises(ValueError, match=r"how many tokens stand before the patches in '.*' is not known"):
+    with pytest.raises(ValueError, match=r"the number of tokens before the patches in '.*' is unknown"):
         attach(model)
     attach(model, prefix_tokens=1)(torch.randn(1, 3, 16, 16))

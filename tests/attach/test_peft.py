@@ -91,7 +91,7 @@ def test_masks_come_back_from_what_peft_saves(tmp_path, whole):
 def test_masks_of_several_adapters_are_refused_by_name():
     tuned = lora(attach(donor()))
     tuned.add_adapter("other", peft.LoraConfig(target_modules=["qkv"], modules_to_save=["gmm_mask"]))
-    with pytest.raises(ValueError, match=r"attn: its mask is there for the adapters default and other of peft: save"):
+    with pytest.raises(ValueError, match=r"attn: its mask has copies for the peft adapters default and other: save"):
         load_masks(donor(), tuned.state_dict())
 
 

@@ -21,8 +21,8 @@ timm = pytest.importorskip("timm")
         (lambda m: m.blocks.append(torch.compile(m.blocks[0])) and m, "blocks.2 is compiled"),
         (lambda m: nn.DataParallel(m), r"model is wrapped in DataParallel: .* on model\.module"),
         (lambda m: nn.Sequential(nn.DataParallel(m)), r"0 is wrapped in DataParallel: .* on 0\.module"),
-        (lambda m: m.to("meta"), "meta device: give it its weights first"),
-        (lambda m: torch.jit.trace(m, torch.zeros(1, 3, 32, 32)), "code is fixed"),
+        (lambda m: m.to("meta"), "meta device: load its weights first"),
+        (lambda m: torch.jit.trace(m, torch.zeros(1, 3, 32, 32)), "code can no longer change"),
         (lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}), "is quantised"),
     ],
 )
@@ -42,8 +42,8 @@ def test_a_model_that_something_was_done_to_is_refused(change, message):
         ({"num_kernels": 0}, ValueError, "num_kernels must lie between 1 and 1024, got 0"),
         ({"num_kernels": 2.5}, TypeError, "num_kernels must be one int"),
         ({"layers": [2]}, ValueError, r"layers must be indices of the 2 attentions, counted from 0, got 2"),
-        ({"layers": []}, ValueError, "layers must name"),
-        ({"layers": 1}, TypeError, r"layers must be whole numbers, as range\(6\) or \[0, -1\], got 1"),
+        ({"layers": []}, ValueError, "layers must select"),
+        ({"layers": 1}, TypeError, r"layers must be whole numbers, such as range\(6\) or \[0, -1\], got 1"),
         ({"layers": "01"}, TypeError, "layers must be whole numbers"),
         ({"layers": [0.5]}, TypeError, "each of layers must be one int, got 0.5"),
         ({"grid": "4x4"}, TypeError, r"grid must be a positive int or a pair \(rows, cols\)"),
@@ -152,7 +152,7 @@ def test_dropped_patches_are_an_error_not_a_wrong_mask():
 
 
 def test_the_layer_that_skips_its_attention_in_eval_mode_is_refused():
-    with pytest.raises(ValueError, match="without calling its attention"):
+    with pytest.raises(ValueError, match="bypasses its attention"):
         attach(nn.TransformerEncoderLayer(24, 3, 24), grid=(4, 4))
 
 

@@ -155,7 +155,7 @@ def test_dropout_keeps_the_mean_and_drops():
 
 def test_a_named_backend_is_used_or_refused_with_the_reason():
     q = torch.randn(1, 1, 4, 2)
-    for mode, dropout, reason in (("post", 0.0, "no mode 'post'"), ("multiply", 0.1, "no attention dropout")):
+    for mode, dropout, reason in (("post", 0.0, "not support mode 'post'"), ("multiply", 0.1, "not support attention dropout")):
         with pytest.raises(ValueError, match=reason):
             gmm_attention(q, q, q, torch.ones(4, 4), mode=mode, dropout_p=dropout, backend="chunked")
     with pytest.raises(ValueError, match=r"backend must be one of .* got 'flash'"):
@@ -183,7 +183,7 @@ Q = torch.randn(2, 3, 6, 4)
         ({"mask": torch.ones(5, 5)}, ValueError, r"mask must be \(3, 6, 6\) or \(6, 6\) .* got \(5, 5\)"),
         ({"mask": OffsetTable(torch.ones(3, 3, 5), (2, 4))}, ValueError, "the offset table of a 2 x 4 grid"),
         ({"mask": OffsetTable(torch.ones(3, 3, 7), (2, 4))}, ValueError, "8 patches, q has 6"),
-        ({"mask": OffsetTable(torch.ones(2, 3, 5), (2, 3))}, ValueError, "its offset table has 2 heads, q has 3"),
+        ({"mask": OffsetTable(torch.ones(2, 3, 5), (2, 3))}, ValueError, "the offset table has 2 heads, q has 3"),
         ({"mask": OffsetTable(None, (2, 3))}, TypeError, "values of an OffsetTable must be a tensor, got NoneType"),
         ({"mask": OffsetTable([[1.0]], (2, 3))}, TypeError, "values of an OffsetTable must be a tensor, got list"),
         ({"mask": OffsetTable(torch.ones(3, 3, 5), 3)}, TypeError, r"must be a pair \(rows, cols\), got 3"),

@@ -309,9 +309,9 @@ def test_autocast_leaves_the_dtype_of_q():
     [
         ({"mode": "post"}, "no mode 'post'"),
         ({"dtype": torch.float64}, "it does not support float64"),
-        ({"width": 160}, "heads are at most 128 wide, got 160"),
+        ({"width": 160}, "heads up to 128 wide, got 160"),
         ({"bias": (2, 1, 1, 9)}, "a bias that repeats over tokens"),
-        ({"deterministic": True}, "deterministic algorithms were asked for"),
+        ({"deterministic": True}, "deterministic algorithms were requested"),
     ],
 )
 def test_what_it_cannot_do_is_refused_with_the_reason(change, words, monkeypatch):
