@@ -85,7 +85,7 @@ def test_of_folds_the_first_model_is_drawn(tmp_path, pictures):
     cross_validate(load_recipe("digits", folds=2, **SMALL), tmp_path / "cv", quiet=True)
     run = load_run(tmp_path / "cv")
     drawn, note = drawn_run(run)
-    assert note == "2 models answer by the mean of their probabilities; drawn is the first of them."
+    assert note == "2 models answer with the mean of their probabilities; the first one is drawn."
     first = dict(run.model.members[0].named_parameters())
     assert all(torch.equal(value, first[name]) for name, value in drawn.model.named_parameters())
     assert note in looked_at(drawn, pictures / "grey.png", note)

@@ -81,7 +81,7 @@ def test_what_a_mask_learned_is_measured_against_its_start(trained: Path, page: 
 
 def test_a_start_that_the_run_does_not_hold_is_told(run: Path) -> None:
     edit_recipe(run, pretrained=str(run / "secret"))
-    assert "began from given weights" in page_of(run).text
+    assert "started from given weights" in page_of(run).text
     (run.parent / "page.html").unlink()
     edit_recipe(run, pretrained=False)
     (run / "metrics.jsonl").unlink()

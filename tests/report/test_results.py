@@ -44,7 +44,7 @@ def test_the_worst_mistakes_come_first_with_their_names(trained: Path, page: Pag
     losses = nn.functional.cross_entropy(outcome.logits, outcome.split.labels, reduction="none")
     wrong = outcome.logits.argmax(1) != outcome.split.labels
     order = losses.masked_fill(~wrong, -1).argsort(descending=True)
-    shown = [a["alt"].split(":")[0] for a in page.named("img") if "taken for" in a["alt"] and "layer" not in a["alt"]]
+    shown = [a["alt"].split(":")[0] for a in page.named("img") if " mistaken " in a["alt"] and "layer" not in a["alt"]]
     shown = [name for name in shown if name.startswith("digits")]
     assert shown == [outcome.split.names[i] for i in order[: min(24, int(wrong.sum()))].tolist()]
 
@@ -123,7 +123,7 @@ def test_confidence_is_held_against_accuracy(trained: Path) -> None:
     outcome = dataclasses.replace(outcome_of(trained, ("a", "b"), labels, labels), logits=logits)
     page = Page(calibration_section(outcome))
     assert f"calibration error {(20 * 0.15 + 4 * 0.1) / 24:.2%}" in page.text
-    assert "surer than it is right" in page.text
+    assert "the model is overconfident" in page.text
     low, high = stats.binomtest(12, 20).proportion_ci(0.95, "wilson")
     assert f"confidence 75.0%, accuracy 60.0% ({low:.1%} to {high:.1%}), 20 images" in page.text
     assert len(page.named("circle")) == 2

@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file that works offline, for a desktop and a phone.
+"""The report of a run: one HTML file that works offline, on desktops and phones.
 
-`page` is its frame, `charts` and `pictures` draw; `runs`, `comparison`, `results`, `masks` and `attention` are its
-parts.
+`page` is the frame, `charts` and `pictures` draw; `runs`, `comparison`, `results`, `masks` and `attention` are the
+sections.
 """
 
 from collections.abc import Sequence
@@ -43,22 +43,22 @@ def write_report(
     """Writes the report of a run: figures, curves, confusion matrix, classes, calibration, worst mistakes,
     masks, attention.
 
-    What cannot be shown (no weights yet, data set moved) is said in a sentence in its place.
+    A sentence replaces what cannot be shown (no weights yet, data set moved).
 
     Args:
-        runs: run folders; with several, a table compares their masks by means over seeds, and the details are those of
-            the first. The folder of a cross-validation stands for its folds, and its own figures come first.
-        out: the HTML file, or a folder for it; report.html in the first run's folder by default.
-        data_dir: where the named data sets lie now, if not where the training found them.
+        runs: run folders. With several, a table compares their masks by means over seeds and the details show the
+            first. The folder of a cross-validation stands for its folds; its own figures come first.
+        out: the HTML file, or a folder for it; default: report.html in the first run's folder.
+        data_dir: where the named data sets are now, if they moved.
         device: where the model runs: cpu, cuda, auto.
-        overwrite: replace a file at `out`; the report.html of a run given is always renewed.
+        overwrite: replaces a file at `out`; a run's own report.html is always replaced.
 
     Returns:
         The path of the file.
 
     Raises:
         RunError: a folder is not a run, or the file cannot be written.
-        RecipeError: the device is not there.
+        RecipeError: the device does not exist.
         ValueError: no run was given.
     """
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
@@ -78,7 +78,7 @@ def write_report(
     try:
         loaded = load_run(folders[0], device=chosen)
     except RunError as error:
-        sections.append(("model", "The model", paragraph(f"No weights to look into: {error}.", "warn")))
+        sections.append(("model", "The model", paragraph(f"No weights to show: {error}.", "warn")))
     else:
         count_parameters(records[0], loaded.model)
         sections += _details(loaded, data_dir, records[0])
@@ -89,17 +89,17 @@ def write_report(
 
 
 def _runs_of(folder: str | Path) -> list[str | Path]:
-    """The folder itself, or those of the folds of a cross-validation that are begun."""
+    """The folder itself, or the folders of a cross-validation's started folds."""
     if not is_folds(folder):
         return [folder]
     begun = [place for place in fold_folders(folder) if (place / CONFIG).is_file()]
     if not begun:
-        raise RunError(f"{folder} has no fold yet: `gmmvit resume {folder}` goes on")
+        raise RunError(f"{folder} has no fold yet: continue with `gmmvit resume {folder}`")
     return [*begun]
 
 
 def _details(run: LoadedRun, data_dir: str | None, record: RunRecord) -> list[tuple[str, str, str]]:
-    """The sections that need the model, and those that need its data too."""
+    """The sections that need the model, some of them its data too."""
     learned = ("masks", "Learned masks", mask_section(run.model, starting_model(run)))
     try:
         outcome = measure(run, data_dir)

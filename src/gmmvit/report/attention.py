@@ -1,4 +1,4 @@
-"""What a model looks at: attention weights of its last layers over test images, from q and k by the formula.
+"""Where a model looks: attention weights of its last layers on test images, computed from q and k by the formula.
 
 Letters: B images, T tokens (prefix first), N patches, H heads.
 """
@@ -23,7 +23,7 @@ from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import heat_over, image_address
 from gmmvit.runs.checkpoint import LoadedRun
 
-LAYERS = 3  # the last so many are drawn
+LAYERS = 3  # how many of the last layers are drawn
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class AttentionMap:
     prefix_tokens: int
 
     def heat(self) -> tuple[Tensor, tuple[int, int] | None]:
-        """What one query sees, averaged over heads: [B, rows, cols], and its cell.
+        """The attention of one query averaged over heads, [B, rows, cols], and the query's cell.
 
-        The query is the first prefix token (the class token), which has no cell, or else the central patch.
+        The query is the first prefix token (the class token), which has no cell, else the central patch.
         """
         rows, cols = self.grid
         cell = None if self.prefix_tokens else (rows // 2, cols // 2)
@@ -50,7 +50,7 @@ class AttentionMap:
 def layer_weights(
     layer: MaskedAttention, q: Tensor, k: Tensor, grid: tuple[int, int] | None, bias: Tensor | None = None
 ) -> Tensor:
-    """What one layer weighs the values with, for q and k [B, H, T, D]: [B, H, T, T]."""
+    """The attention weights [B, H, T, T] of one layer for q and k [B, H, T, D]."""
     mask = None if layer.mask is None else with_prefix(layer.mask.dense(grid), layer.prefix_tokens)  # type: ignore[operator]
     return attention_weights(_scores(q, k, layer.scale), mask, bias, layer.mode)
 
@@ -62,10 +62,10 @@ def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
 
 @contextmanager
 def _recorded(model: nn.Module, images: int) -> Iterator[list[AttentionMap]]:
-    """Collects the attention of every layer that sees whole images while the model runs on so many of them.
+    """Collects the attention of every layer that sees whole images, while the model runs on a batch of `images`.
 
-    What computes attention is wrapped and not the module's forward, because a family may rearrange tokens and add a
-    bias before it. A subclass that attends in another way (talking heads) is not described by the formula.
+    It wraps the attention itself, not the module's forward, because a family may rearrange tokens and add a bias first.
+    Subclasses that attend differently (talking heads) do not follow the formula and are left out.
     """
     maps: list[AttentionMap] = []
     wrapped: list[tuple[nn.Module, str]] = []
@@ -84,13 +84,13 @@ def _recorded(model: nn.Module, images: int) -> Iterator[list[AttentionMap]]:
 
 
 def _recording(layer: MaskedAttention, name: str, whole: Grid | None, images: int, maps: list[AttentionMap]) -> Any:
-    """`layer.attend` that also notes its weights."""
+    """A `layer.attend` that also records its weights."""
     attend = layer.attend
 
     def recording(qkv: QKV, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
         q, k, _ = unpack(qkv) if isinstance(qkv, Tensor) else qkv
         patches = grid or getattr(layer.mask, "grid", None) or whole
-        # Windows make a larger batch, and a layer with more than patches and prefix has another geometry.
+        # Windows enlarge the batch; a layer with other tokens than patches and prefix has another geometry.
         if patches and q.shape[0] == images and q.shape[2] == patches[0] * patches[1] + layer.prefix_tokens:
             weights = layer_weights(layer, q, k, grid, bias)
             maps.append(AttentionMap(name, weights.cpu(), (patches[0], patches[1]), layer.prefix_tokens))
@@ -100,11 +100,11 @@ def _recording(layer: MaskedAttention, name: str, whole: Grid | None, images: in
 
 
 def _recording_donor(layer: MaskedDonor, name: str, images: int, maps: list[AttentionMap]) -> Any:
-    """`layer.gmm_attend`, of another library's attention, that also notes its weights."""
+    """A `layer.gmm_attend`, for another library's attention, that also records its weights."""
     attend, site = layer.gmm_attend, layer.gmm_site
 
     def recording(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-        # Windows, pooled tokens and tokens in another order than the grid's rows are left out.
+        # Leave out windows, pooled tokens and tokens that are not in row order.
         ordered = layer.gmm_window(layer) is None and options.get("mask") is None and site.box.positions is None
         if ordered and q.shape[0] == images and q.shape[2] == k.shape[2]:
             grid = options.get("grid") or layer.gmm_grid(q.shape[2])
@@ -118,14 +118,14 @@ def _recording_donor(layer: MaskedDonor, name: str, images: int, maps: list[Atte
 
 @torch.no_grad()
 def attention_maps(run: LoadedRun, images: Tensor) -> list[AttentionMap]:
-    """Attention of every layer of plain masked attention over whole images uint8 [B, C, H, W], in order; empty for a
-    model that has none."""
+    """The attention of every layer with plain masked attention over whole images uint8 [B, C, H, W], in order; empty if
+    the model has none."""
     model = run.model
     if library_of(run.recipe.model) is not None and run.recipe.mask == "none":
-        # Attached masks are what is looked at; as the identity they change nothing.
+        # Only attached masks are recorded, so attach identity masks, which change nothing.
         try:
             model = attach(copy.deepcopy(model))
-        except ValueError:  # no attention that could carry one
+        except ValueError:  # no attention can carry a mask
             return []
     with _recorded(model, len(images)) as maps:
         model(normalize(images.to(run.device), run.mean, run.std))
@@ -133,12 +133,11 @@ def attention_maps(run: LoadedRun, images: Tensor) -> list[AttentionMap]:
 
 
 def attention_section(run: LoadedRun, images: Tensor, captions: list[str]) -> str:
-    """HTML of the attention of the last layers beside each image; a sentence where no layer sees whole images."""
+    """HTML with the last layers' attention beside each image, or a sentence if no layer sees whole images."""
     maps = attention_maps(run, images)[-LAYERS:]
     if not maps:
         return paragraph(
-            f"Attention is not drawn for {run.recipe.model}: none of its layers is masked attention over the "
-            "whole picture.",
+            f"Attention is not drawn for {run.recipe.model}: no layer has masked attention over the whole image.",
             "note",
         )
     query = "the class token" if maps[-1].prefix_tokens else "the central patch (framed)"
@@ -154,6 +153,6 @@ def attention_section(run: LoadedRun, images: Tensor, captions: list[str]) -> st
         blocks.append(f'<h3>{escape(caption)}</h3><div class="maps" style="{columns}">{"".join(figures)}</div>')
     intro = (
         f"Where {query} looks: attention averaged over the heads, in the last {len(maps)} layers. Patches that get "
-        "more than an even share are orange, the one that gets most is brightest."
+        "more than an even share are orange; the brightest gets most."
     )
     return paragraph(intro) + "".join(blocks)

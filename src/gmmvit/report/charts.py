@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, coloured by the page's style sheet."""
+"""Line charts as inline SVG in the page's colours."""
 
 import math
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 42  # margins round the plot, for the axes' labels
-COLOURS = 6  # line colours of the style sheet; further lines repeat them dashed
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 42  # margins around the plot for axis labels
+COLOURS = 6  # line colours in the style sheet; further lines repeat them dashed
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named line through (x, y) points, over a band of (x, low, high); points that are not finite are left out."""
+    """A named line through (x, y) points over a band of (x, low, high); non-finite points are left out."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -44,7 +44,7 @@ def _number(value: float, percent: bool, step: float) -> str:
 def _axes(
     x_ticks: list[float], y_ticks: list[float], percent: bool, place_x: float, place_y: float, below: str = "epoch"
 ) -> list[str]:
-    """Grid lines and their labels; `place_x` and `place_y` are pixels a unit, `below` is what the x axis shows."""
+    """Grid lines and labels; `place_x` and `place_y` are pixels per unit, `below` is the x axis label."""
     parts = []
     step = y_ticks[1] - y_ticks[0]
     for value in y_ticks:
@@ -63,7 +63,7 @@ def _axes(
 
 
 def line_style(index: int) -> str:
-    """Class names of the line with that number."""
+    """The CSS classes of a line by its number."""
     return f"s{index % COLOURS}" + (" dashed" if index // COLOURS % 2 else "")
 
 
@@ -77,10 +77,10 @@ def _legend(lines: Sequence[Line]) -> str:
 
 
 def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False) -> str:
-    """A chart over epochs with axes, a legend and a title for every point that shows on hovering.
+    """A chart over epochs with axes, a legend and a tooltip for every point.
 
-    `percent` takes fractions and labels them as percentages. Lines without a finite point keep their place in the
-    legend; where no line has one, a sentence stands for the chart.
+    `percent` shows fractions as percentages. Lines without a finite point stay in the legend; if no line has one, a
+    sentence replaces the chart.
     """
     points = [point for line in lines for point in line.finite()]
     heading = f"<figcaption>{escape(title)}</figcaption>"
@@ -120,9 +120,10 @@ def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False) -> s
 
 
 def reliability_chart(title: str, points: Sequence[tuple[float, float, float, float, int]]) -> str:
-    """Accuracy over confidence, both from 0 to 1, with the line on which they agree.
+    """Accuracy over confidence, both from 0 to 1, with the diagonal where they agree.
 
-    A point is (confidence, accuracy, low and high end of the accuracy's interval, images); its area shows the images.
+    A point is (confidence, accuracy, low and high end of the accuracy's interval, images); its area shows the number of
+    images.
     """
     ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     place_x, place_y = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM

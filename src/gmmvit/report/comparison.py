@@ -1,4 +1,4 @@
-"""Several runs beside each other: a row for each arm, the runs that differ in their seed only, and shared curves."""
+"""Compares several runs: one row per arm (runs that differ only in their seed) and shared curves."""
 
 import statistics
 from collections import defaultdict
@@ -20,23 +20,23 @@ HEADS += ["gain, points [95 %]", "parameters", "images/s", "wall time"]
 RUN_HEADS = ["run", "mask", "data, model", "seed", "epochs", "test, best", "test, last", "validation"]
 RUN_HEADS += ["images/s", "wall time"]
 
-_MASK = {"mask", *fields_of("mask"), *fields_of("mask_training")}  # what a recipe says of the mask alone
+_MASK = {"mask", *fields_of("mask"), *fields_of("mask_training")}  # fields that only concern the mask
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one recipe but for the seed, or the fold, in the order given; an unfinished run is an arm of its own."""
+    """Runs that differ only in seed or fold, in the given order; an unfinished run is a separate arm."""
 
     name: str
     records: list[RunRecord]
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """What its runs share of their recipes."""
+        """The recipe fields that its runs share."""
         return _distinct_fields(self.records[0])
 
     def values(self, fact: str) -> list[float]:
-        """A fact of its runs, of those that have it."""
+        """The values of a fact, from the runs that have it."""
         known = [record.facts.get(fact) for record in self.records]
         return [value for value in known if isinstance(value, int | float)]
 
@@ -45,7 +45,7 @@ class Arm:
         return statistics.mean(values) if values else None
 
     def spread(self, fact: str) -> str:
-        """Mean and deviation in percent, and of how many runs where some do not have the fact."""
+        """Mean and deviation in percent, with the number of runs if some lack the fact."""
         values = self.values(fact)
         if not values:
             return "–"
@@ -59,14 +59,14 @@ def _distinct_fields(record: RunRecord) -> dict[str, Any]:
 
 
 def _kind(record: RunRecord) -> str:
-    """Data and model; of paths what stands last."""
+    """Data and model, with paths reduced to their last part."""
     return " ".join(name.rstrip("/").rpartition("/")[2] for name in (record.recipe.dataset, record.recipe.model))
 
 
 def arms(records: Sequence[RunRecord]) -> list[Arm]:
-    """The arms of these runs, those of the same data and model together.
+    """The arms of these runs, grouped by data and model.
 
-    An arm is named after its mask and whatever else distinguishes it from others of the same data, model and mask.
+    An arm is named after its mask and whatever else distinguishes it from other arms of the same data, model and mask.
     """
     groups: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
@@ -89,7 +89,7 @@ def _name(members: list[RunRecord], others: list[list[RunRecord]]) -> str:
 
 
 def names(records: Sequence[RunRecord]) -> list[str]:
-    """The runs' folders by as many of their last parts as distinguish them."""
+    """The runs' folder names, with as many parent folders as distinguish them."""
     parts = [record.folder.resolve().parts for record in records]
     for last in range(1, max(map(len, parts)) + 1):
         short = ["/".join(path[-last:]) for path in parts]
@@ -99,14 +99,14 @@ def names(records: Sequence[RunRecord]) -> list[str]:
 
 
 def comparison(records: Sequence[RunRecord]) -> str:
-    """Several runs by their masks: a table of means over seeds, the runs one by one folded below, and shared curves."""
+    """Compares runs by mask: a table of means over seeds, the single runs folded below, and shared curves."""
     compared = arms(records)
     rows = [_arm_row(arm, compared) for arm in compared]
     intro = (
-        "Means over the seeds ± standard deviation (n − 1); the runs of a row differ in their seed only. ★ marks the "
-        "best mean of a data set. The gain is that of the last epoch's test accuracy over the row that has no mask and "
-        "is alike in all else: the mean over pairs of the same seed, with its 95 % interval by Student's t. Where it "
-        "holds 0, the mask is not shown to help. The sections below show the first run."
+        "Means over the seeds ± standard deviation (n − 1); the runs of a row differ only in their seed. ★ marks the "
+        "best mean of a data set. The gain compares the last epoch's test accuracy with the row that has no mask and "
+        "is otherwise the same: the mean over pairs of the same seed, with its 95 % interval by Student's t. If it "
+        "contains 0, these runs do not show that the mask helps. The sections below show the first run."
     )
     labels = names(records)
     singles = [_run_row(label, record) for label, record in zip(labels, records, strict=True)]
@@ -126,7 +126,7 @@ def _arm_row(arm: Arm, compared: Sequence[Arm]) -> str:
 
 
 def _gain(arm: Arm, compared: Sequence[Arm]) -> str:
-    """The difference to the arm that has no mask and is alike in all that is not the mask's."""
+    """The difference to the arm without a mask that is otherwise the same."""
     if arm.recipe["mask"] == "none" or not arm.records[0].finished:
         return "–"
 
@@ -144,7 +144,7 @@ def _gain(arm: Arm, compared: Sequence[Arm]) -> str:
 
 
 def _best_cells(arm: Arm, compared: Sequence[Arm]) -> list[int]:
-    """Columns in which an arm has the best mean of all arms on its data set, where there are several."""
+    """Columns in which an arm has the best mean on its data set; empty if the data set has one arm."""
     cells = []
     for column, fact in enumerate(ACCURACIES, 3):
         rivals = [other.mean(fact) for other in compared if other.recipe["dataset"] == arm.recipe["dataset"]]
@@ -162,7 +162,7 @@ def _run_row(label: str, record: RunRecord) -> str:
 
 
 def _shared_curves(compared: Sequence[Arm]) -> str:
-    """Accuracy and loss of the arms, on validation; of runs without validation, on their training images."""
+    """Validation accuracy and loss of the arms, or training values for runs without validation."""
     several = len({_kind(arm.records[0]) for arm in compared}) > 1
     charts = []
     for key, heading in (("top1", "Accuracy (top-1), validation"), ("loss", "Loss, validation")):

@@ -1,4 +1,4 @@
-"""A page to try a model on, by Gradio: an image goes in, classes, attention and masks come out."""
+"""A Gradio page to try a model: drop an image, see classes, attention and masks."""
 
 import os
 from html import escape
@@ -21,29 +21,29 @@ _PORTS_TRIED = 50
 
 
 def drawn_run(run: LoadedRun, weights: str = "best") -> tuple[LoadedRun, str]:
-    """The run whose attention and masks are drawn, and a sentence where it is one of several models that answer."""
+    """The run whose attention and masks are drawn, and a note if it is one of several models that answer together."""
     if not isinstance(run.model, Ensemble):
         return run, ""
     first = load_run(fold_folder(run.folder, 1), weights=weights, device=run.device)
     return (
         first,
-        f"{len(run.model.members)} models answer by the mean of their probabilities; drawn is the first of them.",
+        f"{len(run.model.members)} models answer with the mean of their probabilities; the first one is drawn.",
     )
 
 
 def looked_at(run: LoadedRun, path: str, note: str = "") -> str:
-    """A page of HTML: where a model looked in the image of a file, and a `note` before it."""
+    """An HTML page: `note`, then where the model looked in an image file."""
     attention = attention_section(run, run.decode(path)[None], ["the image as the model sees it"])
     return _framed("attention", (paragraph(note, "note") if note else "") + attention, 560)
 
 
 def masks_page(model: nn.Module) -> str:
-    """A page of HTML with the learned masks of a model, or the sentence that it has none."""
+    """An HTML page with a model's learned masks, or the sentence that it has none."""
     return _framed("masks", mask_section(model), 760)
 
 
 def _framed(title: str, content: str, height: int) -> str:
-    """A page in a frame of its own: the report's style, and nothing in it may run or fetch."""
+    """A page in its own frame, with the report's style, in which nothing may run or be fetched."""
     page = document(title, [], content)
     return (
         f'<iframe title="{title}" sandbox="" style="width:100%;height:{height}px;border:0" srcdoc="{escape(page)}">'
@@ -54,7 +54,7 @@ def _framed(title: str, content: str, height: int) -> str:
 def make_demo(run: LoadedRun, weights: str = "best") -> Any:
     """The page as a `gradio.Blocks`; its endpoint `/predict` takes an image file and returns classes and HTML.
 
-    Raises ModuleNotFoundError that says what to install where Gradio is missing.
+    Raises ModuleNotFoundError, with the command to install it, if Gradio is missing.
     """
     gradio = _gradio()
     drawn, note = drawn_run(run, weights)
@@ -65,7 +65,7 @@ def make_demo(run: LoadedRun, weights: str = "best") -> Any:
         try:
             found = run.predict(path)
         except DataError as error:
-            message = str(error).replace(path, Path(path).name)  # not where Gradio has put it
+            message = str(error).replace(path, Path(path).name)  # hide Gradio's temporary path
             raise gradio.Error(message, print_exception=False) from None
         return dict(found.top(_TOP)[0]), looked_at(drawn, path, note)
 
@@ -79,7 +79,7 @@ def make_demo(run: LoadedRun, weights: str = "best") -> Any:
             image = gradio.Image(
                 type="filepath", image_mode=None, sources=["upload", "clipboard"], label="An image", height=320
             )
-            # The file as it came: Gradio would open it itself, and answer to one that is broken with a traceback.
+            # Pass the file on unopened: Gradio itself would answer a broken file with a traceback.
             image.preprocess = lambda file: None if file is None else file.path
             classes = gradio.Label(num_top_classes=_TOP, label="Classes")
         gradio.HTML("<h2>Where it looked</h2>")
@@ -91,17 +91,17 @@ def make_demo(run: LoadedRun, weights: str = "best") -> Any:
 
 
 def launch(demo: Any, *, host: str = HOST, port: int | None = None, wait: bool = True) -> str:
-    """Serves the page and returns its address; with `wait` only when it is ended (Ctrl-C).
+    """Serves the page and returns its address.
 
     Args:
-        demo: of `make_demo`.
-        host: 127.0.0.1 is this machine alone; 0.0.0.0 lets in everybody who reaches it.
-        port: the first free one from 7860 on by default.
-        wait: False goes on at once and leaves ending it to `demo.close()`.
+        demo: from `make_demo`.
+        host: 127.0.0.1 is only this machine; 0.0.0.0 lets in everybody who can reach it.
+        port: default: the first free one from 7860 on.
+        wait: returns only after Ctrl-C; with False at once, and `demo.close()` ends the page.
     """
     gradio = _gradio()
     os.environ.setdefault("GRADIO_NUM_PORTS", str(_PORTS_TRIED))
-    # Fonts of the system: Gradio's own themes fetch theirs from the net.
+    # System fonts: Gradio's themes fetch theirs from the net.
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     _, address, _ = demo.launch(
         server_name=host,
@@ -120,7 +120,7 @@ def launch(demo: Any, *, host: str = HOST, port: int | None = None, wait: bool =
 
 
 def _gradio() -> Any:
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at import
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import gradio

@@ -1,4 +1,4 @@
-"""What a cross-validation measured: means over its folds with their intervals, and the folds one by one."""
+"""The results of a cross-validation: means over its folds with intervals, and the single folds."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ def folds_section(folder: Path) -> str:
     accuracy, f1 = (_words(found[name]) for name in ("test_top1_best", "test_macro_f1_best"))
     intro = (
         f"{folder.resolve().name}, {folds} folds: accuracy {accuracy}, macro F1 {f1} (best epochs; mean ± standard "
-        "deviation over the folds, n − 1, and the 95 % interval of the mean by Student's t). Each fold was measured by "
-        "the model that did not learn it. The models share most of their images, so the interval is rather too narrow. "
+        "deviation over the folds, n − 1, and the 95 % interval of the mean by Student's t). Each fold was measured "
+        "with the model that was not trained on it. The models share most of their images, so the interval is rather "
+        "too narrow. "
         f"The sections below show the first fold.{state}"
     )
     rows = [_row(f"fold {fold['fold']}", fold, count(fold.get("test_images"))) for fold in result["rows"]]

@@ -1,4 +1,4 @@
-"""What was found in a data set, in lines for a terminal and as plain values."""
+"""The findings about a data set, as lines for a terminal and as plain values."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ PARTS = ("train", "val", "test", "all")
 
 
 def lines_of(found: Inspection, recipe: Recipe) -> list[str]:
-    """What was found, in lines for a terminal."""
+    """The findings, as lines for a terminal."""
     parts = ", ".join(f"{name} {len(found.parts[name]):,}" for name in parts_of(found))
     lines = [
         f"{found.name}: {number_of(found):,} images, {len(found.classes)} classes, read at {target_of(found)}: {parts}"
@@ -24,7 +24,7 @@ def lines_of(found: Inspection, recipe: Recipe) -> list[str]:
 
 
 def as_values(found: Inspection) -> dict[str, Any]:
-    """What was found, as plain values; sizes are "HEIGHTxWIDTH"."""
+    """The findings, as plain values; sizes are "HEIGHTxWIDTH"."""
     names = found.decoded.catalog.names
     return {
         "dataset": found.name,
@@ -45,7 +45,7 @@ def as_values(found: Inspection) -> dict[str, Any]:
 
 
 def number_of(found: Inspection) -> int:
-    """The images that can be read."""
+    """The number of readable images."""
     return len(found.decoded.catalog.labels)
 
 
@@ -55,7 +55,7 @@ def parts_of(found: Inspection) -> list[str]:
 
 
 def target_of(found: Inspection) -> str:
-    """What images are brought to, as "64 x 64 in colour"."""
+    """The training format, for example "64 x 64 in colour"."""
     channels, height, width = found.decoded.images.shape[1:]
     return f"{height} x {width} in {'colour' if channels == 3 else 'grey'}"
 
@@ -72,7 +72,7 @@ def about_images(found: Inspection) -> list[str]:
     """Sentences about sizes, kinds and colours."""
     heights, widths = [h for h, _ in found.sizes], [w for _, w in found.sizes]
     if not found.sizes:
-        return ["the sizes of the images are not known"]
+        return ["the image sizes are unknown"]
     [((height, width), count)] = found.sizes.most_common(1)
     total = found.sizes.total()
     often = f"{height} x {width} (height x width), all of them"
@@ -87,7 +87,7 @@ def about_images(found: Inspection) -> list[str]:
     if small:
         lines[0] += f"; {small:,} are smaller than {high} x {wide} and are enlarged"
     kinds = "; ".join(f"{kind} {number:,}" for kind, number in found.kinds.most_common())
-    lines.append(f"kinds: {kinds}" + (f"; {found.turned:,} are turned as EXIF says" if found.turned else ""))
+    lines.append(f"kinds: {kinds}" + (f"; {found.turned:,} are rotated as EXIF says" if found.turned else ""))
     if found.decoded.images.shape[1] == 3 and found.grey:
         every = found.grey == number_of(found)
         hint = "every image is grey: --channels 1 trains on one channel" if every else f"{found.grey:,} are grey"
@@ -96,7 +96,7 @@ def about_images(found: Inspection) -> list[str]:
 
 
 def about_broken(found: Inspection) -> str:
-    """How many images are broken, with the first of them."""
+    """How many images are broken, and the first of them."""
     if not found.broken:
         return "broken images: none"
     first = ", ".join(f"{name} ({reason})" for name, reason in found.broken[:3])
@@ -107,7 +107,7 @@ def about_broken(found: Inspection) -> str:
 def about_copies(found: Inspection) -> str:
     """How many pictures occur more than once."""
     if found.copies is None:
-        return "copies: not looked for, the images are larger than half of the free memory"
+        return "copies: not searched, because the images take more than half of the free memory"
     if not found.copies:
         return "copies: none"
     images = sum(map(len, found.copies))
@@ -116,5 +116,5 @@ def about_copies(found: Inspection) -> str:
 
 
 def refused(found: Inspection) -> str:
-    """Why nothing can be trained on it, where `refusal` says so."""
+    """Why no model can be trained on it, from `refusal`."""
     return f"a training would refuse this data set: {found.refusal}"

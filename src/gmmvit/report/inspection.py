@@ -20,15 +20,15 @@ from gmmvit.runs.files import RunError, check_new, naming_faults, write_whole
 from gmmvit.text import shown
 from gmmvit.training.session import told_of_classes
 
-SHEET = 240  # pictures of the contact sheet at most
-EACH = 7  # of a class: a row of a wide screen
-COPIES = 24  # groups of copies that are drawn
-SIZES = 12  # most frequent sizes that are listed
-LISTED = 500  # broken images that are listed
+SHEET = 240  # pictures on the contact sheet, at most
+EACH = 7  # per class: one row of a wide screen
+COPIES = 24  # groups of copies drawn
+SIZES = 12  # most frequent sizes listed
+LISTED = 500  # broken images listed
 
 
 def check_page(out: Path, overwrite: bool) -> None:
-    """Raises RunError where the page cannot be written, before any work is done for it."""
+    """Raises RunError if the page cannot be written, before any work is done."""
     if out.is_dir():
         raise RunError(f"{out} is a folder; give a file with --out (in Python out=)")
     check_new(out, overwrite)
@@ -40,11 +40,14 @@ def write_inspection(
     """Writes the page of a data set: one HTML file that works offline.
 
     Args:
-        found: what `inspect_data` returned for the recipe.
-        recipe: whose augmentation is shown.
+        found: the result of `inspect_data` for the recipe.
+        recipe: the page shows its augmentation.
         out: the file.
-        notices: what was said while it was read.
-        overwrite: replace that file.
+        notices: messages from reading the data.
+        overwrite: replaces an existing file.
+
+    Returns:
+        The path of the file.
 
     Raises:
         RunError: the file exists, or cannot be written.
@@ -81,7 +84,7 @@ def _head(found: Inspection, recipe: Recipe, notices: Iterable[str]) -> str:
 
 
 def _without_places(line: str, found: Inspection) -> str:
-    """A page goes to others: of the data set's path on this machine what stands last."""
+    """A line with the data set's path reduced to its last part, because pages are shared."""
     for place in (Path(found.location), Path(found.name.partition(":")[2])):
         if place.is_absolute() and place.name:
             line = shown(line).replace(shown(str(place)), shown(place.name))
@@ -113,7 +116,7 @@ def images_section(found: Inspection) -> str:
     sizes = [row([f"{h} x {w}", f"{n:,}", percent(n / total)]) for (h, w), n in found.sizes.most_common(SIZES)]
     kinds = [row([kind, f"{n:,}", percent(n / total)]) for kind, n in found.kinds.most_common()]
     more = len(found.sizes) - SIZES
-    note = paragraph(f"{more:,} more sizes are rarer.", "note") if more > 0 else ""
+    note = paragraph(f"{more:,} rarer sizes are not listed.", "note") if more > 0 else ""
     return (
         "".join(paragraph(_sentence(line)) for line in about_images(found))
         + f'<div class="pair"><div>{table(["height x width", "images", "share"], sizes)}{note}</div>'
@@ -122,18 +125,18 @@ def images_section(found: Inspection) -> str:
 
 
 def broken_section(found: Inspection) -> str:
-    """The images that cannot be read, and why."""
+    """The unreadable images, and why."""
     if not found.broken:
         return paragraph("Every image can be read.")
     rows = [row([name, reason], left=2) for name, reason in found.broken[:LISTED]]
     more = len(found.broken) - LISTED
     note = paragraph(f"{more:,} more are not listed.", "note") if more > 0 else ""
-    intro = "A training names these and stops; --skip-broken trains without them."
+    intro = "`gmmvit train` names these and stops; --skip-broken trains without them."
     return paragraph(intro) + table(["image", "why"], rows, left=2) + note
 
 
 def copies_section(found: Inspection) -> str:
-    """Pictures that occur more than once: those of several classes first, then those in several parts."""
+    """Pictures that occur more than once: first those in several classes, then those in several parts."""
     if not found.copies:
         return paragraph(_sentence(about_copies(found)))
     catalog = found.decoded.catalog
@@ -158,7 +161,7 @@ def copies_section(found: Inspection) -> str:
 
 
 def sheet_section(found: Inspection) -> str:
-    """A few images of each class, from its whole length."""
+    """A few images of each class, evenly spread over it."""
     catalog = found.decoded.catalog
     each = max(1, min(EACH, SHEET // len(found.classes)))
     parts = []
@@ -176,7 +179,7 @@ def sheet_section(found: Inspection) -> str:
         parts.append(f'<h3>{escape(name)} <span class="note">{len(rows):,}</span></h3><div class="cards">{cards}</div>')
     more = len(found.classes) - SHEET
     note = paragraph(f"{more:,} more classes are not shown.", "note") if more > 0 else ""
-    intro = f"At most {each} of each class, from the first to the last, as a training sees them ({target_of(found)})."
+    intro = f"Up to {each} of each class, from first to last, as in training ({target_of(found)})."
     return paragraph(intro) + "".join(parts) + note
 
 

@@ -1,4 +1,4 @@
-"""The learned masks as pictures: every layer and head as it began and as it is, beside the numbers they are made of.
+"""The learned masks as pictures: every layer and head before and after training, with its parameters.
 
 Letters: H heads, R x S cells of a picture.
 """
@@ -23,22 +23,22 @@ NEUTRAL = 1.0  # a mask of ones is plain attention
 
 
 def mask_layers(model: nn.Module) -> list[tuple[str, Mask]]:
-    """The masks of a model with the names of their modules, in the order of its layers."""
+    """A model's masks with their module names, in layer order."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Mask)]
 
 
 def starting_model(run: LoadedRun) -> nn.Module | str:
-    """A model whose masks are those that the run's training began with, made anew from its configuration and its seed;
-    or a sentence why there is none. Its other weights need not be those of the start."""
+    """A model with the masks the run's training started from, rebuilt from its configuration and seed, or a sentence
+    why they are unknown. Its other weights may differ from those of the start."""
     recipe = run.recipe
-    unknown = "The masks as they were at the start are not shown: "
+    unknown = "The masks before training are not shown: "
     if not read_rows(run.folder):
         return f"{unknown}no epoch was trained in this run."
     if isinstance(recipe.pretrained, str):
-        return f"{unknown}the training began from given weights, which are not part of the run."
+        return f"{unknown}the training started from given weights, which are not part of the run."
     drawn = recipe.mask != "none" and recipe.mask_init in KINDS[recipe.mask].random_starts
     if drawn and library_of(recipe.model) is not None:
-        return f"{unknown}they were drawn after the weights of {recipe.model}, which the seed alone does not give."
+        return f"{unknown}they were drawn after the weights of {recipe.model}, so the seed alone does not give them."
     with torch.random.fork_rng(devices=[]):
         seed_everything(recipe.seed, 0)
         try:
@@ -49,8 +49,8 @@ def starting_model(run: LoadedRun) -> nn.Module | str:
 
 @torch.no_grad()
 def colour_limits(masks: Sequence[Mask]) -> tuple[float, float, bool]:
-    """Ends of the colour scale that all masks share, the same distance below and above 1, and whether values lie
-    beyond them: a few very large ones shall not drown the rest."""
+    """The ends of the shared colour scale, symmetric around 1, and whether values lie beyond them: a few very large
+    values must not wash out the rest."""
     distance = torch.cat([(mask.values().cpu().float() - NEUTRAL).abs().flatten() for mask in masks])
     distance = distance[distance.isfinite()]
     if not len(distance):
@@ -61,15 +61,13 @@ def colour_limits(masks: Sequence[Mask]) -> tuple[float, float, bool]:
 
 @torch.no_grad()
 def mask_section(model: nn.Module, start: nn.Module | str = "") -> str:
-    """HTML of all masks of a model; a sentence where it has none.
+    """HTML with all masks of a model, or a sentence if it has none.
 
-    Beside each stands the one of `start`, the same model before its training, or else a sentence why there is none.
+    Each is shown beside that of `start`, the same model before training; if `start` is text, it says why not.
     """
     layers = mask_layers(model)
     if not layers:
-        return paragraph(
-            "This model has no masks (mask none): its attention, if it has any, is weighed by content alone."
-        )
+        return paragraph("This model has no masks (mask none): its attention, if it has any, depends only on content.")
     starts = [] if isinstance(start, str) else [mask for _, mask in mask_layers(start)]
     low, high, beyond = colour_limits([mask for _, mask in layers] + starts)
     ends = _ends(low, high, beyond)
@@ -79,7 +77,7 @@ def mask_section(model: nn.Module, start: nn.Module | str = "") -> str:
         "White is 1, plain attention: orange strengthens, blue weakens. All layers share this scale.",
         ends[1],
     )
-    pairs = "Left the mask as the training began, right as it is now; “moved” is the mean distance between the two."
+    pairs = "Left: the mask before training, right: after; “moved” is the mean distance between the two."
     note = paragraph(pairs) if starts else paragraph(start, "note") if isinstance(start, str) and start else ""
     began: Sequence[Mask | None] = starts or [None] * len(layers)
     drawn = []
@@ -91,7 +89,7 @@ def mask_section(model: nn.Module, start: nn.Module | str = "") -> str:
 
 
 def _ends(low: float, high: float, beyond: bool) -> tuple[str, str]:
-    """Labels of the scale's ends."""
+    """The labels at the ends of the scale."""
     first, last = ("≤ ", "≥ ") if beyond else ("", "")
     return f"{first}{low:.2f}".replace("-", "−"), f"{last}{high:.2f}"
 
@@ -105,7 +103,7 @@ def _span(values: Tensor) -> str:
 
 
 def _layer(index: int, now: Drawing, before: Drawing | None, low: float, high: float) -> str:
-    """The pictures of one mask and its table, each beside those of the start."""
+    """The pictures and the table of one mask, beside those of the start."""
     figures = []
     for head, pictures in enumerate(now.heads):
         for number, picture_now in enumerate(pictures):
@@ -138,9 +136,9 @@ _CELL, _GAP, _EDGE, _FOOT = 64, 10, 62, 46  # pixels of the stand-alone picture
 
 @torch.no_grad()
 def mask_picture(model: nn.Module, start: nn.Module | None = None) -> str:
-    """The masks of a model as one stand-alone SVG: a row a layer, a column a head, and the colour scale.
+    """A model's masks as one stand-alone SVG: a row per layer, a column per head, and the colour scale.
 
-    With `start`, the same model before its training, the masks of that stand on the left, on the same scale.
+    With `start`, the same model before training, its masks are on the left, on the same scale.
 
     Raises ValueError for a model without masks.
     """
@@ -151,7 +149,7 @@ def mask_picture(model: nn.Module, start: nn.Module | None = None) -> str:
     drawn = [[mask.view().cpu() for mask in side] for side in sides]
     columns = max(map(len, drawn[-1]))
     shared = columns < sides[-1][0].num_heads
-    step = max(columns, 4) * (_CELL + _GAP) + 2 * _GAP  # from one side to the next
+    step = max(columns, 4) * (_CELL + _GAP) + 2 * _GAP  # distance between the two sides
     top = 24 if start is None else 46
     width = _EDGE + step * len(sides) - 2 * _GAP
     height = top + len(sides[-1]) * (_CELL + _GAP) + _FOOT
@@ -179,7 +177,7 @@ def mask_picture(model: nn.Module, start: nn.Module | None = None) -> str:
 
 
 def _cells(indices: Tensor, x: int, y: int) -> str:
-    """One mask as squares, those of one colour in one path: small, and sharp at every size."""
+    """One mask as squares, one path per colour: small, and sharp at every size."""
     rows, cols = indices.shape
     paths: dict[int, list[str]] = defaultdict(list)
     for r, line in enumerate(indices.tolist()):

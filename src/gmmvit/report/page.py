@@ -1,5 +1,5 @@
-"""The frame of the page: style sheet, document, tables and figures. Every text that comes in is escaped here or marked
-as HTML by its argument's name."""
+"""The frame of the page: style sheet, document, tables and figures. Text arguments are escaped here, except those
+named `..._html`."""
 
 import re
 from collections import defaultdict
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from typing import Any
 
-# Nothing may be fetched, whatever a class or file is called.
+# Nothing may be fetched, whatever the name of a class or file contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE = """
@@ -107,12 +107,12 @@ details{margin:.5rem 0 1rem}summary{cursor:pointer;color:var(--link);font-size:.
 _CELL, _TAG = re.compile(r"<t[hd].*?</t[hd]>", re.DOTALL), re.compile("<[^>]*>")
 _LETTER, _PADDING, _LEAST = 8, 18, 37  # pixels, of the style sheet's tables
 _FIXED = {'class="name"': 160, 'class="up"': 20, 'class="track"': 90}
-_STEP, _STEPS = 20, range(14, 57)  # the box is asked whether it is wider than the table in steps of so many pixels
+_STEP, _STEPS = 20, range(14, 57)  # container queries compare box and table widths in steps of 20 pixels
 _HINTS = "".join(f"@container (max-width:{n * _STEP}px){{.w{n} .hint{{display:block}}}}\n" for n in _STEPS)
 
 
 def document(title: str, sections: Iterable[tuple[str, str, str]], head_html: str) -> str:
-    """The whole page; a section is (identifier, heading, HTML), one with empty HTML is left out."""
+    """The whole page. A section is (identifier, heading, HTML); empty ones are left out."""
     kept = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in kept)
     body = "".join(
@@ -133,7 +133,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(head: Sequence[str], rows_html: Iterable[str], *, left: int = 1, kind: str = "") -> str:
-    """A table in its own scrolling box; the first `left` columns are text. Rows come from `row`."""
+    """A table in its own scrolling box; the first `left` columns are text. `row` makes the rows."""
     classes = [' class="l"' if index < left else "" for index in range(len(head))]
     cells = "".join(f'<th scope="col"{c}>{escape(name)}</th>' for c, name in zip(classes, head, strict=True))
     body = "".join(rows_html)
@@ -141,7 +141,7 @@ def table(head: Sequence[str], rows_html: Iterable[str], *, left: int = 1, kind:
 
 
 def scrolling(table_html: str) -> str:
-    """A table in a box that it scrolls in where it is wider, with a hint that shows there: phones hide scroll bars."""
+    """A table in a box that scrolls if the table is wider, with a hint to scroll, because phones hide scroll bars."""
     step = min(-(-_width(table_html) // _STEP), _STEPS[-1])
     return (
         f'<div class="box w{step}"><p class="hint" aria-hidden="true">wider than the screen: scroll sideways ↔</p>'
@@ -150,7 +150,7 @@ def scrolling(table_html: str) -> str:
 
 
 def _width(table_html: str) -> int:
-    """About how many pixels wide a table is: that of the widest cell of each column."""
+    """A table's approximate width in pixels, from the widest cell of each column."""
     columns: dict[int, int] = defaultdict(int)
     for line in table_html.split("<tr")[1:]:
         for index, cell in enumerate(_CELL.findall(line)):
@@ -161,20 +161,20 @@ def _width(table_html: str) -> int:
 
 
 def percent(value: Any) -> str:
-    """A fraction as 97.50%; a dash for None."""
+    """A fraction such as 97.50%, a dash for None."""
     return f"{value:.2%}" if isinstance(value, int | float) else "–"
 
 
-WRAPPED = 20  # longer names stand in several lines
+WRAPPED = 20  # longer names are broken into lines
 
 
 def name_html(text: str) -> str:
-    """A name for a table, whole: a long one is broken into lines."""
+    """A full name for a table, broken into lines if it is long."""
     return escape(text) if len(text) <= WRAPPED else f'<div class="name">{escape(text)}</div>'
 
 
 def row(cells: Sequence[str], *, left: int = 1, kind: str = "", best: Sequence[int] = ()) -> str:
-    """A row of plain texts, the first its heading; cells whose index is in `best` are marked as the best value."""
+    """A row of plain texts, the first its heading; `best` lists the cells to mark as best values."""
     parts = [f'<th scope="row">{name_html(cells[0])}</th>']
     for index, cell in enumerate(cells[1:], 1):
         name = "best" if index in best else "l" if index < left else ""
@@ -185,8 +185,8 @@ def row(cells: Sequence[str], *, left: int = 1, kind: str = "", best: Sequence[i
 
 
 def picture(pictures: Sequence[tuple[str, str]], caption_html: str, *, smooth: bool = False, dot: bool = False) -> str:
-    """Pictures side by side, each an address and a description, with their caption; `smooth` for photographs that are
-    drawn enlarged, `dot` marks the middle."""
+    """Pictures side by side, each (address, description), with a caption; `smooth` for enlarged photographs, `dot`
+    marks the middle."""
     kind = "pic smooth" if smooth else "pic"
     texts = [(address, escape(description)) for address, description in pictures]
     drawn = [f'<img class="{kind}" src="{address}" alt="{t}" title="{t}" loading="lazy">' for address, t in texts]
@@ -197,7 +197,7 @@ def picture(pictures: Sequence[tuple[str, str]], caption_html: str, *, smooth: b
 
 
 def colour_scale(colours: Sequence[str], low: str, middle: str, high: str) -> str:
-    """The legend of a colour map: a bar with the values at its ends and what its middle stands for."""
+    """The legend of a colour map: a bar with labels at its ends and middle."""
     stops = ",".join(colours)
     bar = f'<i style="background:linear-gradient(90deg,{stops})"></i>'
     label = f'<p class="note">{escape(middle)}</p>' if middle else ""

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Below, at and above the neutral value: blue to orange, distinct with every kind of colour vision.
+# Blue below, orange above the neutral value: distinct with every kind of colour vision.
 _DIVERGING = ("#123f73", "#3f83bf", "#a9cbe2", "#f4f2ee", "#f3bf87", "#d9772a", "#7a3206")
 _SEQUENTIAL = ("#f6f5f2", "#c3d7e6", "#7fb0d3", "#3a7bb3", "#154a80", "#0a2b52")
 _ERRORS = ("#f6f5f2", "#f6dcc0", "#eeb27a", "#d9772a", "#a34a10", "#5f2504")
-LEVELS = 65  # colours of a map; odd, so that the neutral value has its own
+LEVELS = 65  # colours of a map; odd, so that the neutral value gets one
 LOSSLESS_SIDE = 64  # larger images are stored as JPEG of at most LARGEST_SIDE pixels
 LARGEST_SIDE = 160
 HEAT = (255, 122, 20)
@@ -22,7 +22,7 @@ MARK = (0, 214, 255)
 
 
 def _ramp(anchors: Sequence[str]) -> list[tuple[int, int, int]]:
-    """LEVELS colours evenly spaced through `anchors`."""
+    """LEVELS colours, evenly spaced along `anchors`."""
     colours = [tuple(int(anchor[i : i + 2], 16) for i in (1, 3, 5)) for anchor in anchors]
     ramp = []
     for level in range(LEVELS):
@@ -45,7 +45,7 @@ def hex_colour(colour: tuple[int, int, int]) -> str:
 
 
 def levels(values: Tensor, low: float, high: float) -> Tensor:
-    """Values as indices 0 to LEVELS - 1 into a map that spans low..high; outside of it the ends. NaN counts as low."""
+    """Values as indices 0 to LEVELS - 1 into a map over low..high, clamped to its ends; NaN counts as low."""
     place = (values.double().nan_to_num(low) - low) / max(high - low, 1e-12)
     return (place.clamp(0, 1) * (LEVELS - 1)).round().to(torch.uint8)
 
@@ -58,7 +58,7 @@ def _address(image: object, kind: str) -> str:
 
 
 def map_address(indices: Tensor, colours: Sequence[tuple[int, int, int]]) -> str:
-    """A map uint8 [R, S] of indices into `colours` as PNG, one pixel a cell."""
+    """A map uint8 [R, S] of indices into `colours` as PNG, one pixel per cell."""
     from PIL import Image
 
     image = Image.frombytes("P", (indices.shape[1], indices.shape[0]), indices.contiguous().numpy().tobytes())
@@ -67,7 +67,7 @@ def map_address(indices: Tensor, colours: Sequence[tuple[int, int, int]]) -> str
 
 
 def image_address(image: Tensor) -> str:
-    """An image uint8 [C, H, W] with 1 or 3 channels: PNG as it is, or JPEG and shrunk where it is large."""
+    """An image uint8 [C, H, W] with 1 or 3 channels as PNG; a large one is shrunk and stored as JPEG."""
     from PIL import Image
 
     picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")
@@ -80,8 +80,8 @@ def image_address(image: Tensor) -> str:
 def heat_over(image: Tensor, heat: Tensor, query: tuple[int, int] | None) -> Tensor:
     """Heat [rows, cols] laid over an image uint8 [C, H, W] -> uint8 [3, H', W'], enlarged to at least 96 pixels.
 
-    The image becomes grey and dim. Cells above the mean of the heat are coloured, the largest fully, so that attention
-    spread evenly colours nothing. `query` is the (row, column) of the cell that gets a frame.
+    The image becomes grey and dim. Cells above the mean heat are coloured, the largest fully, so evenly spread
+    attention colours nothing. `query` is the (row, column) of a cell to frame.
     """
     grey = image.float().mean(0)
     factor = -(-96 // max(grey.shape))

@@ -1,4 +1,4 @@
-"""What a recipe's augmentation makes of a few training images.
+"""A few training images under a recipe's augmentation.
 
 Letters: C channels, H height, W width, K classes.
 """
@@ -16,11 +16,11 @@ from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import LOSSLESS_SIDE, image_address
 from gmmvit.training.session import make_augment
 
-PREVIEWED, DRAWS = 4, 6  # images whose augmentation is drawn, and how often
+PREVIEWED, DRAWS = 4, 6  # images, and augmentations of each
 
 
 def augmentation_section(data: Dataset, recipe: Recipe) -> str:
-    """Training images, and what the recipe's augmentation makes of them."""
+    """Training images, each followed by augmented versions."""
     chosen = spread_rows(data, PREVIEWED)
     images, targets = previews(data, recipe, chosen, DRAWS)
     kept = recipe.label_smoothing
@@ -40,14 +40,14 @@ def augmentation_section(data: Dataset, recipe: Recipe) -> str:
     intro = (
         f"Training images, each followed by {DRAWS} draws: crop_padding {recipe.crop_padding}, flip "
         f"{str(flip).lower()}, policy {policy}, erase_prob {recipe.erase_prob:g}, mix_prob {recipe.mix_prob:g} "
-        f"(mixup_alpha {recipe.mixup_alpha:g}, cutmix_alpha {recipe.cutmix_alpha:g}). Below each stands what it "
-        f"counts as, label smoothing of {recipe.label_smoothing:g} aside."
+        f"(mixup_alpha {recipe.mixup_alpha:g}, cutmix_alpha {recipe.cutmix_alpha:g}). Below each is its target, "
+        f"without the label smoothing of {recipe.label_smoothing:g}."
     )
     return paragraph(intro) + "".join(parts)
 
 
 def spread_rows(data: Dataset, count: int) -> list[int]:
-    """Rows of so many training images, of different classes while there are some."""
+    """The rows of `count` training images, of different classes as far as possible."""
     labels = data.train.labels.cpu()
     of_class = [has_class(labels, label).nonzero().flatten().tolist() for label in range(len(data.classes))]
     turns = [rows[turn] for turn in range(count) for rows in of_class if turn < len(rows)]
@@ -55,7 +55,7 @@ def spread_rows(data: Dataset, count: int) -> list[int]:
 
 
 def previews(data: Dataset, recipe: Recipe, rows: Sequence[int], draws: int) -> tuple[Tensor, Tensor]:
-    """These training images augmented `draws` times: uint8 [draws, n, C, H, W], and their targets [draws, n, K]."""
+    """The training images of `rows`, augmented `draws` times: uint8 [draws, n, C, H, W], and targets [draws, n, K]."""
     augment, generator = make_augment(recipe, data), torch.Generator().manual_seed(recipe.seed)
     chosen = torch.tensor(rows)
     drawn = [augment(data.train.images[chosen], data.train.labels[chosen], generator) for _ in range(draws)]
@@ -65,7 +65,7 @@ def previews(data: Dataset, recipe: Recipe, rows: Sequence[int], draws: int) -> 
 
 
 def _shares(target: Tensor, classes: Sequence[str], smoothing: float) -> str:
-    """The classes of a soft target float32 [K] without its smoothing, as "cat 62%, dog 38%"."""
+    """The classes of a soft target float32 [K] without label smoothing, such as "cat 62%, dog 38%"."""
     shares = target / target.sum()
     if smoothing < 1:
         shares = (shares - smoothing / len(classes)) / (1 - smoothing)

@@ -1,4 +1,4 @@
-"""How a trained model does on its test part: confusion matrix, scores of the classes, calibration, worst mistakes.
+"""How a trained model performs on its test part: confusion matrix, class scores, calibration, worst mistakes.
 
 Letters: N images.
 """
@@ -32,10 +32,10 @@ from gmmvit.runs.files import RunError
 
 WORST = 24
 PAIRS = 15
-TABLE_CLASSES = 20  # a confusion matrix of more classes is a picture
-TURNED = 16  # letters; where a class has a longer name, the matrix numbers its columns
-OPEN_CLASSES = 30  # more rows of class accuracy are folded away
-ATTENTION_EACH = 2  # images that were right, and that were wrong, whose attention is drawn
+TABLE_CLASSES = 20  # with more classes the confusion matrix is a picture
+TURNED = 16  # letters; with longer class names the matrix numbers its columns
+OPEN_CLASSES = 30  # with more classes the class table is folded
+ATTENTION_EACH = 2  # right and wrong images, each, whose attention is drawn
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Outcome:
         probabilities = self.logits[index].softmax(-1)
         predicted = int(probabilities.argmax())
         true, guess = self.run.classes[int(self.split.labels[index])], self.run.classes[predicted]
-        verdict = "right" if predicted == int(self.split.labels[index]) else f"taken for {guess}"
+        verdict = "right" if predicted == int(self.split.labels[index]) else f"mistaken for {guess}"
         return f"{true}, {verdict} ({probabilities[predicted]:.1%})"
 
 
 def measure(run: LoadedRun, data_dir: str | None) -> Outcome:
-    """The model's answers on the test part of its data, on the validation part where there is no test.
+    """The model's answers on the test part of its data, or on the validation part if there is no test part.
 
-    Raises DataError, one sentence, where the data set is gone, has changed, or has neither part.
+    Raises DataError if the data set is gone, has changed, or has neither part.
     """
     try:
         data = load_parts(run, data_dir=data_dir, download=False)
@@ -93,7 +93,7 @@ def confusion_section(outcome: Outcome) -> str:
 
 
 def classes_section(outcome: Outcome) -> str:
-    """Recall with its interval, precision and F1 of each class, those with the lowest F1 first."""
+    """Recall with its interval, precision and F1 of each class, lowest F1 first."""
     classes = outcome.run.classes
     counts = confusion_counts(outcome.logits, outcome.split.labels)
     totals, hits = counts.sum(1).tolist(), counts.diagonal().tolist()
@@ -112,15 +112,15 @@ def classes_section(outcome: Outcome) -> str:
     if len(known) > OPEN_CLASSES:
         listing = f"<details><summary>all {len(known)} classes, the weakest first</summary>{listing}</details>"
     intro = (
-        "Recall is the part of a class's images that was recognised, with its 95 % interval (Wilson): wide where there "
-        "are few images. Precision is the part of the images taken for the class that are of it, F1 the harmonic mean "
-        "of both; the lowest F1 comes first."
+        "Recall is the fraction of a class's images that were recognised, with its 95 % interval (Wilson), wide for "
+        "few images. Precision is the fraction of the images predicted as the class that belong to it; F1 is the "
+        "harmonic mean of both. The lowest F1 comes first."
     )
     return paragraph(intro) + listing
 
 
 def calibration_section(outcome: Outcome) -> str:
-    """Whether the model's probabilities can be taken at their word: calibration error and reliability plot."""
+    """Whether the model's probabilities are trustworthy: calibration error and reliability plot."""
     found = calibration(outcome.logits, outcome.split.labels)
     points = [
         (confidence, accuracy, *interval(accuracy, images), images)
@@ -128,24 +128,24 @@ def calibration_section(outcome: Outcome) -> str:
     ]
     mean = sum(c * n for c, n in zip(found.confidence, found.images, strict=True)) / sum(found.images)
     top1 = sum(a * n for a, n in zip(found.accuracy, found.images, strict=True)) / sum(found.images)
-    side = "less sure than it is right" if mean < top1 else "surer than it is right"
+    side = "underconfident" if mean < top1 else "overconfident"
     intro = (
         f"Expected calibration error {found.error:.2%}: the mean distance between the probability of the predicted "
-        f"class and how often it is right, in {CALIBRATION_BINS} steps. Mean confidence {mean:.2%}, accuracy "
-        f"{top1:.2%}: the model is {side}. Points below the line are too sure, points above it too "
-        "careful; bars are 95 % intervals, larger points have more images."
+        f"class and how often it is right, in {CALIBRATION_BINS} bins. Mean confidence {mean:.2%}, accuracy "
+        f"{top1:.2%}: the model is {side}. Points below the line are overconfident, points above it "
+        "underconfident; bars are 95 % intervals, larger points have more images."
     )
     return paragraph(intro) + f'<div class="narrow">{reliability_chart("Accuracy by confidence", points)}</div>'
 
 
 def _shares(counts: Tensor) -> Tensor:
-    """Counts as parts of their row."""
+    """Counts as fractions of their row."""
     return counts / counts.sum(1, keepdim=True).clamp_min(1)
 
 
 def _matrix_table(counts: Tensor, classes: tuple[str, ...]) -> str:
     longest = max(map(len, classes))
-    numbered = longest > TURNED  # names that would need more height than the matrix has: the rows say what a number is
+    numbered = longest > TURNED  # long names would need too much height; the rows explain the numbers
     heads = "".join(
         f'<th scope="col" title="{escape(name)}">{number if numbered else _turned(name, longest)}</th>'
         for number, name in enumerate(classes, 1)
@@ -155,14 +155,14 @@ def _matrix_table(counts: Tensor, classes: tuple[str, ...]) -> str:
         cells = []
         for predicted, (count, share) in enumerate(zip(line, shares, strict=True)):
             kind, colour = ("hit", "heat") if true == predicted else ("miss", "miss")
-            # Single mistakes are to be seen beside a full diagonal, and text stays legible on at most 60 %.
+            # Single mistakes stay visible beside a full diagonal; text is legible on a shade up to 60 %.
             shade = 0.55 * share**0.5 if true == predicted else 0.15 + 0.45 * share**0.5
             style = f' class="{kind}" style="background:rgba(var(--{colour}),{shade:.2f})"' if count else ""
-            title = f"{classes[true]} taken for {classes[predicted]}: {count} ({share:.1%})"
+            title = f"{classes[true]} mistaken for {classes[predicted]}: {count} ({share:.1%})"
             cells.append(f'<td{style} title="{escape(title)}">{count or "·"}</td>')
         name = name_html(f"{true + 1} · {classes[true]}" if numbered else classes[true])
         body.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
-    key = "Blue: right, orange: errors, each by its part of the true class."
+    key = "Blue: right, orange: errors, shaded by their fraction of the true class."
     if numbered:
         key += " The columns are numbered like the rows."
     return paragraph(key, "note") + scrolling(
@@ -175,7 +175,7 @@ def _turned(name: str, longest: int) -> str:
 
 
 def _matrix_picture(counts: Tensor, classes: tuple[str, ...]) -> str:
-    """One pixel a cell, the diagonal in the colours of `SEQUENTIAL` and the rest in those of `ERRORS`."""
+    """One pixel per cell, the diagonal in `SEQUENTIAL` colours, the rest in `ERRORS`."""
     shades = levels(_shares(counts).sqrt(), 0, 1) + LEVELS
     shades.diagonal().sub_(LEVELS)
     text = f"confusion matrix of {len(counts)} classes"
@@ -184,8 +184,8 @@ def _matrix_picture(counts: Tensor, classes: tuple[str, ...]) -> str:
     scales = [
         colour_scale([hex_colour(ramp[i]) for i in range(0, LEVELS, 8)], "0%", middle, "100%")
         for ramp, middle in (
-            (SEQUENTIAL, "Right, of the true class."),
-            (ERRORS, "Taken for another, of the true class."),
+            (SEQUENTIAL, "Right, as a fraction of the true class."),
+            (ERRORS, "Wrong, as a fraction of the true class."),
         )
     ]
     names = "".join(f"<li>{escape(name)}</li>" for name in classes)
@@ -215,7 +215,7 @@ def mistakes_section(outcome: Outcome) -> str:
         name = str(outcome.split.names[index])
         classes = outcome.run.classes
         caption = (
-            f"<b>{escape(classes[true])}</b> taken for <b>{escape(classes[predicted])}</b>"
+            f"<b>{escape(classes[true])}</b> mistaken for <b>{escape(classes[predicted])}</b>"
             f"<small>{probabilities[predicted]:.1%}, true class {probabilities[true]:.1%}</small>"
             f"<small>{escape(short_name(name))}</small>"
         )
@@ -227,13 +227,13 @@ def mistakes_section(outcome: Outcome) -> str:
 
 
 def short_name(name: str, length: int = 40) -> str:
-    """The end of a long path distinguishes images."""
+    """A long path shortened to its end, which distinguishes images."""
     return name if len(name) <= length else "…" + str(PurePath(name))[1 - length :]
 
 
 def looked_at(outcome: Outcome) -> list[int]:
-    """Indices of the images whose attention is drawn: the surest right ones, each of another class, then the worst
-    mistakes."""
+    """Indices of the images whose attention is drawn: the most confident right ones, of different classes, then the
+    worst mistakes."""
     hits = outcome.logits.argmax(1) == outcome.split.labels.cpu()
     sure = outcome.logits.softmax(-1).amax(1).masked_fill(~hits, -1)
     chosen: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""What is said of a run without its model: the head of the page and the curves."""
+"""The sections that need no model: the head of the page and the curves."""
 
 import shlex
 import statistics
@@ -20,7 +20,7 @@ from gmmvit.training.progress import clock
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder as it was read. `facts` are those of summary.json; of an unfinished run, what the rows say."""
+    """The contents of a run folder. `facts` come from summary.json or, for an unfinished run, from the rows."""
 
     folder: Path
     recipe: Recipe
@@ -39,10 +39,7 @@ class RunRecord:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Everything about a run but its weights.
-
-    Raises RunError where the folder is not a run.
-    """
+    """Reads everything about a run except its weights. Raises RunError if the folder is not a run."""
     folder = Path(folder)
     versions = load_config(folder)["versions"]
     rows = read_rows(folder)
@@ -51,7 +48,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def _facts_so_far(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the rows of an unfinished run say."""
+    """The facts of an unfinished run, from its rows."""
     facts: dict[str, Any] = {}
     measured = [r for r in rows if isinstance(r.get("val_top1"), int | float)]
     if measured:
@@ -64,24 +61,24 @@ def _facts_so_far(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def count_parameters(record: RunRecord, model: nn.Module) -> None:
-    """Adds the numbers of parameters where the run has no summary with them."""
+    """Adds the parameter counts if the run's summary lacks them."""
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     record.facts.setdefault("num_parameters", sum(sizes.values()))
     record.facts.setdefault("mask_parameters", sum(size for name, size in sizes.items() if is_mask_parameter(name)))
 
 
 def count(value: Any) -> str:
-    """A number with its thousands apart; a dash for None."""
+    """A number with thousands separators, a dash for None."""
     return f"{value:,.0f}" if isinstance(value, int | float) else "–"
 
 
 def time_taken(value: Any) -> str:
-    """Seconds as hours and minutes; a dash for None."""
+    """Seconds as hours and minutes, a dash for None."""
     return clock(value) if isinstance(value, int | float) else "–"
 
 
 def title(record: RunRecord) -> str:
-    """What was trained, in a line, and whether it is still under way."""
+    """One line: what was trained, and whether it is unfinished."""
     recipe = record.recipe
     masks = "plain attention" if recipe.mask == "none" else KINDS[recipe.mask].words
     state = "" if record.finished else "Unfinished: "
@@ -89,7 +86,7 @@ def title(record: RunRecord) -> str:
 
 
 def last_name(name: str) -> str:
-    """Of a kind and a path, as folder:/a/b, the kind and what stands last: a page goes to others."""
+    """folder:/a/b as folder:b, because pages are shared."""
     kind, colon, place = name.partition(":")
     return f"{kind}:{PurePath(place).name or place}" if colon and "/" in place else name
 
@@ -124,18 +121,18 @@ def head(record: RunRecord) -> str:
     )
     return (
         f"{notice}<h1>{escape(title(record))}</h1>{paragraph(about, 'note')}"
-        f'<ul class="facts">{listing}</ul>{paragraph("The same again, where the folder of the run lies:", "note")}'
+        f'<ul class="facts">{listing}</ul>{paragraph("To repeat it, run where the run folder lies:", "note")}'
         f'<pre tabindex="0">{escape(shlex.join(repeat))}</pre>{_recipe_details(recipe)}'
     )
 
 
 def seed_of(record: RunRecord) -> str:
-    """The seed of a run, and its fold."""
+    """A run's seed, and its fold."""
     return f"{record.recipe.seed}" + (f" (fold {record.recipe.fold})" if record.recipe.fold else "")
 
 
 def epochs_of(record: RunRecord) -> str:
-    """The epochs of a training, and how many were made where patience ended it or it is not finished."""
+    """The planned epochs, and how many were done if the training stopped early or is unfinished."""
     planned = record.recipe.epochs
     if not record.finished:
         return f"{record.rows[-1]['epoch'] if record.rows else 0} of {planned}"
@@ -144,7 +141,7 @@ def epochs_of(record: RunRecord) -> str:
 
 
 def _between(facts: dict[str, Any], name: str) -> str:
-    """The 95 % interval of an accuracy in words, where the number of test images is known."""
+    """The 95 % interval of an accuracy as text, if the number of test images is known."""
     if facts.get(name) is None or "test_images" not in facts:
         return ""
     low, high = interval(facts[name], facts["test_images"])
@@ -157,7 +154,7 @@ def _recipe_details(recipe: Recipe) -> str:
 
 
 def plain(value: Any) -> str:
-    """A field of the recipe in words; of a path on the machine what stands last."""
+    """A recipe field as text, with paths reduced to their last part."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     kind, colon, place = str(value).rpartition(":")
@@ -165,7 +162,7 @@ def plain(value: Any) -> str:
 
 
 def curves(record: RunRecord) -> str:
-    """Loss, accuracy and learning rates over the epochs of one run."""
+    """Loss, accuracy and learning rates of one run over its epochs."""
     if not record.rows:
         return paragraph("No epoch has been finished yet.")
     kinds = [("train_{}", "training, augmented images"), ("val_{}", "validation")]
@@ -179,7 +176,7 @@ def curves(record: RunRecord) -> str:
 
 
 def _rates(record: RunRecord) -> list[Line]:
-    """The learning rate, and those of masks and of Muon's matrices where they are others."""
+    """The learning rate, and those of masks and Muon's matrices if they differ."""
     recipe, rate = record.recipe, record.line("lr", "all parameters")
     scales = {"masks": recipe.mask_lr_scale if recipe.mask != "none" else 1}
     scales["Muon's matrices"] = recipe.muon_lr_scale if recipe.optimizer == "muon" else 1

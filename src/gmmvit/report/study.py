@@ -1,4 +1,4 @@
-"""The page of a study: its table, its trials, and what it was."""
+"""The page of a study: its table, its trials and its file."""
 
 from collections.abc import Sequence
 from html import escape
@@ -15,13 +15,13 @@ _TRIALS = ["trial", "validation, best", "test, last", "test, best", "epochs", "c
 
 
 def write_study_page(out: Path, plan: Plan, rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> Path:
-    """Writes report.html of a study: `rows` of its trials, `lines` of its table. Returns its path."""
+    """Writes a study's report.html from the `rows` of its trials and the `lines` of its table. Returns the path."""
     heads, cells = table_cells(plan, lines)
     failed = [one for one in rows if one["status"] == "failed"]
     intro = (
         "Means over seeds ± standard deviation (n − 1). A difference is the mean over pairs of trials with the same "
         "data and seed, in points, with its 95 % interval by Student's t. Settings are chosen by the validation "
-        "column; the test column is what they are worth."
+        "column; the test column is their result."
     )
     sections = [
         ("table", "Table", paragraph(intro) + table(heads, [row(line, left=2) for line in cells], left=2)),
