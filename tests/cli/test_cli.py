@@ -116,7 +116,7 @@ def test_wrong_usage_is_one_sentence_and_status_2(capsys, arguments, words):
             ],
             "mask elm",
         ),
-        (["convert", __file__, "--family", "vit", "--mask", "gmm", "--out", "never"], "no file of weights"),
+        (["convert", __file__, "--family", "vit", "--mask", "gmm", "--out", "never"], "not a weight file"),
         (["resume", "never"], "not a run folder"),
         (["eval", "never"], "not a run folder"),
         (["report", "never"], "not a run folder"),
@@ -263,7 +263,7 @@ def test_a_folder_of_runs_and_a_data_folder_without_its_word_are_told(capsys, tm
     (tmp_path / "compare" / "vit-gmm-s0").mkdir(parents=True)
     (tmp_path / "compare" / "vit-gmm-s0" / "config.yaml").write_text("{}")
     for arguments, words in (
-        (["report", "compare"], "it has no config.yaml; it holds 1 run folders, as compare/vit-gmm-s0"),
+        (["report", "compare"], "it has no config.yaml; it holds 1 run folders, such as compare/vit-gmm-s0"),
         (["report", "nowhere"], "nowhere is not a run folder: there is no such folder"),
         (["train", "--dataset", "compare", "--out", "never"], "did you mean 'folder:compare'?"),
     ):

@@ -67,7 +67,7 @@ def test_aliases_in_a_run_neither_hang_nor_flood(run, capsys, text, field):
 @pytest.mark.parametrize("text", ["model: &a {b: *a}", "x: [&a [*a]]"])
 def test_a_value_that_holds_itself_is_told(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(RecipeError, match="a value holds itself"):
+    with pytest.raises(RecipeError, match="a value contains itself"):
         load_recipe(tmp_path / "recipe.yaml")
 
 
@@ -133,9 +133,7 @@ def test_a_class_that_a_terminal_would_obey_is_refused(run, capsys, name):
     content["data"]["classes"][0] = name
     (run / "config.yaml").write_text(yaml.safe_dump(content))
     assert main(["eval", str(run)]) == 1
-    assert "data.classes must be a list of two names or more, without control" in one_short_line(
-        capsys.readouterr().err
-    )
+    assert "data.classes must be a list of two or more names without control" in one_short_line(capsys.readouterr().err)
 
 
 def test_a_path_that_is_no_text_serves_like_any_other(tmp_path, capsys):

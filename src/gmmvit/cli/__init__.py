@@ -1,4 +1,4 @@
-"""The command `gmmvit`. Commands load what they need inside their functions, so that `--help` answers at once."""
+"""The command `gmmvit`. Commands import inside their functions, so that `--help` answers at once."""
 
 import io
 import os
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """SIGTERM, by which schedulers stop a job, ends a training as Ctrl-C does."""
+    """Makes SIGTERM, with which schedulers stop jobs, act like Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -32,22 +32,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 failed, 2 wrong usage. `--debug` shows tracebacks."""
     alone = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Threads of libgomp that wait for one another spin; where another process holds a core, for ever. Read when torch
-    # loads. Measured with `train` on the digits: as fast on idle cores, many times faster on shared ones.
+    # Waiting libgomp threads spin, almost forever if another process holds a core. Read when torch loads. Measured with
+    # `train` on the digits: as fast on idle cores, many times faster on shared ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     for number in (1, 2):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file that is opened would get its number, and what is said with it
+        except OSError:  # closed: the next opened file would get its number and our output
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no failure
+            stream.reconfigure(errors="backslashreplace")  # an unprintable name is not a failure
     leads = os.environ.get("RANK", "0") == "0"
-    if leads:  # of several processes the others end at once where torchrun ends them
-        with suppress(ValueError):  # outside of the main thread
+    if leads:  # the other processes end at once when torchrun ends them
+        with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, _interrupt)
     name = "gmmvit" if leads else f"gmmvit (process {os.environ['RANK']})"
     try:
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: {one_line(error)}", file=sys.stderr)
         return exit_status(error)
     finally:
-        if alone:  # what is left is the end of the process: a signal now would only add a traceback
+        if alone:  # the process is about to end: a signal would only add a traceback
             with suppress(ValueError):
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)

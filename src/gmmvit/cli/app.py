@@ -1,4 +1,4 @@
-"""The application that the commands belong to, and what they share."""
+"""The application object, and what the commands share."""
 
 import sys
 from contextlib import suppress
@@ -11,7 +11,7 @@ from gmmvit.text import line_of, shown
 from gmmvit.version import __version__
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
-Json = Annotated[bool, Parameter(name="--json", negative="")]  # a flag that has no --no-json
+Json = Annotated[bool, Parameter(name="--json", negative="")]  # without --no-json
 
 app = App(
     name="gmmvit",
@@ -24,19 +24,19 @@ app = App(
 
 
 def exit_status(error: BaseException) -> int:
-    """2 where the command was given what it does not take, 1 where it failed.
+    """2 for wrong arguments, 1 for failures.
 
-    What the project raises for a wrong argument is a RecipeError or a plain ValueError or TypeError; faults of data and
-    files have classes of their own (DataError, RunError, UnicodeError ...), some of them below ValueError.
+    The project raises RecipeError or plain ValueError and TypeError for wrong arguments. Errors of data and files have
+    other classes (DataError, RunError, UnicodeError ...), some of them subclasses of ValueError.
     """
     wrong = isinstance(error, CycloptsError | RecipeError) or type(error) in (ValueError, TypeError)
     return EXIT_USAGE if wrong else EXIT_FAILED
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without its line breaks and whatever a terminal would take for a command."""
-    if isinstance(error, ImportError) and "failed to map segment" in str(error):  # so `ulimit -v` ends up
-        return f"no memory is left to load torch, see `ulimit -v`: {line_of(str(error))}"
+    """An error's message on one line, without control characters."""
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):  # typical of `ulimit -v`
+        return f"not enough memory to load torch, see `ulimit -v`: {line_of(str(error))}"
     if isinstance(error, MemoryError) and not str(error):
         return "memory ran out; `ulimit -v` shows whether this process has a limit"
     if isinstance(error, RuntimeError):  # torch is loaded
@@ -48,9 +48,9 @@ def one_line(error: BaseException) -> str:
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """A line of output, or of notices; names in it may hold what a terminal would take for a command."""
+    """Prints a line of output, or of notices if `error`, without control characters that names may contain."""
     if not error:
         print(shown(text))
         return
-    with suppress(OSError, ValueError, AttributeError):  # nobody reads the notices: the work goes on
+    with suppress(OSError, ValueError, AttributeError):  # the work goes on even if nobody reads the notices
         print(shown(text), file=sys.stderr, flush=True)

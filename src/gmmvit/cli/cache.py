@@ -1,4 +1,4 @@
-"""The command cache: the decoded images that trainings keep."""
+"""The command cache: lists and removes decoded images."""
 
 import json
 from dataclasses import asdict
@@ -10,18 +10,18 @@ from gmmvit.text import columns
 
 @app.command
 def cache(*, clear: str | None = None, cache_dir: Path | None = None, as_json: Json = False) -> None:
-    """List the decoded images that trainings keep, and remove them.
+    """List or remove the decoded images that trainings keep.
 
-    Nothing is lost with them: the next training decodes its images again. Other files in the folder stay.
+    Removing them is safe: the next training decodes its images again. Other files in the folder stay.
 
     Parameters
     ----------
     clear
-        Remove the files of this data set, as the list calls it, or of all.
+        Remove the files of this data set, named as in the list, or of all.
     cache_dir
-        The folder; $GMMVIT_CACHE, else ~/.cache/gmmvit by default.
+        The folder; default: $GMMVIT_CACHE, else ~/.cache/gmmvit.
     as_json
-        Print what is there, or what was removed, as a JSON list.
+        Print the files, or the removed files, as a JSON list.
     """
     from gmmvit.data import cached, clear_cache
     from gmmvit.data.memory import in_words

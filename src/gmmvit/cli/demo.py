@@ -1,4 +1,4 @@
-"""The command demo: a page on which a trained model is tried."""
+"""The command demo: a page to try a trained model."""
 
 import typing
 from pathlib import Path
@@ -17,22 +17,22 @@ def demo(
     host: str = "127.0.0.1",
     port: int | None = None,
 ) -> None:
-    """Open a page to try a model: drop an image, see its classes, where the model looked and the masks (extra demo).
+    """Open a page to try a model: drop an image, see its classes, attention and masks (needs the extra demo).
 
-    It needs no network, and only this machine reaches it. Ctrl-C ends it.
+    It works offline, and only this machine can reach it. Ctrl-C ends it.
 
     Parameters
     ----------
     run
         Folder of the run, or of a cross-validation.
     weights
-        Best on validation, or of the last epoch.
+        The best on validation, or those of the last epoch.
     device
         auto, cpu, cuda ...
     host
-        Address to listen at; 0.0.0.0 lets in everybody who reaches this machine.
+        Address to listen on; 0.0.0.0 lets in everybody who can reach this machine.
     port
-        The first free one from 7860 on by default.
+        Default: the first free one from 7860 on.
     """
     if port is not None and not 0 < port < 65536:
         raise RecipeError(f"--port must be 1 to 65535, got {port}")

@@ -1,4 +1,4 @@
-"""The command export: a trained model as a file for other programs."""
+"""The command export: writes a trained model for other programs."""
 
 import json
 import typing
@@ -29,42 +29,42 @@ def export(
     overwrite: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Write the model of a run as a file for other programs, checked against the model.
+    """Write a run's model as a file for other programs, and check it against the model.
 
     Parameters
     ----------
     run
         Folder of the run.
     format
-        onnx (with onnx, onnxscript and, for the check, onnxruntime), torch, a program of torch.export, or openvino
-        (with openvino besides), an .xml file and its .bin.
+        onnx (needs onnx, onnxscript and, for the check, onnxruntime), torch (a torch.export program) or openvino (also
+        needs openvino; an .xml file and its .bin).
     dtype
-        Of weights and products in ONNX, where masks, softmax, input and output stay float32; of weights in OpenVINO.
+        In ONNX, of weights and products (masks, softmax, input and output stay float32); in OpenVINO, of weights.
     quantize
-        int8: products of weights in int8, calibrated on the validation part; not of torch.
+        int8: weight products in int8, calibrated on the validation part; not for torch.
     out
-        The file; model.onnx, model.pt2 or model.xml in the run's folder by default, with the precision in its name, as
-        model.int8.onnx, where it is not float32.
+        The file; default: model.onnx, model.pt2 or model.xml in the run's folder, with the precision in its name, such
+        as model.int8.onnx, unless it is float32.
     weights
-        Best on validation, or of the last epoch.
+        The best on validation, or those of the last epoch.
     check
-        Measure top-1 of the model and of the file, and write none that lost too much.
+        Measure top-1 of the model and the file, and write no file that lost too much.
     part
-        Part to measure on; test by default, or val where the run has no test part.
+        Part to measure on; default: test, or val if the run has no test part.
     max_drop
-        How far top-1 may fall, as a fraction of the images; 0.01 by default.
+        How far top-1 may fall, as a fraction of the images; default: 0.01.
     data_dir
-        For --check and --quantize: where the data lies now, if it moved; of a folder of images, the folder itself.
+        For --check and --quantize: where the data is now, if it moved; for a folder of images, that folder.
     overwrite
         Replace that file.
     as_json
-        Print the figures, and what a program has to know to use the file, as JSON.
+        Print the figures, and the facts a program needs to use the file, as JSON.
     """
     for name, value in (("part", part), ("max-drop", max_drop)):
         if value is not None and not check:
-            raise RecipeError(f"--{name} says how --check measures: give both, or neither")
+            raise RecipeError(f"--{name} configures --check: give both, or neither")
     if data_dir is not None and not check and quantize is None:
-        raise RecipeError("--data-dir says where --check and --quantize find the images: give it with one of them")
+        raise RecipeError("--data-dir is for --check and --quantize: give it with one of them")
     from gmmvit.runs.export import MAX_DROP, export_run
 
     allowed = MAX_DROP if max_drop is None else max_drop

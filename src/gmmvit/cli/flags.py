@@ -1,4 +1,4 @@
-"""The fields of a recipe as flags of the command, and what it makes of them."""
+"""A recipe's fields as command-line flags, and how the command uses them."""
 
 import dataclasses
 import math
@@ -13,8 +13,8 @@ from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
 
 
 def _recipe_flags(*sections: str, without: str = "") -> Any:
-    """A TypedDict of fields of a recipe, none required: the command line hands on only what was given. All fields, or
-    those of some sections without one."""
+    """A TypedDict of recipe fields, all optional, so that the command line passes on only given ones. All fields, or
+    those of some sections except one."""
     flags: dict[str, Any] = {}
     groups: dict[str, Group] = {}
     for order, field in enumerate(dataclasses.fields(Recipe)):
@@ -23,7 +23,7 @@ def _recipe_flags(*sections: str, without: str = "") -> Any:
         if (sections and section not in sections) or field.name == without:
             continue
         kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-        # Lists, mappings and what may be text are parsed by the recipe.
+        # The recipe itself parses lists, mappings and fields that may be text.
         kind = str if str in kinds or typing.get_origin(kinds[0]) in (tuple, Mapping) else kinds[0]
         choices = field.metadata["choices"]
         help = field.metadata["help"] + _default(field.default)
@@ -32,7 +32,7 @@ def _recipe_flags(*sections: str, without: str = "") -> Any:
 
 
 def _default(value: Any) -> str:
-    """What the help says of a default; nothing where the field's own words say what happens without it."""
+    """The default in the help; empty if the field's own help text describes it."""
     if value is None or value == ():
         return ""
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
@@ -40,17 +40,17 @@ def _default(value: Any) -> str:
 
 
 RecipeFlags = _recipe_flags()
-DataFlags = _recipe_flags("Data", "Augmentation", without="dataset")  # of a command that takes the data set by itself
+DataFlags = _recipe_flags("Data", "Augmentation", without="dataset")  # for a command with the data set as argument
 
 
-# Recipes by the number of images for training and validation: up to so many.
+# Recipes by the maximum number of images for training and validation.
 _BY_NUMBER = (("few", 1_500), ("small", 15_000), ("many", math.inf))
 
 
 def suitable_recipe(given: Mapping[str, Any]) -> tuple[str, str]:
-    """The recipe of a training that none was chosen for, from its given fields, and in words what it is for.
+    """The default recipe for the given fields, and a phrase saying what it is for.
 
-    Images of one's own, and a few of each class of a named data set, get one by their number.
+    The number of images decides for the user's own images and for a few per class of a named data set.
     """
     dataset = given.get("dataset", "digits")
     of_number = dataset.startswith(("folder:", "hf:")) or "train_per_class" in given
@@ -70,14 +70,14 @@ def suitable_recipe(given: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def variants_of(recipe: Recipe, seeds: str | None, masks: str | None) -> list[Recipe] | None:
-    """The recipe with each mask and seed of two lists with commas; None where neither is given."""
+    """The recipe with each mask and seed of two comma-separated lists; None if neither is given."""
     if seeds is None and masks is None:
         return None
     lists = {}
     for name, text in (("seed", seeds), ("mask", masks)):
         values = [str(getattr(recipe, name))] if text is None else [value.strip() for value in text.split(",")]
         if len(set(values)) < len(values) or "" in values:
-            raise RecipeError(f"--{name}s must name every {name} once, with commas between, got {text!r}")
+            raise RecipeError(f"--{name}s must name every {name} once, separated by commas, got {text!r}")
         lists[name] = values
     return [
         make_recipe({**as_dict(recipe), "mask": mask, "seed": seed}, "the given values")

@@ -1,4 +1,4 @@
-"""The command inspect: a data set before anything is trained on it."""
+"""The command inspect: looks at a data set before training."""
 
 import json
 from pathlib import Path
@@ -24,22 +24,22 @@ def inspect(
 ) -> None:
     """Look at a data set before training: classes, sizes, broken images, copies, a contact sheet, the augmentation.
 
-    Says what it found in a few lines and writes a page that works offline.
+    Prints a few lines and writes a page that works offline.
 
     Parameters
     ----------
     dataset
-        What `gmmvit train --dataset` takes, as folder:PATH or cifar10; a path alone is a folder of images.
+        As for `gmmvit train --dataset`, such as folder:PATH or cifar10; a bare path is a folder of images.
     recipe
-        Whose augmentation is shown; by default the one that `gmmvit train` would choose.
+        The recipe whose augmentation is shown; default: the one that `gmmvit train` would choose.
     out
         The page.
     overwrite
         Replace that file.
     as_json
-        Print what was found as JSON.
+        Print the findings as JSON.
     fields
-        Fields of the recipe about data and augmentation.
+        The recipe's fields for data and augmentation.
     """
     from gmmvit.data import DataError, dataset_names
     from gmmvit.report.found import as_values, lines_of
@@ -52,8 +52,8 @@ def inspect(
     given: dict[str, Any] = {**(fields or {}), "dataset": dataset}
     try:
         name, reason = (recipe, "") if recipe else suitable_recipe(given)
-    except DataError:  # of data that a training refuses, which is what is to be found out
-        name, reason = "few", "for want of a better one"
+    except DataError:  # the findings report data that a training refuses
+        name, reason = "few", "the fallback"
     loaded = load_recipe(name, **given)
     notices: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The command predict: what a trained model answers to images."""
+"""The command predict: classifies images with a trained model."""
 
 import json
 import typing
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gmmvit.runs.checkpoint import LoadedRun
     from gmmvit.runs.predictions import Predictions
 
-_BATCH = 128  # images that are decoded before the model sees them
+_BATCH = 128  # images decoded per model call
 
 
 @app.command
@@ -41,20 +41,20 @@ def predict(
     run
         Folder of the run.
     images
-        Image files, and folders: of a folder all images in it and below it, sorted.
+        Image files and folders; a folder stands for all images in and below it, sorted.
     top
-        How many classes to name for each.
+        How many classes to print per image.
     weights
-        Best on validation, or of the last epoch.
+        The best on validation, or those of the last epoch.
     device
         auto, cpu, cuda ...
     unknown_below
-        Answer "unknown" where the highest probability is below this number; auto takes one that keeps the class of 95 %
-        of the validation images.
+        Predict "unknown" if the highest probability is below this number; auto chooses one with which 95 % of the
+        validation images keep their class.
     data_dir
-        For auto: where the data lies now, if it moved; of a folder of images, the folder itself.
+        For auto: where the data is now, if it moved; for a folder of images, that folder.
     csv
-        File for a row of each image: file, predicted class, probability of each class.
+        File with one row per image: file, predicted class, probability of each class.
     overwrite
         Replace that file.
     as_json
@@ -98,9 +98,9 @@ def predict(
 
 
 def _limit(text: str | None, data_dir: str | None) -> float | typing.Literal["auto"] | None:
-    """What --unknown-below asks for."""
+    """The value of --unknown-below."""
     if data_dir is not None and text != "auto":
-        raise RecipeError("--data-dir of predict says where --unknown-below auto finds the validation images")
+        raise RecipeError("--data-dir of predict is for the validation images of --unknown-below auto")
     if text is None or text == "auto":
         return text  # type: ignore[return-value]
     with suppress(ValueError):
@@ -110,7 +110,7 @@ def _limit(text: str | None, data_dir: str | None) -> float | typing.Literal["au
 
 
 def _chosen(model: "LoadedRun", data_dir: str | None) -> float:
-    """The threshold from the validation part, which is said."""
+    """Chooses the threshold on the validation part and prints it."""
     from gmmvit.runs.evaluate import unknown_threshold
 
     found = unknown_threshold(model, data_dir=data_dir)
@@ -136,7 +136,7 @@ def _rows(files: list[str], answers: "Predictions", top: int) -> list[dict[str, 
 
 
 def _batches(model: "LoadedRun", paths: Iterable[str]) -> Iterator[tuple[list[str], "Tensor"]]:
-    """Files that could be read with their logits, batch by batch; the others are named in an error line each."""
+    """Readable files with their logits, batch by batch; prints an error line for each unreadable file."""
     import torch
 
     from gmmvit.data import DataError

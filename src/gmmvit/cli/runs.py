@@ -1,4 +1,4 @@
-"""Commands about runs: train, resume, eval, report."""
+"""The commands for runs: train, resume, eval, report."""
 
 import json
 import typing
@@ -27,25 +27,25 @@ def train(
 ) -> None:
     """Train a model and write its run folder.
 
-    The defaults below are those of fields that the recipe leaves open; `gmmvit recipes` says what each recipe is for.
+    The defaults below hold for fields that the recipe leaves open; `gmmvit recipes` says what each recipe is for.
 
     Parameters
     ----------
     recipe
-        A shipped recipe (see `gmmvit recipes`) or a YAML file; by default few, small or many for images of your own, by
-        their number, digits for the digits and quick for the other named data sets.
+        A shipped recipe (see `gmmvit recipes`) or a YAML file. Default: few, small or many for your own images,
+        depending on their number, digits for the digits, and quick for the other named data sets.
     out
-        Folder of the run, runs/DATASET-MODEL-MASK-sSEED by default; one that holds files is refused.
+        Folder of the run, new or empty; default: runs/DATASET-MODEL-MASK-sSEED.
     seeds
-        Several seeds, as 0,1,2: a training each, one after another; out then holds their run folders.
+        Several seeds, such as 0,1,2: one training after another; out then holds their run folders.
     masks
-        Several masks, as gmm,none: the same.
+        Several masks, such as gmm,none, in the same way.
     overwrite
         Replace an old run in that folder.
     quiet
         Show no progress.
     as_json
-        Print the summary as JSON, a list where there are several.
+        Print the summary as JSON, a list for several trainings.
     fields
         Any field of the recipe.
     """
@@ -53,7 +53,7 @@ def train(
     if "minutes" in given and "epochs" in given:
         raise RecipeError("--minutes sets the epochs from the measured speed: give one of --minutes and --epochs")
     if "folds" in given and "fold" not in given and (seeds or masks):
-        raise RecipeError("--folds goes with one seed and one mask: run the command once for each")
+        raise RecipeError("--folds takes one seed and one mask: run the command once for each")
     name, reason = (recipe, "") if recipe else suitable_recipe(given)
     if given.get("pretrained") not in (None, "true", "false"):
         given = with_model_of(given, quiet)
@@ -85,7 +85,7 @@ def train(
 
 
 def with_model_of(given: dict[str, Any], quiet: bool) -> dict[str, Any]:
-    """The given fields with the model and the mask of the run whose weights are given, where it is one."""
+    """The given fields, with model and mask taken from the run if `pretrained` is one."""
     from gmmvit.building import given_run
     from gmmvit.distributed import leads
 
@@ -94,7 +94,7 @@ def with_model_of(given: dict[str, Any], quiet: bool) -> dict[str, Any]:
         return given
     if not quiet and leads():
         recipe = run.recipe
-        say(f"{recipe.model} with mask {recipe.mask} and its sizes are those of {given['pretrained']}", error=True)
+        say(f"{recipe.model} with mask {recipe.mask} and its sizes are taken from {given['pretrained']}", error=True)
     return run.fields() | given
 
 
@@ -115,11 +115,11 @@ def resume(
     run
         Folder of the run.
     others
-        More runs on the same data, continued one after another; files beside them are skipped.
+        More runs on the same data, continued one after another; plain files are skipped.
     data_dir
-        Where the data lies now, if it moved; of a folder of images, the folder itself.
+        Where the data is now, if it moved; for a folder of images, that folder.
     epochs
-        Train on to so many epochs in all, a finished run too; of one run alone.
+        Extend one run, finished or not, to this total number of epochs.
     quiet
         Show no progress.
     as_json
@@ -149,7 +149,7 @@ def _resume_folds(
 ) -> None:
     """`resume` of a cross-validation."""
     if others or epochs is not None:
-        raise RecipeError("a cross-validation is resumed alone, and as long as it was; --epochs extends a run")
+        raise RecipeError("resume a cross-validation alone and without --epochs, which extends single runs")
     from gmmvit.distributed import leads
     from gmmvit.training import folds
 
@@ -159,10 +159,10 @@ def _resume_folds(
 
 
 def _folders(paths: list[Path]) -> list[Path]:
-    """The paths without those of plain files, as runs/* names them too."""
+    """The paths without plain files, which runs/* may include."""
     for path in paths:
         if path.is_file():
-            say(f"skipped {path}: a file, and no run folder", error=True)
+            say(f"skipped {path}: a file, not a run folder", error=True)
     folders = [path for path in paths if not path.is_file()]
     if not folders:
         raise RecipeError("resume needs at least one run folder: gmmvit resume RUN...")
@@ -193,17 +193,17 @@ def evaluate(
     part
         Part of the data set.
     weights
-        Best on validation, or of the last epoch.
+        The best on validation, or those of the last epoch.
     data_dir
-        Where the data lies now, if it moved; of a folder of images, the folder itself.
+        Where the data is now, if it moved; for a folder of images, that folder.
     dataset
-        Measure on another data set of the same classes, as folder:PATH.
+        Measure on another data set with the same classes, such as folder:PATH.
     device
         auto, cpu, cuda ...
     metrics
-        Also AUROC and calibration error, with torchmetrics.
+        Also AUROC and calibration error (needs torchmetrics).
     csv
-        File for a row of each image: file, true and predicted class, probability of each class.
+        File with one row per image: file, true and predicted class, probability of each class.
     overwrite
         Replace that file.
     as_json
@@ -244,20 +244,20 @@ def report(
     device: str = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Write one offline HTML page about a run, with a table when several are given.
+    """Write an offline HTML page about a run, or several runs with a table that compares them.
 
     Parameters
     ----------
     runs
-        Folders of runs; the details are those of the first.
+        Folders of runs; the details show the first.
     out
-        Where the page goes; report.html in the first run by default.
+        The page; default: report.html in the first run's folder.
     data_dir
-        Where the data lies now, if it moved.
+        Where the data is now, if it moved.
     device
         auto, cpu, cuda ...
     overwrite
-        Replace the file that out names.
+        Replace an existing file at out.
     """
     if not runs:
         raise RecipeError("report needs at least one run folder: gmmvit report RUN...")

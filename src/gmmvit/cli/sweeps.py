@@ -23,31 +23,31 @@ def sweep(
     quiet: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Run the trainings of a study, in parallel, and write one table of them (docs/sweep.md).
+    """Run the trainings of a study in parallel and write one table (docs/sweep.md).
 
-    The same command goes on after a kill: finished trials are skipped, begun ones resumed. The status is 1 where a
-    trial failed.
+    After an interruption the same command continues: it skips finished trials and resumes started ones. The exit status
+    is 1 if a trial failed.
 
     Parameters
     ----------
     study
         YAML file of the study.
     out
-        Folder of the study; as the file says, or runs/NAME of the file, by default.
+        Folder of the study; default: as its file says, else runs/NAME after the file.
     data_dir
-        Folder that holds the named data sets, instead of the study's.
+        Folder of the named data sets, instead of the study's.
     workers
-        Trials at once; by default one a core, or `per_device` a GPU. They share the cores.
+        Trials at once; default: one per core, or `per_device` per GPU. They share the cores.
     per_device
         Trials at once on each GPU.
     ray
-        Run on the Ray cluster at this address, as auto or ray://HOST:10001; local starts one on this machine.
+        Run on the Ray cluster at this address, such as auto or ray://HOST:10001; local starts one on this machine.
     nice
-        Niceness of the trials, so that the machine stays usable.
+        Niceness of the trials, which keeps the machine usable.
     dry_run
-        Only list the trials and their number.
+        Only list and count the trials.
     quiet
-        Print nothing while it runs.
+        Print nothing while running.
     as_json
         Print the table as JSON.
     """

@@ -1,4 +1,4 @@
-"""Commands that need no run: models, convert, recipes, bench."""
+"""The commands that need no run: models, convert, recipes, bench."""
 
 import json
 import typing
@@ -17,7 +17,7 @@ def models(
     markdown: bool = False,
     as_json: Json = False,
 ) -> None:
-    """List families, sizes and masks with parameters and multiply-accumulates for an image size.
+    """List families, sizes and masks with their parameters and multiply-accumulates for an image size.
 
     Parameters
     ----------
@@ -26,9 +26,9 @@ def models(
     num_classes
         Width of the head.
     channels
-        Of the images.
+        Channels of the images.
     markdown
-        Print the README's table: the paper's sizes, a row each.
+        Print the README's table, with one row per size of the paper.
     as_json
         Print JSON.
     """
@@ -68,12 +68,12 @@ def convert(
     out
         Folder of the run.
     dataset
-        What it was trained on: cifar10, cifar100, svhn or tiny-imagenet; the likeliest for its images and classes by
-        default.
+        What it was trained on: cifar10, cifar100, svhn or tiny-imagenet; default: the likeliest one for its images and
+        classes.
     data_dir
-        Where the data set lies, to read class names where they are not known without it.
+        Folder of the data set, for class names that only its files contain.
     num_heads
-        Heads, where the tensors do not show them (some models without Gaussian mask); one number or one per stage.
+        Heads, if the tensors do not show them (some models without Gaussian mask); one number or one per stage.
     overwrite
         Replace an old run in that folder.
     """
@@ -96,7 +96,7 @@ def convert(
 
 @app.command
 def recipes() -> None:
-    """List the shipped recipes and the heads of their files."""
+    """List the shipped recipes with the comments at the top of their files."""
     from gmmvit.config import RECIPES
 
     for name in recipe_names():
@@ -120,11 +120,11 @@ def bench(
     Parameters
     ----------
     shapes
-        BATCHxHEADSxTOKENSxWIDTH, several with commas, as 256x12x64x16,2x12x4096x64.
+        BATCHxHEADSxTOKENSxWIDTH, comma-separated, such as 256x12x64x16,2x12x4096x64.
     dtype
-        Of q, k and v.
+        Dtype of q, k and v.
     repeats
-        Turns of each contender.
+        Measurements of each contender.
     out
         CSV to write.
     overwrite
