@@ -57,7 +57,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(run, capsys, tmp_path, 
     weights["head.bias"][3] = value
     save_file(weights, run / "model.safetensors")
     told = (
-        f"gmmvit: {run / 'model.safetensors'} is damaged: head.bias holds numbers that are not finite; put back a copy"
+        f"gmmvit: {run / 'model.safetensors'} is damaged: head.bias holds numbers that are not finite; restore a copy"
     )
     for command in (["eval", run], ["predict", run, "any.png"], ["export", run, "--format", "torch"]):
         assert fails(capsys, *command).startswith(told)
@@ -79,9 +79,9 @@ CHECKPOINTS = {
     ),
     "infinite weights": (lambda s: s["model"]["head.bias"].fill_(INFINITE), "head.bias (model) holds numbers that are"),
     "best weights NaN": (lambda s: s["best"]["weights"]["head.bias"].fill_(NAN), "head.bias (best) holds numbers that"),
-    "no best weights": (lambda s: s["best"].update(weights={}), "the best weights in it are not those of its model"),
+    "no best weights": (lambda s: s["best"].update(weights={}), "its best weights do not belong to its model"),
     "best weights of another model": (lambda s: s["best"]["weights"].update({"head.bias": torch.zeros(3)}), "the best"),
-    "no scaler": (lambda s: s.pop("scaler"), "it is not the state of a training"),
+    "no scaler": (lambda s: s.pop("scaler"), "it is not a training state"),
 }
 
 
@@ -106,8 +106,8 @@ CONFIGS = {
     "std 0": (lambda c: c["data"].update(std=[0.0]), "data.std must be a list of finite numbers above 0, got [0.0]"),
     "std true": (lambda c: c["data"].update(std=[True]), "data.std must be a list of finite numbers above 0"),
     "no std": (lambda c: c["data"].pop("std"), "data.std must be a list"),
-    "no classes": (lambda c: c["data"].update(classes=[]), "data.classes must be a list of two names or more"),
-    "class 7": (lambda c: c["data"]["classes"].append(7), "data.classes must be a list of two names or more"),
+    "no classes": (lambda c: c["data"].update(classes=[]), "data.classes must be a list of two or more names"),
+    "class 7": (lambda c: c["data"]["classes"].append(7), "data.classes must be a list of two or more names"),
     "a class less": (lambda c: c["data"]["classes"].pop(), "with num_classes 10, and data.classes says 9"),
     "channels": (lambda c: c["data"].update(channels=3, mean=[0.5] * 3, std=[0.5] * 3), "data.channels says 3"),
     "image size": (lambda c: c["data"].update(image_size=[8, 16]), "image_size [8, 8], and data.image_size says"),
@@ -164,7 +164,7 @@ def test_arguments_of_another_type_are_told_in_a_sentence(call, words):
 
 @pytest.mark.parametrize("device", ["junk", "meta", "cuda:99", 3.5, None])
 def test_a_device_that_is_not_there_is_told_in_a_sentence(run, device):
-    with pytest.raises(ValueError, match="device must be one that is there"):
+    with pytest.raises(ValueError, match="device must exist"):
         gmmvit.load_run(run, device=device)
 
 
@@ -190,7 +190,7 @@ def test_the_other_runs_resume_where_one_cannot(several, capsys):
     stray.write_text("| seed |")
     assert main(["resume", "--quiet", *map(str, [damaged, stray, *several])]) == 1
     error = capsys.readouterr().err.splitlines()
-    assert error[0] == f"skipped {stray}: a file, and no run folder"
+    assert error[0] == f"skipped {stray}: a file, not a run folder"
     assert error[1].startswith(f"{damaged} cannot be resumed and is left out: ")
     assert error[2].startswith(f"gmmvit: 1 of 3 trainings failed: {damaged}: ")
     for folder in several:

@@ -187,7 +187,7 @@ def test_openvino_reads_its_files_and_answers_as_well(run, tmp_path, capsys):
     assert main(["export", str(run), "--format", "openvino", "--out", str(path)]) == 1
     assert "model.bin exists" in capsys.readouterr().err
     assert main(["export", str(run), "--format", "openvino", "--out", str(tmp_path / "model.ov")]) == 2
-    assert "a file of OpenVINO ends in .xml" in capsys.readouterr().err
+    assert "an OpenVINO file must end in .xml" in capsys.readouterr().err
 
 
 def test_openvino_is_loaded_without_what_reports_to_its_makers():
@@ -217,13 +217,13 @@ def test_without_a_validation_part_there_is_no_int8(run, tmp_path, capsys):
     [
         ("--dtype bfloat16", "bfloat16"),
         ("--quantize int4", "int4"),
-        ("--quantize int8 --format torch", "int8 is for ONNX and OpenVINO: a program of torch stays float32"),
-        ("--dtype float16 --format torch", "float16 is for ONNX and OpenVINO: a program of torch stays float32"),
-        ("--dtype float16 --quantize int8", "one of quantize='int8' and dtype='float16' can be had"),
-        ("--part val", "--part says how --check measures"),
-        ("--max-drop 0.1", "--max-drop says how --check measures"),
+        ("--quantize int8 --format torch", "int8 is for ONNX and OpenVINO: torch programs stay float32"),
+        ("--dtype float16 --format torch", "float16 is for ONNX and OpenVINO: torch programs stay float32"),
+        ("--dtype float16 --quantize int8", "choose one of quantize='int8' and dtype='float16'"),
+        ("--part val", "--part configures --check"),
+        ("--max-drop 0.1", "--max-drop configures --check"),
         ("--check --max-drop 3", "max_drop must be a fraction from 0 to 1, got 3.0"),
-        ("--data-dir x", "--data-dir says where --check and --quantize find the images"),
+        ("--data-dir x", "--data-dir is for --check and --quantize"),
     ],
 )
 def test_what_does_not_go_together_is_one_sentence(run, arguments, sentence, capsys):

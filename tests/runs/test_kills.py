@@ -168,7 +168,7 @@ def crossed_again(recipe, folder, whole, moment):
     if not is_folds(folder):
         cross_validate(recipe, folder, quiet=True)
     elif (said := refused(resume_folds, folder, quiet=True)) is not None:
-        assert "train anew" in said or "--overwrite" in said, moment
+        assert "train again" in said or "--overwrite" in said, moment
         cross_validate(recipe, folder, overwrite=True, quiet=True)
     for fold in ("fold-1", "fold-2"):
         same_weights(folder / fold, whole / fold)

@@ -249,7 +249,7 @@ def test_an_impossible_threshold_is_refused(run, files, capsys, value):
     words = f"--unknown-below must be auto or a number above 0 and at most 1, got {value!r}"
     assert capsys.readouterr().err == f"gmmvit: {words}\n"
     assert main(["predict", str(run), str(files[0]), "--data-dir", "there"]) == 2
-    assert "where --unknown-below auto finds the validation images" in capsys.readouterr().err
+    assert "for the validation images of --unknown-below auto" in capsys.readouterr().err
 
 
 def test_python_refuses_thresholds_that_cannot_be(run, files):
@@ -269,11 +269,11 @@ def test_auto_needs_the_validation_images_of_the_training(halves, tmp_path, caps
     assert main([*arguments, "--data-dir", str(moved)]) == 0
     next((moved / "3").iterdir()).unlink()
     assert main([*arguments, "--data-dir", str(moved)]) == 1
-    assert "for want of validation images: the val part of folder:" in capsys.readouterr().err
+    assert "without validation images: the val part of folder:" in capsys.readouterr().err
     assert main([*arguments, "--data-dir", str(tmp_path / "gone")]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert f"for want of validation images: folder {tmp_path / 'gone'} does not exist" in said.err
+    assert f"without validation images: folder {tmp_path / 'gone'} does not exist" in said.err
 
 
 def test_auto_needs_a_validation_part(tmp_path, capsys):

@@ -79,7 +79,7 @@ def test_changed_data_is_not_resumed_or_measured_as_if_it_were_the_same(tmp_path
     (tmp_path / "run" / "summary.json").unlink()  # as after a kill before the end
     with pytest.raises(RunError, match=r"data of .* has changed"):
         resume(tmp_path / "run", quiet=True)
-    with pytest.raises(RunError, match="other classes" if "class" in change else "may hold images that were learned"):
+    with pytest.raises(RunError, match="other classes" if "class" in change else "may contain training images"):
         evaluate_run(tmp_path / "run")
 
 
@@ -156,7 +156,7 @@ def test_a_folder_with_somebody_elses_config_is_no_run(tmp_path):
     names = ("config.yaml", "model.safetensors", "report.html")
     for name in names:
         (tmp_path / name).write_text("my: settings")
-    with pytest.raises(RunError, match="not a run's"):
+    with pytest.raises(RunError, match="do not belong to a run"):
         train(gmmvit.load_recipe("digits", **TINY), tmp_path, overwrite=True, quiet=True)
     assert all((tmp_path / name).read_text() == "my: settings" for name in names)
 

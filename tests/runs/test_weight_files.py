@@ -69,7 +69,7 @@ def test_code_is_never_run(tmp_path, new_format):
         argument = f"__import__('os').mkdir({str(mark)!r})" if function is eval else str(mark)
         content = {"state_dict": STATE, "args": Runs(function, argument)}
         torch.save(content, tmp_path / "unsafe.pth", _use_new_zipfile_serialization=new_format)
-        with pytest.raises(ValueError, match=rf"unsafe\.pth also holds {name}, which would be run: "):
+        with pytest.raises(ValueError, match=rf"unsafe\.pth also holds {name}, which would be executed: "):
             read_tensors(tmp_path / "unsafe.pth")
         assert not mark.exists()
     torch.save({"state_dict": STATE, "args": Runs(shutil.rmtree, str(tmp_path))}, tmp_path / "inert.pth")
@@ -79,7 +79,7 @@ def test_code_is_never_run(tmp_path, new_format):
 
 def test_a_whole_model_is_told_from_its_weights(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pth")
-    with pytest.raises(ValueError, match=r"holds no state_dict but torch\.nn.*Linear.*, of which nothing is read: exp"):
+    with pytest.raises(ValueError, match=r"holds no state_dict but torch\.nn.*Linear.*, which are not read: exp"):
         read_tensors(tmp_path / "whole.pth")
 
 
@@ -148,7 +148,7 @@ def test_weights_of_several_models_are_never_chosen_in_silence(tmp_path):
     assert list(read_tensors(tmp_path / "ema.pth", report=told.append)) == ["a", "b.weight"]
     assert told == [f"{tmp_path}/ema.pth also holds model_ema: the weights under model are taken"]
     torch.save({"student": STATE, "teacher": STATE}, tmp_path / "two.pth")
-    with pytest.raises(ValueError, match="the tensors of several models, under student, teacher: save one of them"):
+    with pytest.raises(ValueError, match="tensors of several models, under student, teacher: save only one of them"):
         read_tensors(tmp_path / "two.pth")
 
 
@@ -161,7 +161,7 @@ def test_a_torn_file_is_told_in_one_sentence(tmp_path, name, part):
     else:
         torch.save(STATE, file, _use_new_zipfile_serialization=name == "new.pth")
     file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
-    with pytest.raises(ValueError, match=f"{name} is damaged or no file of weights"):
+    with pytest.raises(ValueError, match=f"{name} is damaged or not a weight file"):
         read_tensors(file)
 
 
@@ -169,7 +169,7 @@ def test_a_torn_file_is_told_in_one_sentence(tmp_path, name, part):
 def test_text_is_no_file_of_weights(tmp_path, content):
     (tmp_path / "text.pth").write_text(content)
     with pytest.raises(
-        ValueError, match=r"text\.pth is damaged or no file of weights \(safetensors, or \.pth of tensors\)$"
+        ValueError, match=r"text\.pth is damaged or not a weight file \(safetensors, or \.pth of tensors\)$"
     ):
         read_tensors(tmp_path / "text.pth")
 

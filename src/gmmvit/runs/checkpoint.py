@@ -1,4 +1,4 @@
-"""Weights and checkpoints of a run, and a trained model loaded from them."""
+"""Weights and checkpoints of a run, and loading a trained model from them."""
 
 import dataclasses
 import os
@@ -37,19 +37,19 @@ from gmmvit.weight_files import load_safetensors, not_finite
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """A state_dict as safetensors."""
+    """Writes a state_dict as safetensors."""
     write_whole(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, metadata))
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Everything that a resumed training needs, as one file."""
+    """Writes all that a resumed training needs to one file."""
     replace_file(folder / CHECKPOINT, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """The state that `save_checkpoint` wrote, on the CPU; None where no epoch was finished.
+    """The state that `save_checkpoint` wrote, on the CPU; None if no epoch has finished.
 
-    Only tensors and plain values are read. Raises RunError where the file is missing, damaged, or of another recipe.
+    Reads only tensors and plain values. Raises RunError if the file is missing, damaged, or from another recipe.
     """
     path = folder / CHECKPOINT
     if not is_there(path):
@@ -65,27 +65,27 @@ def load_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     kinds: dict[str, Any] = dict.fromkeys(("model", "optimizer", "best", "recipe", "scaler"), dict)
     kinds |= {"epoch": int, "images_seen": int, "average": dict | None}
     if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
-        raise RunError(f"{path} is damaged and cannot be resumed from: it is not the state of a training")
+        raise RunError(f"{path} is damaged and cannot be resumed from: it is not a training state")
     _check_same_recipe(path, state["recipe"], as_dict(recipe))
     _check_tensors(path, state)
     return state
 
 
 def _check_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Raises RunError for weights that no training keeps: NaN and infinity, and best ones of another model."""
+    """Raises RunError for weights with NaN or infinity, and for best weights of another model."""
     fault = f"{path} is damaged and cannot be resumed from"
-    cure = f"put back a copy of it, or {ANEW}"
+    cure = f"restore a copy of it, or {ANEW}"
     model, best = state["model"], state["best"].get("weights")
     fits = isinstance(best, dict) and _shapes(best) == _shapes(model) and {"epoch", "val_top1"} <= set(state["best"])
     if not fits:
-        raise RunError(f"{fault}: the best weights in it are not those of its model; {cure}")
+        raise RunError(f"{fault}: its best weights do not belong to its model; {cure}")
     for part, weights in (("model", model), ("best", best), ("average", state.get("average") or {})):
         if (name := not_finite(weights)) is not None:
             raise RunError(f"{fault}: {name} ({part}) holds numbers that are not finite; {cure}")
 
 
 def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
-    """Of all but the marks of attached masks, which have other sizes in files of older versions."""
+    """Shapes of all weights except the marks of attached masks, whose sizes differ in older files."""
     return {
         name: tensor.shape if isinstance(tensor, Tensor) else None
         for name, tensor in weights.items()
@@ -93,27 +93,27 @@ def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# Where a training runs and what it says may change between its parts; nothing that decides its result may.
+# Where a training runs and what it prints may change on resuming; what affects its result may not.
 _MAY_CHANGE = fields_of("movable")
 
 
 def changed_fields(saved: dict[str, Any], now: dict[str, Any]) -> str:
-    """Which fields of a recipe were changed of those that decide the result of a training, in words; empty for none."""
-    saved = as_dict(Recipe()) | saved  # a field that is newer than the run had its default
+    """A phrase naming the changed recipe fields that affect a training's result; empty if none changed."""
+    saved = as_dict(Recipe()) | saved  # fields newer than the run have their defaults
     changed = [name for name in now if name not in _MAY_CHANGE and saved[name] != now[name]]
     return ", ".join(f"{name} was {saved[name]!r} and is {now[name]!r}" for name in changed)
 
 
 def _check_same_recipe(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    # More epochs are asked for by `resume`, which says what becomes of the schedule.
+    # `resume` may ask for more epochs, and then changes these fields itself.
     if words := changed_fields(saved | {name: now[name] for name in ("epochs", "restarts")}, now):
-        raise RunError(f"{path.parent / CONFIG} was changed since the training began ({words}); put it back to resume")
+        raise RunError(f"{path.parent / CONFIG} has changed since the training started ({words}); restore it to resume")
 
 
 def empty_model(folder: Path) -> nn.Module:
     """The model that config.yaml describes, with random weights.
 
-    Raises RunError where it describes none, ModuleNotFoundError where the model's library is not installed.
+    Raises RunError if it does not describe a model, ModuleNotFoundError if the model's library is not installed.
     """
     try:
         return build_model(load_config(folder)["model"])
@@ -123,10 +123,9 @@ def empty_model(folder: Path) -> nn.Module:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with all that its predictions need.
+    """A trained model, in eval mode, with everything its predictions need.
 
-    `image_size` is (height, width) in pixels, `mean` and `std` are per channel in 0..1, `classes` are in the order of
-    the logits. The model is in eval mode.
+    `image_size` is (height, width) in pixels, `mean` and `std` are per channel in 0..1, `classes` are in logit order.
     """
 
     folder: Path
@@ -151,21 +150,21 @@ class LoadedRun:
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
 
     def decode(self, source: Any) -> Tensor:
-        """One image, given as `decode_image` takes it -> uint8 [C, H, W] as in training; raises DataError by name."""
+        """One image, in any form `decode_image` takes -> uint8 [C, H, W] as in training. Raises DataError."""
         return decode_image(source, size=self.image_size, channels=self.channels, fit=self.fit)
 
     def predict(self, images: Any, *, unknown_below: float | None = None, batch_size: int = 256) -> Predictions:
-        """The answers to one image or many, prepared as in training and computed in batches.
+        """Predicts the classes of one or many images, prepared as in training and computed in batches.
 
         Args:
             images: a path, the bytes of a file, a PIL image, an array [H, W] or [H, W, C] or a tensor [H, W] or
                 [C, H, W], uint8 or floats from 0 to 1; or many: a list or other iterable of these, an array
                 [N, H, W, C] or a tensor [N, C, H, W]. Sizes may differ.
-            unknown_below: answer "unknown" where the highest probability is below it (`unknown_threshold` finds one).
-            batch_size: images that are in memory at a time.
+            unknown_below: predict "unknown" if the highest probability is below it (`unknown_threshold` finds one).
+            batch_size: images in memory at a time.
 
         Raises:
-            DataError, TypeError, ValueError: an image cannot be read or is none; the sentence names it or its index.
+            DataError, TypeError, ValueError: an image cannot be read or is not an image; names it or its index.
         """
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
@@ -175,7 +174,7 @@ class LoadedRun:
             try:
                 pixels.append(self.decode(image))
             except (DataError, TypeError, ValueError) as error:
-                if isinstance(image, str | os.PathLike):  # named in the sentence
+                if isinstance(image, str | os.PathLike):  # for error messages
                     raise
                 raise type(error)(f"images[{number}]: {error}") from error
             if len(pixels) == batch_size:
@@ -187,7 +186,7 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.device = "cpu") -> LoadedRun:
-    """A trained model from its run folder; of a cross-validation the mean of its models' probabilities.
+    """Loads a trained model from its run folder; for a cross-validation, its models as an ensemble.
 
     Args:
         folder: what `gmmvit train --out` wrote.
@@ -195,8 +194,9 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         device: where the model goes.
 
     Raises:
-        RunError: where the folder is not a run, or its weights are missing, damaged, not finite or of another model.
-        MemoryError: a model of ours that is larger than the free memory.
+        RunError: the folder is not a run, or its weights are missing, damaged, not finite or of another model.
+        MemoryError: one of our models is larger than the free memory.
+        ValueError: `weights` is neither "best" nor "last", or the device does not exist.
     """
     folder = as_folder(folder)
     if weights not in WEIGHTS:
@@ -204,7 +204,7 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
     try:
         torch.empty(1, device=torch.device(device)).cpu()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device must be one that is there, as cpu or cuda, got {device!r}") from error
+        raise ValueError(f"device must exist, such as cpu or cuda, got {device!r}") from error
     if is_folds(folder):
         return _load_ensemble(folder, weights, device)
     data = load_config(folder)["data"]
@@ -220,8 +220,8 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
     if (name := not_finite(state)) is not None:
         other = "last" if weights == "best" else "best"
         raise RunError(
-            f"{path} is damaged: {name} holds numbers that are not finite; put back a copy of it, take --weights "
-            f"{other} (in Python weights=), or train anew"
+            f"{path} is damaged: {name} holds numbers that are not finite; restore a copy of it, take --weights "
+            f"{other} (in Python weights=), or train again"
         )
     return LoadedRun(
         folder=folder,
@@ -239,12 +239,12 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
 
 
 def _load_ensemble(folder: Path, weights: str, device: str | torch.device) -> LoadedRun:
-    """The models of all folds as one, which normalises by itself."""
+    """The models of all folds as an ensemble, which does its own normalisation."""
     places = fold_folders(folder)
     left = [place.name for place in places if not (place / SUMMARY).is_file()]
     if left:
         raise RunError(
-            f"{folder} is not finished: {', '.join(left[:5])} of {len(places)} folds; `gmmvit resume {folder}` goes on"
+            f"{folder} is not finished: {', '.join(left[:5])} of {len(places)} folds; run `gmmvit resume {folder}`"
         )
     runs = [load_run(place, weights=weights, device=device) for place in places]
     first = runs[0]
@@ -255,7 +255,7 @@ def _load_ensemble(folder: Path, weights: str, device: str | torch.device) -> Lo
             first.channels,
             first.fit,
         ):
-            raise RunError(f"{run.folder} has other classes or images than {first.folder}: they are no folds of one")
+            raise RunError(f"{run.folder} has other classes or images than {first.folder}: they do not belong together")
     model = Ensemble([run.model for run in runs], [(run.mean, run.std) for run in runs])
     return dataclasses.replace(
         first,

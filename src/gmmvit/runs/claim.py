@@ -1,4 +1,4 @@
-"""Whose a run folder is: held by one training at a time, and cleared of what the run itself wrote, nothing else."""
+"""Ownership of a run folder: one training holds it at a time, and clearing removes only files the run wrote."""
 
 import re
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ _EVENT_FILE = re.compile(rf"{EVENTS}/events\.out\.tfevents\.[^/]+")
 
 @contextmanager
 def locked(folder: Path, other: str = "another training") -> Iterator[None]:
-    """Holds a run folder for one training; another one that asks gets a RunError, which calls the first one `other`.
+    """Locks a run folder for one training; a second one gets a RunError, which calls the first one `other`.
 
-    On an operating system without flock nothing is held.
+    Does nothing on an operating system without flock.
     """
     try:
         import fcntl
@@ -51,15 +51,15 @@ def locked(folder: Path, other: str = "another training") -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         with naming_faults(folder, "clear"):
-            for path in folder.iterdir():  # of trainings that were killed while they wrote
+            for path in folder.iterdir():  # leftovers of killed trainings
                 if is_leftover(path.name):
                     path.unlink(missing_ok=True)
         yield
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
-    """Raises RunError where a new run may not be written: to a file, to a folder that holds something else, or, unless
-    it is to be overwritten, over an old run."""
+    """Raises RunError if a new run must not be written here: over a file, into a folder with other contents, or,
+    without `overwrite`, over an old run."""
     with naming_faults(folder, "create"):
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; give the run a folder with --out (in Python out=)")
@@ -70,8 +70,8 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         return
     if overwrite:
         raise RunError(
-            f"{folder} holds files that are not a run's, so --overwrite leaves it alone; choose another --out (in "
-            "Python out=)"
+            f"{folder} holds files that do not belong to a run, so --overwrite leaves it alone; choose another --out "
+            "(in Python out=)"
         )
     if is_run:
         raise RunError(
@@ -90,23 +90,23 @@ def _holds_run(folder: Path) -> bool:
 
 
 def own(folder: Path, *names: str) -> None:
-    """Puts files on the run's list of its own, before it writes them; only such files are ever removed."""
+    """Adds files to the run's list of its own files before it writes them; only listed files are ever removed."""
     known = _listed(folder) or []
     new = [name for name in names if name not in known]
     with naming_faults(folder / OWN, "write"):
         if new:
             with (folder / OWN).open("a", encoding="utf-8") as file:
-                file.write("".join(f"\n{name}" for name in new) + "\n")  # behind a line that a kill cut short
+                file.write("".join(f"\n{name}" for name in new) + "\n")  # a kill may have cut the last line short
 
 
 def own_if_run(path: Path) -> None:
-    """The same for a file that may lie in a run folder, such as a report."""
+    """`own` for a file, such as a report, that may or may not be in a run folder."""
     if path.name in FILES and (path.parent / CONFIG).is_file():
         own(path.parent, path.name)
 
 
 def _listed(folder: Path) -> list[str] | None:
-    """The run's list of its own files; None where it has none. Names of other places in it are passed over."""
+    """The run's list of its own files, None if it has no list. Ignores names outside the folder."""
     path = folder / OWN
     if not is_there(path):
         return None
@@ -116,17 +116,17 @@ def _listed(folder: Path) -> list[str] | None:
 
 
 def clear(folder: Path) -> None:
-    """Removes the files that an old run wrote, as its own list says, and no others.
+    """Removes the files on an old run's list, and no others.
 
-    config.yaml goes last: until then the folder is that of a run to every command, whatever ends this or stands in its
-    way. The checkpoint goes first, so that nothing goes on from a half of it.
+    config.yaml goes last: if this is interrupted, every command still takes the folder for a run. The checkpoint goes
+    first, so that nothing resumes a half-removed run.
     """
     listed = _listed(folder)
     names = list(FILES if listed is None else dict.fromkeys(listed))
     for name in sorted(names, key=lambda name: (name == CONFIG, name == METRICS, name != CHECKPOINT)):
         with naming_faults(folder / name, "remove"):
             (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):  # not there, or somebody else's files are in it
+    with suppress(OSError):  # missing, or holds other files
         (folder / EVENTS).rmdir()
     with naming_faults(folder / OWN, "remove"):
         (folder / OWN).unlink(missing_ok=True)

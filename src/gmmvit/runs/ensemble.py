@@ -1,4 +1,4 @@
-"""Several models that answer as one. Letters: B batch, C channels, H height, W width."""
+"""Several models combined into one. Letters: B batch, C channels, H height, W width."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """Models of the same classes, each behind the normalisation that it learned with.
+    """Models of the same classes, each with the normalisation it was trained with.
 
     Takes images [B, C, H, W] in 0..1 and returns the logarithm of the mean of the models' probabilities, float32
     [B, classes]: logits whose softmax is that mean.
 
     Args:
-        members: one model or more, logits [B, classes] each.
-        statistics: mean and standard deviation per channel, in 0..1, for each of them.
+        members: one or more models that return logits [B, classes].
+        statistics: mean and standard deviation per channel, in 0..1, for each member.
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""Measuring a model on one part of a data set. Letters: N images, C channels."""
+"""Measures a model on one part of a data set. Letters: N images, C channels."""
 
 import dataclasses
 import math
@@ -25,8 +25,8 @@ EVAL_BATCH = 512
 def predict(
     model: nn.Module, split: Split, data: Dataset, device: torch.device, dtype: torch.dtype, team: Team | None = None
 ) -> Tensor:
-    """Logits [N, classes] of a whole part, float32 on the CPU, each process of a team computing its share; the model is
-    left in eval mode."""
+    """Logits [N, classes] of a whole part, float32 on the CPU; each process of a team computes its share. Leaves the
+    model in eval mode."""
     model.eval()
 
     def logits(images: Tensor) -> Tensor:
@@ -40,8 +40,8 @@ def predict(
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of logits [N, classes] the loss and, as fractions, top-1, macro F1 and balanced accuracy: the mean of F1 over
-    classes that occur or were predicted, and of the top-1 of each class that occurs."""
+    """Loss, top-1, macro F1 and balanced accuracy (fractions) of logits [N, classes]. Macro F1 is the mean over classes
+    that occur or were predicted, balanced accuracy the mean top-1 over classes that occur."""
     labels = labels.cpu()
     counts = confusion_counts(logits, labels).double()
     hits, there, said = counts.diagonal(), counts.sum(1), counts.sum(0)
@@ -54,15 +54,15 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def interval(part: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a part of `count` images (Wilson's score interval)."""
+    """The 95 % interval of a fraction of `count` images (Wilson's score interval)."""
     z = 1.96
     centre, spread = part + z * z / (2 * count), z * (part * (1 - part) / count + (z / (2 * count)) ** 2) ** 0.5
     return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
 
 
 def class_scores(logits: Tensor, labels: Tensor) -> dict[str, list[float | None]]:
-    """Of each class precision, recall and f1 by scikit-learn; None where nothing was to be
-    divided by: no image was taken for the class, none is of it, or neither."""
+    """Precision, recall and f1 of each class by scikit-learn; None where the denominator is zero: no image predicted as
+    the class, no image of it, or neither."""
     from sklearn.metrics import precision_recall_fscore_support
 
     found = precision_recall_fscore_support(
@@ -74,8 +74,8 @@ def class_scores(logits: Tensor, labels: Tensor) -> dict[str, list[float | None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of images by the confidence in their predicted class, in `CALIBRATION_BINS` equal steps: mean confidence,
-    accuracy and number of images of each step that has any; `error` is the expected calibration error."""
+    """Images binned by the confidence of their prediction in `CALIBRATION_BINS` equal steps: mean confidence, accuracy
+    and count of each non-empty bin; `error` is the expected calibration error."""
 
     error: float
     confidence: list[float]
@@ -87,7 +87,7 @@ CALIBRATION_BINS = 15  # as in Guo et al., arXiv 1706.04599
 
 
 def calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """How far the model's confidence is from its accuracy."""
+    """Compares the model's confidence with its accuracy."""
     sure, predicted = logits.double().softmax(-1).max(-1)
     hits = (predicted == labels.cpu()).double()
     bins = (sure * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
@@ -99,7 +99,7 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
 
 
 def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """How often each class was taken for each: int64 [classes, classes], rows true, columns predicted."""
+    """The confusion matrix: int64 [classes, classes], rows true, columns predicted."""
     classes = logits.shape[1]
     cells = labels.cpu() * classes + logits.argmax(1).cpu()
     return cells.bincount(minlength=classes * classes).reshape(classes, classes)
@@ -123,10 +123,10 @@ def worst_mistakes(logits: Tensor, labels: Tensor, limit: int) -> list[int]:
 def load_parts(
     run: LoadedRun, *, data_dir: str | None = None, dataset: str | None = None, download: bool = True
 ) -> Dataset:
-    """The data of a run, or of `dataset`, at the run's size.
+    """The data of a run, or of `dataset`, at the run's image size.
 
-    `data_dir` is where the run's data lies now, if it moved; of a folder of images, the folder itself.
-    Raises RunError where its classes are others than those the model learned.
+    `data_dir` is where the data is now, if it moved; for a folder of images, that folder.
+    Raises RunError if its classes differ from those the model learned.
     """
     recipe = run.recipe
     if dataset is not None:
@@ -140,24 +140,24 @@ def load_parts(
     if run.classes != data.classes and list(run.classes) != numbered_classes(len(data.classes)):
         missing = [name for name in run.classes if name not in data.classes]
         more = [name for name in data.classes if name not in run.classes]
-        what = f"lacks {missing[:5]}" if missing else f"has {more[:5]} besides" if more else "orders them otherwise"
+        what = f"lacks {missing[:5]}" if missing else f"also has {more[:5]}" if more else "orders them differently"
         raise RunError(f"{recipe.dataset} has other classes than {run.folder} learned: it {what}")
     return data
 
 
 def check_unchanged(run: LoadedRun, data: Dataset, part: str) -> None:
-    """Raises RunError where a part is not the one of the training: a new split may hold images that were learned."""
+    """Raises RunError if a part differs from that of the training: a new split may contain training images."""
     split = getattr(data, part)
     known = run.fingerprints.get(part)
     if split is not None and known is not None and fingerprint(split) != known:
         raise RunError(
             f"the {part} part of {data.name} is not that of {run.folder}: images were added or removed, and the new "
-            "split may hold images that were learned; measure on a folder of its own with --dataset"
+            "split may contain training images; measure on a separate folder with --dataset"
         )
 
 
 def part_of(run: LoadedRun, data: Dataset, part: str) -> Split:
-    """A part of a run's own data; raises RunError where it has none, or not the one of the training."""
+    """A part of a run's own data; raises RunError if it is missing or differs from that of the training."""
     split: Split | None = getattr(data, part)
     if split is None or not len(split):
         others = " and ".join(name for name in ("train", "val", "test") if getattr(data, name) is not None)
@@ -169,7 +169,7 @@ def part_of(run: LoadedRun, data: Dataset, part: str) -> Split:
 
 
 def measured_logits(run: LoadedRun, split: Split) -> Tensor:
-    """Logits [N, classes] in the precision that the run was validated in, so that figures agree with its summary."""
+    """Logits [N, classes] in the run's validation precision, so that figures match its summary."""
     dtype = choose_dtype(run.recipe.dtype, run.device)
     with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
         return run.logits(split.images)
@@ -177,7 +177,7 @@ def measured_logits(run: LoadedRun, split: Split) -> Tensor:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A value for `unknown_below`, which keeps the class of `kept` of `images` validation images."""
+    """A `value` for `unknown_below`, with which `kept` of `images` validation images still get a class."""
 
     value: float
     kept: int
@@ -185,13 +185,13 @@ class Threshold:
 
 
 def unknown_threshold(run: LoadedRun, *, keep: float = 0.95, data_dir: str | None = None) -> Threshold:
-    """The highest probability below which "unknown" can be answered so that the given part of the validation images
-    still gets a class, rounded down to six decimals.
+    """The highest `unknown_below` with which a fraction `keep` of the validation images still gets a class, rounded
+    down to six decimals.
 
     Args:
         run: a loaded run.
-        keep: part of the validation images, above 0 and at most 1.
-        data_dir: where the run's data lies now, if it moved; of a folder of images, the folder itself.
+        keep: fraction of the validation images, above 0 and at most 1.
+        data_dir: where the run's data is now, if it moved; for a folder of images, that folder.
 
     Raises:
         RunError: the run's data cannot be read, has changed, or has no validation part.
@@ -203,7 +203,7 @@ def unknown_threshold(run: LoadedRun, *, keep: float = 0.95, data_dir: str | Non
         data = load_parts(run, data_dir=data_dir, download=False)
         check_unchanged(run, data, "val")
     except (DataError, OSError, RunError) as error:
-        raise RunError(f"no threshold can be chosen, for want of validation images: {error}") from error
+        raise RunError(f"no threshold can be chosen without validation images: {error}") from error
     if data.val is None or not len(data.val):
         raise RunError(
             f"no threshold can be chosen: {data.name} has no val part in this run; give a number, or take a run that "
@@ -233,21 +233,20 @@ def evaluate_run(
         folder: run folder.
         part: "test", "val" or "train" (without augmentation).
         weights: "best" or "last".
-        data_dir: where the data lies now, if it moved; of a folder of images, the folder itself.
-        dataset: another data set of the same classes.
+        data_dir: where the data is now, if it moved; for a folder of images, that folder.
+        dataset: another data set with the same classes.
         device: "auto" or a torch device.
         more: also AUROC and calibration error, which needs torchmetrics.
-        csv: file for a row of each image: its name, true and predicted class, and the probability of each class.
-        overwrite: replace that file.
+        csv: file with one row per image: name, true and predicted class, and the probability of each class.
+        overwrite: replaces that file.
 
     Returns:
-        run, dataset, part, weights, images, loss, top1, macro_f1, balanced, top5 (fractions; top5 of
-        six classes or more) and per_class, the top-1 of each class (None
-        where the part has no image of it), class_images their numbers.
+        run, dataset, part, weights, images, loss, and as fractions top1, macro_f1, balanced, top5 (with six or more
+        classes); per_class, the top-1 of each class (None without images), and class_images, their numbers.
 
     Raises:
-        RunError: the folder is no run, or its data has no such part, other classes or another split than in training;
-            or the CSV exists or cannot be written.
+        RunError: the folder is not a run, its data lacks the part or has other classes or another split than in
+            training, or the CSV exists or cannot be written.
     """
     if csv is not None:
         check_csv(csv, overwrite)
@@ -256,8 +255,8 @@ def evaluate_run(
     split: Split | None = getattr(data, part)
     if run.recipe.folds and not run.recipe.fold and dataset is None and (split is None or part != "test"):
         raise RunError(
-            f"{folder} has learned every image of {data.name} in one of its folds, so it is measured on others: with "
-            "--dataset folder:PATH (in Python dataset=); what the folds measured stands in folds.csv"
+            f"{folder} was trained on every image of {data.name} in one of its folds, so measure it on others with "
+            "--dataset folder:PATH (in Python dataset=); the results of the folds are in folds.csv"
         )
     if dataset is None or split is None or not len(split):
         split = part_of(run, data, part)
@@ -266,7 +265,7 @@ def evaluate_run(
     totals, hits = counts.sum(1).tolist(), counts.diag().tolist()
     result: dict[str, Any] = {"run": str(folder), "dataset": data.name, "part": part, "weights": weights}
     result |= {"images": len(split), **scores(logits, labels)}
-    if logits.shape[1] > 5:  # of fewer it is always right
+    if logits.shape[1] > 5:  # else always right
         result["top5"] = (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
     if more:
         result |= _more_metrics(logits, labels)

@@ -1,4 +1,4 @@
-"""Files that no kill tears: written beside their place and put there in one step."""
+"""Atomic file writes: a temporary file beside the target replaces it in one step."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ _LONGEST_NAME = 255  # bytes, on every common file system
 
 
 class RunError(RuntimeError):
-    """A run folder that cannot be written, read or continued; one sentence."""
+    """A run folder cannot be written, read or continued; the message is one sentence."""
 
 
 @contextmanager
 def naming_faults(path: Path, doing: str) -> Iterator[None]:
-    """Faults of the disk as one sentence with the file's name."""
+    """Turns disk errors into one sentence with the file's name."""
     try:
         yield
     except OSError as error:
@@ -28,7 +28,7 @@ def naming_faults(path: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until a file is whole: torch's writer would report them as a fault of the disk."""
+    """Delays Ctrl-C and SIGTERM until a file is complete: torch's writer would report them as disk errors."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,22 +45,22 @@ def uninterrupted() -> Iterator[None]:
 
 
 def temporary_name(name: str) -> str:
-    """What a file of that name is called while this process writes it; no longer than a file's name may be."""
+    """The name of the temporary file while this process writes `name`, cut to the longest allowed length."""
     whole = f".{name}.{os.getpid()}.tmp"
     short = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     return whole if len(os.fsencode(whole)) <= _LONGEST_NAME else f".{short}.{os.getpid()}.tmp"
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file of a run exists; raises RunError for what is no plain file: reading a pipe would wait for ever."""
+    """Whether a file of a run exists; raises RunError if it is not a plain file: reading a pipe would block forever."""
     with naming_faults(path, "read"):
         if path.exists() and not path.is_file():
-            raise RunError(f"{path} is no plain file; put back a copy of the run's own")
+            raise RunError(f"{path} is not a plain file; restore a copy of the run's own")
         return path.exists()
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file so that a kill or a full disk leaves the old one or the new one, never a torn one."""
+    """Writes a file atomically: a kill or a full disk leaves either the old or the new one."""
     temporary = path.with_name(temporary_name(path.name))
     with uninterrupted(), naming_faults(path, "write"):
         try:
@@ -72,23 +72,23 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            if isinstance(error, RuntimeError):  # how torch's zip writer reports a failed write, without its reason
-                raise OSError("the disk is full, or a limit on the size of files was met") from error
+            if isinstance(error, RuntimeError):  # torch's zip writer reports a failed write so, without a reason
+                raise OSError("the disk is full, or a limit on file sizes was reached") from error
             raise
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a file's content in one step."""
+    """Replaces a file's content atomically."""
     replace_file(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a final newline."""
+    """Writes indented JSON with a final newline."""
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def check_new(path: Path, overwrite: bool, flag: str = "--out") -> None:
-    """Raises RunError where a file exists that was not to be overwritten; `flag` is what named it."""
+    """Raises RunError if a file exists and must not be overwritten; `flag` is the option that named it."""
     if path.exists() and not overwrite:
         raise RunError(
             f"{path} exists; replace it with --overwrite (in Python overwrite=True), or choose another file with "

@@ -1,4 +1,4 @@
-"""What a model answers to images, and the CSV of it. Letters: N images, K classes."""
+"""A model's predictions for images, and their CSV file. Letters: N images, K classes."""
 
 import csv
 import io
@@ -12,20 +12,20 @@ from torch import Tensor
 from gmmvit.runs.files import RunError, check_new, naming_faults, replace_file
 from gmmvit.text import shown
 
-UNKNOWN = "unknown"  # the answer to an image that is taken for none of the classes
+UNKNOWN = "unknown"  # predicted for images of no known class
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The answers to N images.
+    """The predictions for N images.
 
     Attributes:
         classes: the names of the model's K classes.
         probabilities: float32 [N, K] on the CPU, in the order of `classes`; rows sum to 1.
-        unknown_below: the highest probability below which an image counts as none of the classes; None: never.
+        unknown_below: an image whose highest probability is below it is "unknown"; None: never.
 
     Raises:
-        ValueError: `unknown_below` is not above 0 and at most 1, or a class of the model is called "unknown" too.
+        ValueError: `unknown_below` is not above 0 and at most 1, or the model has a class "unknown".
     """
 
     classes: tuple[str, ...]
@@ -40,7 +40,7 @@ class Predictions:
             raise ValueError(f"unknown_below must be a number above 0 and at most 1, got {limit!r}")
         if UNKNOWN in self.classes:
             raise ValueError(
-                f"the model has a class {UNKNOWN!r} of its own, so that answer would mean two things: leave out "
+                f"the model has a class {UNKNOWN!r} of its own, so the answer would be ambiguous: omit "
                 "--unknown-below (in Python unknown_below=)"
             )
 
@@ -54,13 +54,13 @@ class Predictions:
 
     @property
     def predicted(self) -> list[str]:
-        """The likeliest class of each image, or "unknown" where its probability is below `unknown_below`."""
+        """The likeliest class of each image, or "unknown" if its probability is below `unknown_below`."""
         limit = self.unknown_below or 0
         likeliest = zip(self.confidence.tolist(), self.probabilities.argmax(1).tolist(), strict=True)
         return [UNKNOWN if sure < limit else self.classes[index] for sure, index in likeliest]
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
-        """Of each image the k likeliest classes with their probabilities, the likeliest first; all where K is less."""
+        """The k likeliest classes of each image with their probabilities, likeliest first; all K if k is larger."""
         found = self.probabilities.topk(min(k, len(self.classes)))
         return [
             [(self.classes[i], p) for p, i in zip(values, indices, strict=True)]
@@ -69,7 +69,7 @@ class Predictions:
 
 
 def check_csv(path: str | Path, overwrite: bool) -> None:
-    """Raises RunError where the CSV cannot be written, before any work is done for it."""
+    """Raises RunError if the CSV cannot be written, before any work is done."""
     if Path(path).is_dir():
         raise RunError(f"{path} is a folder; give a file with --csv (in Python csv=)")
     check_new(Path(path), overwrite, "--csv")
@@ -78,10 +78,10 @@ def check_csv(path: str | Path, overwrite: bool) -> None:
 def write_csv(
     path: str | Path, files: Sequence[str], predictions: Predictions, true: Sequence[str] | None = None
 ) -> None:
-    """Writes a row for each image, UTF-8, as a whole: a kill leaves the old file or the new one.
+    """Writes one row per image as UTF-8, atomically.
 
-    Columns: `file`, `true` where the classes are given, `predicted`, and for each class `p_` and its name.
-    Characters of file names that cannot be printed come as `\\xNN`.
+    Columns: `file`, `true` if classes are given, `predicted`, and `p_CLASS` for each class. Unprintable characters in
+    file names become `\\xNN`.
     """
     known = [] if true is None else [true]
     header = ["file", *(["true"] if known else []), "predicted", *(f"p_{name}" for name in predictions.classes)]

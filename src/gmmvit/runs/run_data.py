@@ -1,4 +1,4 @@
-"""The data of a run: loaded as its recipe says, described in its config.yaml, known again by its fingerprints."""
+"""The data of a run: loaded by its recipe, described in its config.yaml, recognised by its fingerprints."""
 
 import dataclasses
 import hashlib
@@ -13,13 +13,13 @@ from gmmvit.data import Dataset, Inspection, Split, inspect_dataset, load_datase
 
 
 def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, download: bool = True) -> Dataset:
-    """The data set that a recipe names, split and at its training size; fetched where it is missing and may be."""
+    """The data set of a recipe, split and at training size; fetched if it is missing and `download` allows."""
     options = _data_options(recipe)
     return load_dataset(recipe.dataset, **options, skip_broken=recipe.skip_broken, download=download, report=report)
 
 
 def inspect_data(recipe: Recipe, report: Callable[[str], None] | None = None) -> Inspection:
-    """The same data set, looked at before a training; raises as `inspect_dataset`."""
+    """The findings about a recipe's data set before training; raises as `inspect_dataset`."""
     return inspect_dataset(recipe.dataset, **_data_options(recipe), report=report)
 
 
@@ -31,13 +31,13 @@ def _data_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def fingerprint(split: Split) -> str:
-    """A short hash of a part's image names and labels, by which another split of the data is noticed."""
+    """A short hash of a part's image names and labels, which changes with the split."""
     content = "\n".join(split.names) + str(split.labels.tolist())
     return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def pixel_sum(split: Split) -> int:
-    """A checksum of a part's pixels, by which a training that goes on notices other images under the old names."""
+    """A checksum of a part's pixels: a resumed training notices changed images under the old names."""
     total = 0
     for batch in split.images.split(4096):
         total = zlib.crc32(batch.cpu().contiguous().numpy().data, total)
@@ -45,7 +45,7 @@ def pixel_sum(split: Split) -> int:
 
 
 def with_data_at(recipe: Recipe, data_dir: str | None) -> Recipe:
-    """The recipe with its data moved to `data_dir`, of a folder of images the folder itself; None leaves it."""
+    """The recipe with its data at `data_dir` (for a folder of images, that folder); None changes nothing."""
     if data_dir is None:
         return recipe
     if recipe.dataset.startswith("folder:"):
@@ -54,7 +54,7 @@ def with_data_at(recipe: Recipe, data_dir: str | None) -> Recipe:
 
 
 def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
-    """What config.yaml records of the data: all that predictions need, and fingerprints of the parts."""
+    """What config.yaml records about the data: all that predictions need, and the parts' fingerprints."""
     channels, height, width = data.train.images.shape[1:]
     parts = {"train": data.train, "val": data.val, "test": data.test}
     return {
@@ -70,7 +70,7 @@ def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its paths made absolute, so that its run is about the same data from every directory."""
+    """The recipe with absolute paths, so that its run finds the same data from every directory."""
     changes: dict[str, Any] = {}
     kind, _, place = recipe.dataset.partition(":")
     if place and (kind == "folder" or (kind == "hf" and Path(place).exists())):

@@ -1,4 +1,4 @@
-"""The run folder: its files, written so that no kill tears them, and read so that a damaged one is named."""
+"""The files of a run folder, written atomically; reading names a damaged file."""
 
 import json
 import math
@@ -18,19 +18,19 @@ from gmmvit.text import short, shown
 from gmmvit.version import __version__
 from gmmvit.yaml_files import YamlError, read_yaml, yaml_bytes
 
-# What to do about a run that cannot go on.
-ANEW = "train it anew with --overwrite (in Python overwrite=True)"
+# The advice for a run that cannot continue.
+ANEW = "train again with --overwrite (in Python overwrite=True)"
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt"
-LOCK, OWN = ".lock", ".files"  # held by a training; the names of the files that the run wrote
+LOCK, OWN = ".lock", ".files"  # locked by a training; names of the files the run wrote
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
 EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2", "openvino": "model.xml"}
-# Of a cross-validation, beside the run folders fold-1, fold-2 ...
+# Files of a cross-validation, beside its run folders fold-1, fold-2 ...
 FOLDS, FOLDS_TABLE, REPORT = "folds.yaml", "folds.csv", "report.html"
-_DIGITS = 18  # of a whole number that is exact in every program
+_DIGITS = 18  # an integer of so many digits fits in 64 bits
 
 
 def export_name(format: str, precision: str = "float32") -> str:
-    """The usual name of an exported file, as model.onnx or model.int8.onnx."""
+    """The usual name of an exported file, such as model.onnx or model.int8.onnx."""
     path = Path(EXPORTS[format])
     return path.name if precision == "float32" else f"{path.stem}.{precision}{path.suffix}"
 
@@ -48,12 +48,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# Columns of metrics.jsonl that hold numbers.
+# The numeric columns of metrics.jsonl.
 _MEASURED = re.compile(r"(train|val)_(loss|top1|macro_f1|balanced)|lr$|images_per_s|wall_s")
-# What config.yaml says of the data: in words, and whether a value is that.
+# The data entries of config.yaml: a description, and whether a value matches it.
 _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": (
-        "a list of two names or more, without control characters",
+        "a list of two or more names without control characters",
         _list_of(lambda value: isinstance(value, str) and shown(value) == value, 2),
     ),
     "image_size": ("[height, width] in pixels", _list_of(lambda value: type(value) is int and value > 0, 2, 2)),
@@ -63,7 +63,7 @@ _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "fit": ("crop, stretch or pad", lambda value: value in ("crop", "stretch", "pad")),
     "fingerprints": ("a mapping", lambda value: isinstance(value, dict)),
 }
-# What the model's description calls sizes of the data: of our families, of timm's models, of transformers'.
+# The data sizes in the model's description: for our families, timm and transformers.
 _MODEL_SIZES = {
     "": {"classes": "num_classes", "channels": "channels", "image_size": "image_size"},
     "timm": {"classes": "num_classes", "channels": "in_chans"},
@@ -72,24 +72,24 @@ _MODEL_SIZES = {
 
 
 def as_folder(folder: str | Path) -> Path:
-    """A run folder as a path; raises TypeError for what is none."""
+    """A run folder as a path; raises TypeError if it is not a path."""
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"a run folder must be given as a path, got {folder!r}")
     return Path(folder)
 
 
 def holds_nothing(folder: Path) -> bool:
-    """Whether a folder holds at most what trainings leave that were ended before they began, or while they wrote."""
+    """Whether a folder holds at most the leftovers of trainings that ended before they began or while they wrote."""
     return all(path.name in (LOCK, OWN) or is_leftover(path.name) for path in folder.iterdir())
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of that name was being written when its training was killed."""
+    """Whether this is the temporary file of a killed training."""
     return name.endswith(".tmp") and any(name.startswith(f".{whole}.") for whole in (*FILES, FOLDS, FOLDS_TABLE))
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on; of timm and transformers where a model of theirs was built."""
+    """The versions that a result depends on, with timm and transformers if their models were built."""
     libraries: dict[str, str] = {
         name: sys.modules[name].__version__ for name in ("timm", "transformers") if name in sys.modules
     }
@@ -97,7 +97,7 @@ def versions() -> dict[str, str]:
 
 
 def save_config(folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[str, Any]) -> None:
-    """Writes config.yaml: the recipe, what `build_model` makes the model of, what is known of the data, versions."""
+    """Writes config.yaml: the recipe, the description for `build_model`, facts about the data, versions."""
     content = {"recipe": as_dict(recipe), "model": model, "data": data, "versions": versions()}
     write_whole(folder / CONFIG, yaml_bytes(content))
 
@@ -105,15 +105,15 @@ def save_config(folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[
 def load_config(folder: str | Path) -> dict[str, Any]:
     """The content of a run's config.yaml: the mappings "recipe", "model", "data" and "versions".
 
-    Raises RunError where the folder is not a run, or the file is damaged.
+    Raises RunError if the folder is not a run, or the file is damaged.
     """
     path = as_folder(folder) / CONFIG
     with naming_faults(path, "read"):
         if not path.is_file():
             inside = sorted(file.parent for file in path.parent.glob(f"*/{CONFIG}"))
-            hint = f"; it holds {len(inside)} run folders, as {inside[0]}" if inside else ""
+            hint = f"; it holds {len(inside)} run folders, such as {inside[0]}" if inside else ""
             if not inside and path.parent.is_dir() and holds_nothing(path.parent):
-                hint = "; a training was ended before it began: train again with --out (in Python out=)"
+                hint = "; its training ended before it began: train again with --out (in Python out=)"
             what = f"it has no {CONFIG}" if path.parent.is_dir() else "there is no such folder"
             raise RunError(f"{folder} is not a run folder: {what}{hint}")
         try:
@@ -131,7 +131,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _check_data(path: Path, data: dict[str, Any]) -> None:
-    """Raises RunError that names what config.yaml says of the data and cannot be true."""
+    """Raises a RunError that names the first impossible data entry of config.yaml."""
     for name, (wanted, fits) in _DATA_RULES.items():
         if not fits(data.get(name)):
             raise RunError(f"{path} is damaged: data.{name} must be {wanted}, got {short(data.get(name))}")
@@ -144,7 +144,7 @@ def _check_data(path: Path, data: dict[str, Any]) -> None:
 
 
 def _check_same_sizes(path: Path, model: dict[str, Any], data: dict[str, Any]) -> None:
-    """Raises RunError where classes, channels or image size of the data are not those the model was made for."""
+    """Raises RunError if the data's classes, channels or image size differ from those the model was made for."""
     arguments = model.get("arguments", model)
     known = _MODEL_SIZES.get(str(model.get("library", "")), {}) if isinstance(arguments, dict) else {}
     for name, argument in known.items():
@@ -165,28 +165,28 @@ def recipe_of(folder: str | Path) -> Recipe:
 
 
 def is_folds(folder: str | Path) -> bool:
-    """Whether a folder is that of a cross-validation."""
+    """Whether a folder holds a cross-validation."""
     return (as_folder(folder) / FOLDS).is_file()
 
 
 def fold_folder(folder: str | Path, fold: int) -> Path:
-    """The run folder of a fold of a cross-validation, which are counted from 1."""
+    """The run folder of a fold of a cross-validation, counted from 1."""
     return Path(folder) / f"fold-{fold}"
 
 
 def fold_folders(folder: str | Path) -> list[Path]:
-    """The run folders of all folds, those too that are not begun. Raises as `recipe_of_folds`."""
+    """The run folders of all folds, started or not. Raises as `recipe_of_folds`."""
     folds = recipe_of_folds(folder).folds or 0
     return [fold_folder(folder, fold) for fold in range(1, folds + 1)]
 
 
 def save_folds(folder: Path, recipe: Recipe) -> None:
-    """Writes folds.yaml: the recipe that all folds share, and versions."""
+    """Writes folds.yaml: the common recipe of all folds, and versions."""
     write_whole(folder / FOLDS, yaml_bytes({"recipe": as_dict(recipe), "versions": versions()}))
 
 
 def recipe_of_folds(folder: str | Path) -> Recipe:
-    """The recipe that all folds of a cross-validation share. Raises RunError where the folder is none or is damaged."""
+    """The common recipe of all folds. Raises RunError if the folder is not a cross-validation or is damaged."""
     path = as_folder(folder) / FOLDS
     if not is_there(path):
         raise RunError(f"{folder} is not the folder of a cross-validation: it has no {FOLDS}")
@@ -200,15 +200,12 @@ def recipe_of_folds(folder: str | Path) -> Recipe:
     except (YamlError, RecipeError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     if recipe.folds is None or recipe.fold is not None:
-        raise RunError(f"{path} is damaged: its recipe must have folds and no fold")
+        raise RunError(f"{path} is damaged: its recipe must have folds but no fold")
     return recipe
 
 
 def read_summary(folder: str | Path) -> dict[str, Any] | None:
-    """The content of summary.json; None where the training has not ended.
-
-    Raises RunError for a damaged file.
-    """
+    """The content of summary.json, None if the training has not ended. Raises RunError for a damaged file."""
     path = Path(folder) / SUMMARY
     if not is_there(path):
         return None
@@ -224,12 +221,12 @@ def read_summary(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _from_json(content: bytes) -> Any:
-    """What JSON holds; raises ValueError for any fault of it."""
+    """The parsed JSON; raises ValueError for every kind of error."""
 
     def number(text: str) -> int | float:
         value = float(text) if len(text) > _DIGITS or not text.lstrip("-").isdecimal() else int(text)
         if not math.isfinite(value):
-            raise ValueError(f"it holds {text[:_DIGITS]}, and no number is so large")
+            raise ValueError(f"it holds {text[:_DIGITS]}, which is too large for a number")
         return value
 
     try:
@@ -239,16 +236,16 @@ def _from_json(content: bytes) -> Any:
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:
-    """One line of metrics.jsonl."""
+    """Appends a line to metrics.jsonl."""
     path = folder / METRICS
     with naming_faults(path, "write"), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def read_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out.
+    """The rows of metrics.jsonl, without a last line that a kill cut short.
 
-    Raises RunError for a damaged line before the last.
+    Raises RunError for an earlier damaged line.
     """
     path = Path(folder) / METRICS
     there = is_there(path)
@@ -263,7 +260,7 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
                 or type(row.get("epoch")) is not int
                 or not all(_is_number(value) for name, value in row.items() if _MEASURED.match(name))
             ):
-                raise ValueError("no row of an epoch")
+                raise ValueError("not a row of an epoch")
         except ValueError:
             if number < len(lines):
                 raise RunError(f"{path} is damaged in line {number}") from None
@@ -273,7 +270,7 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def rewind_rows(folder: Path, epoch: int) -> None:
-    """Drops the rows of epochs that the checkpoint does not cover."""
+    """Removes the rows of epochs after the checkpoint."""
     rows = [row for row in read_rows(folder) if row["epoch"] <= epoch]
     write_whole(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 

@@ -1,8 +1,8 @@
-"""A trained model as a file for other programs: ONNX, a program of torch.export, or OpenVINO's two files.
+"""Exports a trained model for other programs: ONNX, a torch.export program, or OpenVINO's two files.
 
-It takes images float32 [batch, channels, height, width] from 0 to 1, of the run's size, and returns logits [batch,
-classes]; the normalisation is inside. The file names classes and image size: in the metadata of ONNX, in the
-extra file `gmmvit.json` of torch, and in the runtime information of OpenVINO.
+The exported model takes images float32 [batch, channels, height, width] from 0 to 1, of the run's size, and returns
+logits [batch, classes]; it includes the normalisation. The file names classes and image size: in ONNX metadata, in the
+extra file `gmmvit.json` of torch, and in OpenVINO's runtime information.
 """
 
 from pathlib import Path
@@ -18,14 +18,14 @@ from gmmvit.runs.files import RunError, check_new, naming_faults, write_whole
 from gmmvit.runs.run_folder import EXPORTS, export_name
 
 MAKERS = {"onnx": onnx_file.make, "torch": torch_file.make, "openvino": openvino_file.make}
-# Of the logits, of their largest where that is above 1; int8 is judged by its answers alone.
+# Allowed difference of logits, relative to the largest if that exceeds 1; int8 is judged only by its predictions.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": float("inf")}
 DTYPES, MAX_DROP = ("float32", "float16"), 0.01
 
 
 class Exported(NamedTuple):
-    """The main file and all files; how they compare with the model, on noise or for int8 on validation images (None if
-    nothing is installed that could run them); their accuracy, where that was asked for; what a program has to know."""
+    """The main file and all files; their comparison with the model, on noise or for int8 on validation images (None if
+    no installed package can run them); their accuracy, if requested; the facts a program needs."""
 
     path: Path
     files: list[Path]
@@ -48,29 +48,29 @@ def export_run(
     data_dir: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Writes the model of a run as a file, after checking that it computes what the model computes.
+    """Writes a run's model as a file, after checking that file and model agree.
 
     Args:
         folder: run folder.
-        out: the file; model.onnx, model.pt2 or model.xml in the run's folder by default, with the precision in the
-            name where it is not float32.
-        format: "onnx" (needs onnx and onnxscript; checked where onnxruntime is installed), "torch" (torch.export) or
-            "openvino" (needs those of ONNX and openvino), an .xml file and a .bin of the same name beside it.
-        dtype: "float32", or of ONNX and OpenVINO "float16": in ONNX, masks, softmax, input and output stay float32; in
-            OpenVINO the weights alone are halved.
-        quantize: "int8" of ONNX and OpenVINO: products of weights in int8, calibrated on the validation part.
+        out: the file; default: model.onnx, model.pt2 or model.xml in the run's folder, with the precision in the name
+            unless it is float32.
+        format: "onnx" (needs onnx and onnxscript; checked if onnxruntime is installed), "torch" (torch.export) or
+            "openvino" (needs ONNX's packages and openvino), an .xml file and a .bin of the same name beside it.
+        dtype: "float32", or for ONNX and OpenVINO "float16": in ONNX, masks, softmax, input and output stay float32; in
+            OpenVINO only the weights are halved.
+        quantize: "int8" for ONNX and OpenVINO: weight products in int8, calibrated on the validation part.
         weights: "best" on validation, or "last".
-        check: measure top-1 of model and file.
-        part: of "test" or "val"; the test part by default, or without one the validation part.
+        check: measures top-1 of model and file.
+        part: "test" or "val" for the check; default: the test part, or the validation part if there is no test part.
         max_drop: how far top-1 may fall, as a fraction of the images.
-        data_dir: where the data lies now, if it moved; of a folder of images, the folder itself.
-        overwrite: replace a file that is there.
+        data_dir: where the data is now, if it moved; for a folder of images, that folder.
+        overwrite: replaces an existing file.
 
     Raises:
-        RunError: the folder is no run, the file exists or cannot be written, its data lacks what is asked for, or the
-            model cannot be exported or comes out different, and then nothing is written.
+        RunError: the folder is not a run, the file exists or cannot be written, the data lacks the part, or the model
+            cannot be exported or differs after export; then nothing is written.
         ModuleNotFoundError: a package that the format needs is not installed.
-        ValueError: arguments that do not go together.
+        ValueError: an argument is invalid, or two do not fit together.
     """
     precision = _precision(format, dtype, quantize)
     if part not in (None, "test", "val"):
@@ -88,7 +88,7 @@ def export_run(
     made = MAKERS[format](Source(model, run.recipe.model, facts, noise(run, 2), precision, images))
     comparison = found = None
     if made.compute is not None:
-        # Batches of other sizes than the tracer saw.
+        # Batch sizes the tracer has not seen.
         batches = [noise(run, 1), noise(run, 5)] if images is None else list(images.split(50))
         comparison = compare(model, made.compute, batches)
         _refuse_different(comparison.difference, precision, path)
@@ -106,17 +106,15 @@ def _precision(format: str, dtype: str, quantize: str | None) -> Precision:
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize must be 'int8' or None, got {quantize!r}")
     if quantize is not None and dtype != "float32":
-        raise ValueError(
-            f"one of quantize={quantize!r} and dtype={dtype!r} can be had: int8 leaves the rest in float32"
-        )
+        raise ValueError(f"choose one of quantize={quantize!r} and dtype={dtype!r}: int8 leaves the rest in float32")
     precision: Any = quantize or dtype
     if format == "torch" and precision != "float32":
-        raise ValueError(f"{precision} is for ONNX and OpenVINO: a program of torch stays float32")
+        raise ValueError(f"{precision} is for ONNX and OpenVINO: torch programs stay float32")
     return precision
 
 
 def _place(place: Path, name: str, is_run: bool) -> Path:
-    """The main file's path; in a folder it gets the usual name."""
+    """The main file's path, with the usual name if `place` is a folder."""
     return place / name if is_run or place.is_dir() else place
 
 
@@ -125,7 +123,7 @@ def _places(path: Path, format: str) -> list[Path]:
     if format != "openvino":
         return [path]
     if path.suffix != ".xml":
-        raise ValueError(f"a file of OpenVINO ends in .xml, with its weights beside it in .bin, got {path}")
+        raise ValueError(f"an OpenVINO file must end in .xml (its weights go to .bin beside it), got {path}")
     return [path, path.with_suffix(".bin")]
 
 
@@ -139,7 +137,7 @@ def _refuse_different(difference: float, precision: Precision, path: Path) -> No
 
 
 def _checked(run: LoadedRun, data: Any, made: Made, part: str | None, max_drop: float, path: Path) -> Check:
-    """The accuracy, where it is within what is allowed."""
+    """The accuracy; raises RunError if it fell too far."""
     if made.compute is None:
         raise ModuleNotFoundError("--check needs onnxruntime to run the file; install it: pip install onnxruntime")
     found = measure(run, data, made.compute, part)
@@ -153,7 +151,8 @@ def _checked(run: LoadedRun, data: Any, made: Made, part: str | None, max_drop: 
 
 
 def _write(path: Path, made: Made) -> None:
-    """Each file in one step. Of two the main one goes first and comes last, so that a kill pairs no two models."""
+    """Writes each file atomically. Of two, the main one is removed first and written last, so that a kill never pairs
+    files of two models."""
     path.parent.mkdir(parents=True, exist_ok=True)
     main, *others = made.contents
     places = [(path.with_suffix(ending), made.contents[ending]) for ending in others]

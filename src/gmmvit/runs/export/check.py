@@ -1,4 +1,4 @@
-"""How well an exported file answers: on the run's own images, beside the model in float32."""
+"""Compares an exported file with the float32 model on the run's own images."""
 
 from typing import Any, NamedTuple
 
@@ -16,8 +16,7 @@ _BATCH = 64
 
 
 class Check(NamedTuple):
-    """Images of a part of the data, how many of them the model and the file get right, and the largest difference of
-    their logits."""
+    """How many images of a part the model and the file get right, and the largest difference of their logits."""
 
     part: str
     images: int
@@ -27,12 +26,12 @@ class Check(NamedTuple):
 
     @property
     def drop(self) -> float:
-        """The fall of top-1, as a fraction; negative where the file is better."""
+        """The fall of top-1 as a fraction; negative if the file is better."""
         return (self.before - self.after) / self.images
 
 
 class Comparison(NamedTuple):
-    """The largest difference of logits, and of how many images the class stays, out of how many."""
+    """The largest difference of logits, and how many of how many images keep their class."""
 
     difference: float
     same: int
@@ -41,8 +40,8 @@ class Comparison(NamedTuple):
 
 @torch.no_grad()
 def measure(run: LoadedRun, data: Dataset, compute: Compute, part: str | None) -> Check:
-    """The top-1 of the model and of the file; of the test part, or without one of the validation part, where `part` is
-    None. Raises RunError where there is no such part, or it was learned."""
+    """The top-1 of model and file. `part` None takes the test part, or the validation part if there is no test part.
+    Raises RunError if the part does not exist or was used in training."""
     name, split = _chosen(run, data, part)
     labels = split.labels.cpu()
     before, after, worst = 0, 0, 0.0
@@ -56,8 +55,8 @@ def measure(run: LoadedRun, data: Dataset, compute: Compute, part: str | None) -
 
 @torch.no_grad()
 def compare(model: torch.nn.Module, compute: Compute, batches: list[Tensor]) -> Comparison:
-    """The model and the file on images from 0 to 1; the difference as a part of the largest logit where that is above
-    1, infinite for what is no number."""
+    """Compares model and file on images from 0 to 1. The difference is relative to the largest logit if that exceeds 1,
+    and infinite for NaN."""
     worst, same = 0.0, 0
     for images in batches:
         expected, got = model(images), compute(images)
@@ -75,16 +74,16 @@ def _chosen(run: LoadedRun, data: Dataset, part: str | None) -> tuple[str, Split
     name = part or ("val" if data.test is None or not len(data.test) else "test")
     if run.recipe.folds and not run.recipe.fold and (name != "test" or data.test is None):
         raise RunError(
-            f"{run.folder} has learned every image of {data.name} in one of its folds, so no image is left to check "
-            "the file on; what the folds measured stands in folds.csv"
+            f"{run.folder} was trained on every image of {data.name} in one of its folds, so no image is left to check "
+            "the file on; the results of the folds are in folds.csv"
         )
     return name, part_of(run, data, name)
 
 
 def calibration_images(run: LoadedRun, data: Dataset) -> Tensor:
-    """Some images of the validation part, drawn by a seed: float32 [B, C, H, W] from 0 to 1.
+    """Some validation images, drawn with a fixed seed: float32 [B, C, H, W] from 0 to 1.
 
-    Raises RunError where the run has no such part, or another one than in training.
+    Raises RunError if the run has no validation part or it differs from that of the training.
     """
     if data.val is None or not len(data.val):
         raise RunError(
@@ -97,5 +96,5 @@ def calibration_images(run: LoadedRun, data: Dataset) -> Tensor:
 
 
 def as_json(check: Check) -> dict[str, Any]:
-    """The figures of a check under their names."""
+    """The figures of a check by name."""
     return check._asdict() | {"top1_before": check.before / check.images, "top1_after": check.after / check.images}

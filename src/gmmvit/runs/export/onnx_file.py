@@ -14,7 +14,7 @@ _INSTALL = "install it: pip install onnx onnxscript onnxruntime"
 
 
 def make(source: Source) -> Made:
-    """An .onnx file, which says what it is in its metadata (lists as JSON)."""
+    """An .onnx file with its facts in the metadata (lists as JSON)."""
     content = onnx_bytes(source)
     return Made({".onnx": content}, session(content))
 
@@ -23,7 +23,7 @@ def onnx_bytes(source: Source) -> bytes:
     """The model as ONNX in the precision of the source.
 
     Raises:
-        ModuleNotFoundError: onnx or onnxscript is not installed, or onnxruntime where the precision needs it.
+        ModuleNotFoundError: onnx or onnxscript is not installed, or onnxruntime if the precision needs it.
         RunError: the exporter cannot express the model.
     """
     packages = ("onnx", "onnxscript") if source.precision == "float32" else ("onnx", "onnxscript", "onnxruntime")
@@ -51,12 +51,12 @@ def onnx_bytes(source: Source) -> bytes:
 
 
 def _graph(source: Source) -> Any:
-    """The float32 model as the exporter writes it."""
+    """The exporter's float32 model."""
     program = traced(source)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": DYNAMIC}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter, about itself
+            warnings.simplefilter("ignore")  # the exporter's, about itself
             exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     except Exception as error:
         raise RunError(f"{source.name} cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from error
@@ -65,7 +65,7 @@ def _graph(source: Source) -> Any:
 
 
 def session(content: bytes) -> Compute | None:
-    """What onnxruntime computes; None where it is not installed."""
+    """A function that runs the file in onnxruntime; None if it is not installed."""
     try:
         import onnxruntime
     except ModuleNotFoundError:

@@ -18,9 +18,9 @@ _TELEMETRY = "openvino_telemetry"
 
 
 def make(source: Source) -> Made:
-    """An .xml file and its .bin of weights; the section `framework` of its runtime information says what it is.
+    """An .xml file and its .bin of weights; section `framework` of its runtime information holds the facts.
 
-    In float16 the weights are halved; a device computes in the precision that it is asked for. Raises as `onnx_bytes`.
+    float16 halves the weights; the device chooses the precision of its computation. Raises as `onnx_bytes`.
     """
     openvino = _openvino()
     precision: Precision = "int8" if source.precision == "int8" else "float32"
@@ -34,7 +34,8 @@ def make(source: Source) -> Made:
 
 
 def _compiled(openvino: Any, contents: dict[str, bytes]) -> Compute:
-    """What OpenVINO computes on the CPU, in float32 where the file does not say int8: its own choice can be less."""
+    """A function that runs the file in OpenVINO on the CPU, in float32 unless the file is int8: OpenVINO itself may
+    choose less."""
     core = openvino.Core()
     model = core.read_model(contents[".xml"], contents[".bin"])
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -42,7 +43,7 @@ def _compiled(openvino: Any, contents: dict[str, bytes]) -> Compute:
 
 
 def _openvino() -> Any:
-    """The package, loaded so that it reports nothing to its makers: by itself it sends an event when it is imported."""
+    """The package, imported without telemetry: by default the import sends an event to its makers."""
     try:
         with _without(_TELEMETRY):
             import openvino
@@ -54,7 +55,7 @@ def _openvino() -> Any:
 
 @contextmanager
 def _without(package: str) -> Iterator[None]:
-    """A package that is loaded inside finds `package` not installed."""
+    """Within this context, imports see `package` as not installed."""
     before = sys.modules.get(package)
     sys.modules[package] = None  # type: ignore[assignment]
     try:

@@ -1,4 +1,4 @@
-"""ONNX in float16 and int8, by onnxruntime's converter and quantiser; masks and softmax stay in float32."""
+"""ONNX in float16 and int8, with onnxruntime's converter and quantiser; masks and softmax stay in float32."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 _BATCH = 32
-# What torch.autocast keeps in float32, in ONNX's words.
+# ONNX's names for what torch.autocast keeps in float32.
 _FLOAT_OPS = ("Softmax", "LogSoftmax", "LayerNormalization", "Exp", "Log", "Pow", "ReduceSum", "ReduceLogSumExp")
 _PRODUCTS = ("MatMul", "Einsum")
 _ENDS = ("Conv", "Gemm", "LayerNormalization")
@@ -25,15 +25,15 @@ def to_float16(model: Any) -> Any:
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT_OPS],
         node_block_list=masking_nodes(model.graph),
     )
-    del halved.graph.value_info[:]  # some keep the types that they had before
-    OnnxModel.graph_topological_sort(halved.graph)  # the converter puts its casts at the end
+    del halved.graph.value_info[:]  # some still have their old types
+    OnnxModel.graph_topological_sort(halved.graph)  # the converter appends its casts at the end
     return halved
 
 
 def to_int8(model: Any, images: Tensor) -> Any:
-    """The model with the products of its weights in int8, a scale for each output channel, ranges as `images` show.
+    """The model with its weight products in int8, one scale per output channel, calibrated on `images`.
 
-    Weights have seven bits: with eight, processors without VNNI saturate in the sum of two products.
+    Weights have seven bits: with eight, the sum of two products saturates on processors without VNNI.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -71,7 +71,7 @@ def to_int8(model: Any, images: Tensor) -> Any:
 
 
 def two_sided_products(graph: Any) -> list[str]:
-    """Names of the products of which both sides change with the image, as q times k."""
+    """Names of the products whose two sides both depend on the image, such as q times k."""
     moving = {value.name for value in graph.input}
     for node in graph.node:
         if moving.intersection(node.input):
@@ -80,7 +80,7 @@ def two_sided_products(graph: Any) -> list[str]:
 
 
 def masking_nodes(graph: Any) -> list[str]:
-    """Names of the nodes from the scores of attention (q times k) to the product with v, and of its masks' makers."""
+    """Names of the nodes from the attention scores (q times k) to the product with v, and of those that make masks."""
     makers = {name: node for node in graph.node for name in node.output}
     users: dict[str, list[Any]] = {}
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""What every format is made from: the model with its normalisation inside, traced, and what programs have to know.
+"""The source of every format: the traced model with its normalisation, and the facts that programs need.
 
 Shape letters: B batch, C channels, H height, W width.
 """
@@ -21,9 +21,9 @@ DYNAMIC = {"images": {0: torch.export.Dim("batch")}}
 
 @dataclass(frozen=True)
 class Source:
-    """A model on its way into a file.
+    """A model to export.
 
-    `facts` goes into the file. `calibration` holds images [B, C, H, W] from 0 to 1 that show the range of each value.
+    `facts` go into the file. `calibration` holds images [B, C, H, W] from 0 to 1 for the range of each value.
     """
 
     model: nn.Module
@@ -36,15 +36,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Made:
-    """The content of each file by the ending of its name, the main one first, and what they compute; None where nothing
-    is installed that could run them."""
+    """The content of each file by suffix, main file first, and a function that runs them, None if no installed package
+    can."""
 
     contents: dict[str, bytes]
     compute: Compute | None
 
 
 class Normalised(nn.Module):
-    """The model behind the normalisation of its run."""
+    """The model preceded by its run's normalisation."""
 
     mean: Tensor
     std: Tensor
@@ -60,7 +60,7 @@ class Normalised(nn.Module):
 
 
 def describe(run: LoadedRun, precision: Precision = "float32") -> dict[str, Any]:
-    """What a program that runs the file has to know."""
+    """The facts that a program needs to run the file."""
     return {
         "gmmvit": __version__,
         "model": run.recipe.model,
@@ -76,15 +76,15 @@ def describe(run: LoadedRun, precision: Precision = "float32") -> dict[str, Any]
 
 
 def noise(run: LoadedRun, count: int) -> Tensor:
-    """So many images of noise, from 0 to 1."""
+    """`count` images of noise, from 0 to 1."""
     return torch.rand(count, run.channels, *run.image_size, generator=torch.Generator().manual_seed(count))
 
 
 def traced(source: Source) -> torch.export.ExportedProgram:
-    """The model as a program that takes batches of any size; RunError where torch.export cannot trace it."""
+    """The model as a program for any batch size; raises RunError if torch.export cannot trace it."""
     try:
         with torch.no_grad():
             return torch.export.export(source.model, (source.example,), dynamic_shapes=DYNAMIC)
-    except Exception as error:  # of the tracer, about code of any library
+    except Exception as error:  # the tracer may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{source.name} cannot be exported by torch.export: {reason}") from error
