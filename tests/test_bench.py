@@ -38,7 +38,7 @@ def test_the_roofline_counts_seven_products_and_twelve_tensors():
 
 def test_shapes_are_read_or_refused_with_their_form():
     assert parse_shapes("256x12x64x16, 2X12x4096x64") == [(256, 12, 64, 16), (2, 12, 4096, 64)]
-    with pytest.raises(RecipeError, match="must be BATCHxHEADSxTOKENSxWIDTH, as 256x12x64x16, got '8x3x64'"):
+    with pytest.raises(RecipeError, match="must be BATCHxHEADSxTOKENSxWIDTH, such as 256x12x64x16, got '8x3x64'"):
         parse_shapes("8x3x64")
     assert main(["bench", "--shapes", "0x1x1x1"]) == 2
 

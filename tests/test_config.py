@@ -54,7 +54,7 @@ def test_a_recipe_survives_yaml():
 
 
 def test_a_name_that_is_no_text_is_a_type_error():
-    with pytest.raises(TypeError, match="name must be that of a recipe or the path of a YAML file, got None"):
+    with pytest.raises(TypeError, match="name must be a recipe's name or the path of a YAML file, got None"):
         load_recipe(None)
 
 
@@ -85,11 +85,11 @@ def test_a_file_with_overrides(tmp_path):
         ({"flip": "yes"}, "flip must be true or false or null"),
         ({"image_size": "32x32x32"}, "image_size must be N or HEIGHTxWIDTH"),
         ({"image_size": [32, "b"]}, r"image_size must be a whole number"),
-        ({"erase_area": [0.5, 0.1]}, "erase_area must be a smallest and a largest value"),
+        ({"erase_area": [0.5, 0.1]}, "erase_area must be a minimum and a maximum"),
         ({"val_fraction": 1.5}, "val_fraction must be 0 to 0.9, got 1.5"),
         ({"lr": float("nan")}, "lr must be a number"),
         ({"channels": 4}, "channels must be 1 or 3, got 4"),
-        ({"loggers": "wandbb"}, "loggers must be among"),
+        ({"loggers": "wandbb"}, "loggers must be from"),
         ({"ema": 1.0}, "ema must be"),
     ],
 )

@@ -1,6 +1,6 @@
 """gmmvit: vision transformers that learn from small datasets, with Gaussian mixture mask attention.
 
-Names are loaded when they are first used, so that `gmmvit --help` need not wait for torch.
+Names are loaded on first use, so that `gmmvit --help` need not wait for torch.
 """
 
 import importlib
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attention", "masks", "models"):  # modules of the library that need no import of their own
+    if name in ("attention", "masks", "models"):  # submodules loaded on first use
         return importlib.import_module(f"gmmvit.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'gmmvit' has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""What masked attention costs on this machine: `gmmvit bench`.
+"""`gmmvit bench`: what masked attention costs on this machine.
 
-Forward and backward from a leaf mask to its gradient, in turns with plain SDPA without a mask, with eager torch and,
-on a GPU, with FlexAttention that does the same; beside each the floor that arithmetic and memory set.
+Times forward and backward from a leaf mask to its gradient, in turns with SDPA without a mask, with eager torch and, on
+a GPU, with an equivalent FlexAttention, and gives the lower bound that arithmetic and memory set.
 
 Letters: B batch, T tokens (all of them patches), H heads, D head width.
 """
@@ -36,7 +36,7 @@ GPU_SHAPES: tuple[Shape, ...] = (
     (2, 12, 4096, 64),
 )
 CPU_SHAPES: tuple[Shape, ...] = ((64, 12, 64, 16), (8, 3, 196, 64))
-# Peak figures of the data sheets, dense bfloat16 operations/s and bytes/s, by a part of the device's name.
+# Peak figures from data sheets, dense bfloat16 operations/s and bytes/s, by a part of the device's name.
 PEAKS = {"H100 80GB HBM3": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}
 OWN, PLAIN = "masked", "SDPA, no mask"
 WARM_UP_TURNS, GPU_TURN_S, EAGER_BYTES = 2, 0.02, 40 << 30
@@ -44,19 +44,19 @@ WARM_UP_TURNS, GPU_TURN_S, EAGER_BYTES = 2, 0.02, 40 << 30
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to compute it: `turn` measures it and returns the seconds of one forward and backward pass."""
+    """One implementation: `turn` measures it and returns the seconds of one forward and backward pass."""
 
     turn: Callable[[], float]
     peak_bytes: int | None
 
 
 def parse_shapes(text: str) -> list[Shape]:
-    """Shapes as the command takes them, "256x12x64x16,2x12x4096x64"; raises RecipeError that shows the form."""
+    """Parses shapes like "256x12x64x16,2x12x4096x64"; raises a RecipeError that shows the form."""
     shapes: list[Shape] = []
     for part in text.split(","):
         sizes = part.strip().lower().split("x")
         if len(sizes) != 4 or not all(size.isdigit() and int(size) > 0 for size in sizes):
-            raise RecipeError(f"--shapes must be BATCHxHEADSxTOKENSxWIDTH, as 256x12x64x16, got {part.strip()!r}")
+            raise RecipeError(f"--shapes must be BATCHxHEADSxTOKENSxWIDTH, such as 256x12x64x16, got {part.strip()!r}")
         batch, heads, tokens, width = map(int, sizes)
         shapes.append((batch, heads, tokens, width))
     return shapes
@@ -79,15 +79,15 @@ def bench(
     """Times masked attention and its rivals.
 
     Args:
-        shapes: [B, H, T, D] each; those of the project's targets by default, on the CPU smaller ones.
-        device: "cpu", "cuda" ...; "auto" is a GPU where there is one.
+        shapes: [B, H, T, D] each; default: those of the project's targets, on the CPU smaller ones.
+        device: "cpu", "cuda" ...; "auto" is a GPU if there is one.
         dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on a GPU and float32 on the CPU.
-        repeats: turns of each contender.
-        report: gets a line where a contender cannot take part, and what each shape is computed with.
+        repeats: measurements of each contender.
+        report: called with the backend for each shape, and with a line for each contender that cannot take part.
 
     Returns:
-        Rows as `gmmvit.rows.row` makes them, milliseconds and ratios of the same turn, with the operations, bytes and
-        floor of the shape and on a GPU the peak memory of a step.
+        Rows of `gmmvit.rows.row`: milliseconds, ratios within the same turn, the operations, bytes and lower bound of
+        the shape, and on a GPU the peak memory of a step.
     """
     integer("repeats", repeats)
     gpu = torch.cuda.is_available() if device == "auto" else torch.device(device).type == "cuda"
@@ -107,7 +107,7 @@ def bench_shape(
     report: Callable[[str], None] = lambda line: None,
     leave_out: Sequence[str] = (),
 ) -> list[dict[str, str]]:
-    """The rows of one shape, as `bench` returns them; `leave_out` names rivals that are not timed."""
+    """The rows of one shape, as `bench` returns them; `leave_out` names rivals to skip."""
     contenders = _contenders(shape, dtype, device, report, leave_out)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats + WARM_UP_TURNS):
@@ -119,7 +119,7 @@ def bench_shape(
 
 
 def run(shapes: str | None, *, out: str | Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
-    """The command: `bench` with its rows printed as a table or as JSON and, with `out`, written as CSV."""
+    """The command: prints the rows of `bench` as a table or JSON and, with `out`, writes them as CSV."""
     if out is not None:
         check_new(Path(out), overwrite)
     rows = bench(parse_shapes(shapes) if shapes else None, report=lambda line: print(line, file=sys.stderr), **options)
@@ -151,8 +151,8 @@ def _rows(
 
 
 def roofline(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
-    """Operations of the seven products of forward and backward, bytes that must move, and on a known GPU in bfloat16
-    or float16 the milliseconds that the slower of both takes at its peak."""
+    """Operations of the seven products of forward and backward, bytes that must move and, for 16-bit dtypes on a known
+    GPU, the milliseconds of the slower of the two at its peak rate."""
     batch, heads, tokens, width = shape
     operations = 14 * batch * heads * tokens**2 * width
     moved = 12 * batch * heads * tokens * width * dtype.itemsize  # q k v -> out; q k v out grad_out -> three gradients
@@ -180,9 +180,9 @@ def _contenders(
         "eager": lambda q, k, v: gmm_attention(q, k, v, mask, backend="eager"),
     }
     if 8 * batch * heads * tokens**2 * dtype.itemsize > EAGER_BYTES and device.type == "cuda":
-        report(f"{list(shape)}: eager left out, its scores take too much memory")
+        report(f"{list(shape)}: eager skipped, its scores take too much memory")
         del attends["eager"]
-    if device.type == "cuda":  # which of its kernels SDPA takes by itself depends on the version and the GPU
+    if device.type == "cuda":  # SDPA's own choice of kernel depends on the version and the GPU
         attends[f"{PLAIN}, FlashAttention"] = _pinned(SDPBackend.FLASH_ATTENTION)
         attends[f"{PLAIN}, cuDNN"] = _pinned(SDPBackend.CUDNN_ATTENTION)
         attends["FlexAttention"] = _flex(table, grid)
@@ -196,7 +196,7 @@ def _contenders(
         step = _step(attend, leaves, grad)
         try:
             contenders[name] = _on_gpu(step) if device.type == "cuda" else Contender(partial(_timed, step), None)
-        except Exception as error:  # a rival's compiler raises what it likes; it is reported, not hidden
+        except Exception as error:  # a rival's compiler may raise anything; report it
             if name in (OWN, PLAIN):
                 raise
             report(f"{list(shape)}: {name} cannot: {(str(error).splitlines() or [type(error).__name__])[0]}")
@@ -212,7 +212,7 @@ def _step(attend: Callable[[Tensor, Tensor, Tensor], Tensor], leaves: list[Tenso
 
 
 def _pinned(backend: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """SDPA by one of its kernels. The backward pass is that kernel's own, wherever it runs."""
+    """SDPA with one of its kernels, which also fixes the backward pass."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(backend):
@@ -222,7 +222,7 @@ def _pinned(backend: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _flex(table: Tensor, grid: tuple[int, int]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """FlexAttention with the same mask: a score that is multiplied by its cell of the offset table."""
+    """FlexAttention with the same mask: each score is multiplied by its cell of the offset table."""
     from torch.nn.attention.flex_attention import flex_attention
 
     rows, cols = grid
@@ -253,10 +253,10 @@ def _on_gpu(step: Callable[[], None]) -> Contender:
 
 
 def graph_timer(step: Callable[[], None]) -> Callable[[], float]:
-    """A function that returns the seconds of one step on the GPU, as the mean of as many as take about 20 ms.
+    """A function that returns the seconds of one step on the GPU, as the mean over about 20 ms of steps.
 
-    Steps are replayed as a CUDA graph, as in training, so that a slow host does not count; without a graph where the
-    step cannot be captured.
+    Steps are replayed as a CUDA graph, as in training, so that a slow host does not count, unless the step cannot be
+    captured.
     """
     run = _captured(step) or step
 
@@ -284,7 +284,7 @@ def _captured(step: Callable[[], None]) -> Callable[[], None] | None:
     try:
         with torch.cuda.graph(graph):
             step()
-    except RuntimeError:  # it waits for the device inside
+    except RuntimeError:  # it synchronises with the device
         return None
     graph.replay()
     torch.cuda.synchronize()

@@ -1,7 +1,6 @@
-"""Checks of arguments. They read Python values only: cheap enough for every call, and torch.compile traces them.
+"""Argument checks. They read only Python values: cheap enough for every call, and torch.compile traces them.
 
-Errors name the argument, what is allowed and what was got: TypeError for a value of the wrong kind, ValueError for one
-out of range.
+Errors name the argument, what is allowed and the value: TypeError for a wrong type, ValueError for a wrong value.
 """
 
 import difflib
@@ -14,24 +13,24 @@ import torch
 
 
 def is_integer(value: object) -> bool:
-    """Whether it is a whole number of Python or numpy, or a size that torch.export keeps open; a bool is none."""
+    """Whether it is an int of Python or numpy, or a dynamic size of torch.export; a bool is not."""
     return isinstance(value, int | Integral | torch.SymInt) and not isinstance(value, bool)
 
 
 def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raises TypeError unless `value` is one int, ValueError unless it lies between `least` and `most`."""
+    """Raises TypeError unless `value` is one int, ValueError unless it is from `least` to `most`."""
     if not is_integer(value):
         raise TypeError(f"{name} must be one int, got {value!r}")
     if most is not None and not least <= value <= most:
-        raise ValueError(f"{name} must lie between {least} and {most}, got {value}")
+        raise ValueError(f"{name} must be between {least} and {most}, got {value}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not isinstance(value, torch.SymInt) and value >= 2**31:  # torch says it in the words of C++
+    if not isinstance(value, torch.SymInt) and value >= 2**31:  # torch's own error is a C++ overflow
         raise ValueError(f"{name} must be below 2^31, got {value}")
 
 
 def is_real(value: object) -> bool:
-    """Whether it is a number of Python or numpy; a bool is none."""
+    """Whether it is a number of Python or numpy; a bool is not."""
     return isinstance(value, int | float | Real) and not isinstance(value, bool)
 
 
@@ -57,10 +56,10 @@ def above_zero(name: str, value: Any) -> None:
 
 
 def fraction(name: str, value: Any) -> None:
-    """Raises unless `value` is one number from 0 to below 1."""
+    """Raises unless `value` is one number in [0, 1)."""
     real(name, value)
     if not 0 <= value < 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
@@ -71,7 +70,7 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def known_options(owner: str, options: Iterable[str], allowed: Collection[str]) -> None:
-    """Raises TypeError for the first option that `owner` does not have, with the nearest name."""
+    """Raises TypeError for the first option unknown to `owner`, with the nearest name."""
     for name in options:
         if name not in allowed:
             near = difflib.get_close_matches(str(name), allowed, 1)
@@ -80,9 +79,9 @@ def known_options(owner: str, options: Iterable[str], allowed: Collection[str]) 
 
 
 def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") -> tuple[int, int]:
-    """Two positive ints of an int or a pair of them; `sides` says in the error what they are.
+    """Two positive ints from an int or a pair; `sides` names them in the error.
 
-    Raises TypeError or ValueError that names the argument.
+    Raises TypeError or ValueError, which names the argument.
     """
     values: Any = (value, value) if is_integer(value) else value
     typed = isinstance(values, Sequence) and not isinstance(values, bytes) and all(is_integer(side) for side in values)
@@ -90,7 +89,7 @@ def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") 
         raise (ValueError if typed else TypeError)(
             f"{name} must be a positive int or a pair {sides} of them, got {value!r}"
         )
-    # A size that torch.export keeps open stays open.
+    # Keep dynamic sizes of torch.export dynamic.
     first, second = (side if isinstance(side, torch.SymInt) else int(side) for side in values)
     return first, second  # type: ignore[return-value]
 
@@ -98,9 +97,9 @@ def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") 
 def per_stage(
     value: int | Sequence[int], name: str, *, stages: int | None = None, example: tuple[int, ...] = ()
 ) -> tuple[int, ...]:
-    """One positive int for each stage; where the number of stages is known, also one int for all of them.
+    """One positive int per stage or, if the number of stages is known, a single int for all.
 
-    Raises TypeError or ValueError that names the argument and, where the number is not known, gives the example.
+    Raises TypeError or ValueError, which names the argument and, if the number is unknown, gives the example.
     """
     values: Any = (value,) * stages if stages and is_integer(value) else value
     typed = isinstance(values, Sequence) and all(is_integer(v) for v in values)

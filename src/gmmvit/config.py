@@ -1,4 +1,4 @@
-"""A training configuration: one frozen dataclass, its YAML files in `recipes/`, and their checks. Loads no torch."""
+"""The training configuration: a frozen dataclass, its YAML files in `recipes/`, and checks. Does not import torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from gmmvit.yaml_files import YamlError, read_yaml
 RECIPES = Path(__file__).parent / "recipes"
 
 
-# Each kind of mask with its starts; a training from nothing takes "local" where there is one, else "identity".
+# The starts of each mask kind; training from scratch uses "local" if available, else "identity".
 MASK_STARTS = {"elm": ("paper", "identity"), "gmm": ("paper", "identity", "local", "conv")}
 
 _data, _model, _augment, _optim, _machine = (
@@ -26,7 +26,7 @@ _size, _mask = partial(_model, marks="size"), partial(_model, marks="mask")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training does. Fields are those of the YAML files and of the command line."""
+    """Everything that defines a training. The fields are the keys of YAML files and the flags of the command line."""
 
     dataset: str = _data(
         "digits",
@@ -50,28 +50,28 @@ class Recipe:
     split_seed: int = _data(0, "Seed of those two splits.", range=(0, 2**63 - 1))
     train_per_class: int | None = _data(
         None,
-        "Take the first so many training images of each class alone; the validation part is cut from them.",
+        "Use only the first so many training images of each class; the validation part is cut from them.",
         range=(1, 10**9),
     )
     cache_dir: str | None = _data(
         None, "Where decoded images are kept (environment: GMMVIT_CACHE).", marks="movable incidental path"
     )
-    skip_broken: bool = _data(False, "Go on without the images that cannot be read, and list them.", marks="movable")
-    dedupe: bool = _data(False, "Keep copies of a picture, exact or near, in one part of a folder: or hf: data set.")
+    skip_broken: bool = _data(False, "Train without unreadable images, and list them.", marks="movable")
+    dedupe: bool = _data(False, "Keep exact and near copies of a picture in one part of a folder: or hf: data set.")
     folds: int | None = _data(
         None,
-        "Cross-validation: so many trainings, each measured on another part of the images (docs/training.md).",
+        "Cross-validation: so many trainings, each tested on another part of the images (docs/training.md).",
         range=(2, 1000),
     )
-    fold: int | None = _data(None, "Of those only this one, from 1 on.", range=(1, 1000))
+    fold: int | None = _data(None, "Only this fold, counted from 1.", range=(1, 1000))
     train_on_all: bool = _data(
-        False, "Learn the validation images too: nothing chooses a best epoch, the last one is kept."
+        False, "Train on the validation images too; the last epoch is kept, as nothing can choose a best one."
     )
     model: str = _model("vit", "Family of the model (see `gmmvit models`), timm:NAME or hf:NAME_OR_PATH.")
-    model_args: Mapping[str, Any] | None = _model(None, "Arguments of a timm: or hf: model, as depth=4,embed_dim=64.")
+    model_args: Mapping[str, Any] | None = _model(None, "Arguments of a timm: or hf: model, like depth=4,embed_dim=64.")
     pretrained: bool | str = _model(
         False,
-        "Weights to start from: true (those of its library), or a safetensors or .pth file or a folder with one.",
+        "Weights to start from: true (the library's), a safetensors or .pth file, or a folder with one.",
         marks="path",
     )
     size: str | None = _size(None, "Named size of the family (see `gmmvit models`).")
@@ -91,21 +91,21 @@ class Recipe:
     patch_size: tuple[int, ...] | None = _size(
         None, "Patch in pixels, N or HEIGHTxWIDTH; the family's own by default.", range=(1, 10**5)
     )
-    dim: tuple[int, ...] | None = _size(None, "Width; one number or one per stage, as 96,192,384.", range=(1, 10**5))
+    dim: tuple[int, ...] | None = _size(None, "Width; one number or one per stage, like 96,192,384.", range=(1, 10**5))
     depth: tuple[int, ...] | None = _size(None, "Layers; one number or one per stage.", range=(1, 10**5))
     num_heads: tuple[int, ...] | None = _size(None, "Attention heads; one number or one per stage.", range=(1, 10**5))
     mlp_ratio: float | None = _size(None, "Hidden width of the MLPs as a multiple of the width.", range=(1e-12, 10**6))
     stem: str | None = _size(
-        None, "What makes tokens of images: patch (linear, by default) or conv (small convolutions).", ("patch", "conv")
+        None, "How images become tokens: patch (linear, the default) or conv (small convolutions).", ("patch", "conv")
     )
     position_std: float | None = _size(
-        None, "Standard deviation at which position embeddings start; 1 by default.", range=(1e-12, 10**6)
+        None, "Initial standard deviation of position embeddings; 1 by default.", range=(1e-12, 10**6)
     )
     pool: str | None = _size(None, "What the head reads: mean of the patches, or a class token.", ("mean", "cls"))
     dropout: float = _model(0.0, "Dropout of embeddings and projections.", range=(0, 0.99))
     drop_path: float = _model(0.1, "Probability that a sample skips a branch.", range=(0, 0.99))
     crop_padding: int = _augment(4, "Pixels of padding before a random crop; 0 is no crop.", range=(0, 1024))
-    flip: bool | None = _augment(None, "Random mirror images; by default where the dataset allows them.")
+    flip: bool | None = _augment(None, "Random horizontal flips; on by default if the dataset allows them.")
     policy: str | None = _augment(
         None,
         "Augmentation policy; by default the dataset's own.",
@@ -118,10 +118,10 @@ class Recipe:
         (0.02, 0.4), "Smallest and largest erased part of the image.", range=(0, 1)
     )
     erase_aspect: tuple[float, ...] = _augment(
-        (0.3, 3.3), "Smallest and largest height to width of the erased part.", range=(1e-12, 10**6)
+        (0.3, 3.3), "Smallest and largest aspect ratio (height / width) of the erased part.", range=(1e-12, 10**6)
     )
     mix_prob: float = _augment(
-        0.5, "Part of the batches that are mixed, by mixup or cutmix at a fair coin.", range=(0, 1)
+        0.5, "Part of the batches that are mixed, by mixup or cutmix with equal chance.", range=(0, 1)
     )
     mixup_alpha: float = _augment(1.0, "Beta distribution of mixup; 0 switches it off.", range=(0, 10**6))
     cutmix_alpha: float = _augment(1.0, "Beta distribution of cutmix; 0 switches it off.", range=(0, 10**6))
@@ -130,7 +130,7 @@ class Recipe:
     passes: int = _optim(1, "Sweeps over the training set in an epoch.", range=(1, 10**9))
     minutes: float | None = _optim(
         None,
-        "Minutes that the training may take: sets epochs, passes and warm-up from the speed measured before it.",
+        "Time limit of the training in minutes: sets epochs, passes and warm-up from a speed measurement.",
         range=(0.01, 10**6),
     )
     batch_size: int = _optim(128, "Images in a batch.", range=(1, 10**9))
@@ -144,10 +144,10 @@ class Recipe:
     lr: float = _optim(1e-3, "Peak learning rate.", range=(1e-12, 10**6), marks="scratch")
     min_lr: float = _optim(1e-6, "Learning rate at the end of the cosine.", range=(0, 10**6))
     warmup_epochs: float = _optim(
-        10.0, "Epochs of linear warm-up; a quarter of the training at most.", range=(0, 10**6)
+        10.0, "Epochs of linear warm-up, at most a quarter of the training.", range=(0, 10**6)
     )
     restarts: tuple[int, ...] | None = _optim(
-        None, "Epochs after which the learning rate begins anew, as 20,40; `resume --epochs` adds one."
+        None, "Epochs after which the learning rate restarts, such as 20,40; `resume --epochs` adds one."
     )
     weight_decay: float = _optim(
         0.05, "Weight decay of matrices; masks, norms, biases, positions have none.", range=(0, 10**6)
@@ -172,23 +172,23 @@ class Recipe:
     )
     select: str = _optim(
         "top1",
-        "What makes an epoch the best, on validation: top1, macro_f1 or balanced (accuracy).",
+        "Validation metric that chooses the best epoch: top1, macro_f1 or balanced (accuracy).",
         ("top1", "macro_f1", "balanced"),
     )
     patience: int | None = _optim(
         None,
-        "Stop after so many epochs without a better validation value, of what select names; never by default.",
+        "Stop after so many epochs without a better value of the select metric; never by default.",
         range=(1, 10**9),
     )
     clip_norm: float | None = _optim(None, "Largest norm of the gradient.", range=(1e-12, 10**6))
     ema: float | None = _optim(
-        None, "Decay of an average of the weights, which is then evaluated and kept, as 0.999.", range=(0, 1 - 1e-9)
+        None, "Decay of an average of the weights, like 0.999; the average is evaluated and kept.", range=(0, 1 - 1e-9)
     )
     seed: int = _machine(0, "Seed of initialisation, order and augmentation.", range=(0, 2**63 - 1))
     device: str = _machine("auto", "auto, cpu, cuda, cuda:1, mps ...", marks="movable incidental process")
     dtype: str = _machine(
         "auto",
-        "Arithmetic of the forward pass; auto is bfloat16 where the device is fast at it.",
+        "Arithmetic of the forward pass; auto is bfloat16 if the device computes it fast.",
         ("auto", "float32", "bfloat16", "float16"),
         marks="incidental",
     )
@@ -198,17 +198,17 @@ class Recipe:
     compile: bool = _machine(False, "Compile the model with torch.compile.", marks="movable incidental")
     cuda_graph: bool = _machine(
         True,
-        "On one GPU: record a whole step of the training once and replay it as a CUDA graph.",
+        "On one GPU: record a whole training step once and replay it as a CUDA graph.",
         marks="movable incidental",
     )
     deterministic: bool = _machine(
-        False, "Only deterministic GPU kernels (the CPU's always are).", marks="incidental process"
+        False, "Use only deterministic GPU kernels (the CPU's always are).", marks="incidental process"
     )
     threads: int | None = _machine(
         None, "CPU threads; torch's choice by default.", range=(1, 1024), marks="movable incidental process"
     )
     loggers: tuple[str, ...] = _machine(
-        (), "Also log to: tensorboard, wandb, trackio (a list with commas).", marks="movable incidental"
+        (), "Also log to tensorboard, wandb, trackio (comma-separated).", marks="movable incidental"
     )
 
     def __post_init__(self) -> None:
@@ -218,22 +218,21 @@ class Recipe:
 
 
 def fields_of(mark: str) -> tuple[str, ...]:
-    """The names of the recipe's fields with that mark, or of that group, as they stand in it."""
+    """The names of the recipe's fields with this mark or of this group, in the recipe's order."""
     return tuple(f.name for f in dataclasses.fields(Recipe) if mark in f.metadata["marks"])
 
 
 def _check_together(recipe: Recipe) -> None:
-    """What fields ask of one another."""
+    """Checks fields that depend on each other."""
     if recipe.fold is not None and (recipe.folds is None or recipe.fold > recipe.folds):
         raise RecipeError(f"fold must be one of 1 to folds, got {recipe.fold} of {recipe.folds or 'no'} folds")
     restarts = recipe.restarts or ()
     if list(restarts) != sorted({epoch for epoch in restarts if 0 < epoch < recipe.epochs}):
         raise RecipeError(
-            f"restarts must be rising numbers of epochs below the {recipe.epochs} of the training, got "
-            f"{short(restarts)}"
+            f"restarts must be increasing epoch numbers below the training's {recipe.epochs}, got {short(restarts)}"
         )
     if recipe.train_on_all and recipe.patience is not None:
-        raise RecipeError("patience and train_on_all do not go together: no validation image is left to judge by")
+        raise RecipeError("patience needs validation images, and train_on_all leaves none")
     if recipe.channels not in (None, 1, 3):
         raise RecipeError(f"channels must be 1 or 3, got {recipe.channels}")
     for name in ("image_size", "patch_size"):
@@ -242,21 +241,21 @@ def _check_together(recipe: Recipe) -> None:
     for name in ("erase_area", "erase_aspect"):
         pair = getattr(recipe, name)
         if len(pair) != 2 or pair[0] > pair[1]:
-            raise RecipeError(f"{name} must be a smallest and a largest value, got {short(pair)}")
+            raise RecipeError(f"{name} must be a minimum and a maximum, got {short(pair)}")
     if recipe.mask != "none":
         _check_start(recipe)
     if recipe.shard and recipe.optimizer == "muon":
         raise RecipeError(
-            "optimizer muon needs whole matrices, which shard splits; take --no-shard or --optimizer adamw"
+            "optimizer muon needs whole matrices, which shard splits; choose --no-shard or --optimizer adamw"
         )
     _check_library(recipe)
     unknown = set(recipe.loggers) - {"tensorboard", "wandb", "trackio"}
     if unknown:
-        raise RecipeError(f"loggers must be among ['tensorboard', 'trackio', 'wandb'], got {short(sorted(unknown))}")
+        raise RecipeError(f"loggers must be from ['tensorboard', 'trackio', 'wandb'], got {short(sorted(unknown))}")
 
 
 def _check_start(recipe: Recipe) -> None:
-    """Whether the mask can begin so."""
+    """Checks that the mask can start as `mask_init` says."""
     starts = MASK_STARTS[recipe.mask]
     if recipe.mask_init not in (None, *starts):
         raise RecipeError(f"mask_init of an {recipe.mask} must be {' or '.join(starts)}, got {recipe.mask_init!r}")
@@ -269,25 +268,25 @@ def _check_start(recipe: Recipe) -> None:
 
 
 def _check_library(recipe: Recipe) -> None:
-    """Fields that belong to our own families, or to models of other libraries, alone."""
+    """Checks fields that apply only to our own families or only to models of other libraries."""
     if library_of(recipe.model) is None:
         if recipe.model_args is not None:
             raise RecipeError(
                 f"model_args are for models of timm: and hf:; {recipe.model} has the fields {list(SIZES)}"
             )
         if recipe.pretrained is True:
-            raise RecipeError(f"pretrained must be false or a file or folder of weights: {recipe.model} comes without")
+            raise RecipeError(f"pretrained must be false or a file or folder of weights: {recipe.model} has none")
         return
     given = [name for name in SIZES if getattr(recipe, name) is not None]
     if given:
         raise RecipeError(
-            f"{given[0]} is a field of gmmvit's own families; say what {recipe.model} calls it with model_args "
+            f"{given[0]} is a field of gmmvit's own families; give {recipe.model}'s own argument with model_args "
             "(--model-args NAME=VALUE,...)"
         )
 
 
 def library_of(model: str) -> tuple[str, str] | None:
-    """("timm" or "hf", name) of a model of another library; None for one of our families."""
+    """("timm" or "hf", name) for a model of another library, None for our families."""
     library, colon, name = model.partition(":")
     return (library, name) if colon and library in ("timm", "hf") else None
 
@@ -301,7 +300,7 @@ def recipe_names() -> list[str]:
 
 
 def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
-    """A Recipe from a mapping; raises RecipeError for an unknown or ill-typed field, with the nearest good name."""
+    """A Recipe from a mapping; raises RecipeError for an unknown field, with the nearest name, or a wrong value."""
     known = [f.name for f in dataclasses.fields(Recipe)]
     for name in values:
         if name not in known:
@@ -316,36 +315,36 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
 def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     """A shipped recipe by name, or a YAML file by path, with fields replaced by `overrides`.
 
-    With another `model` than the recipe's, the recipe's sizes and weights are left out: the model's own hold. So are
-    mode, start and shape of its mask with another `mask`, its start where a timm: or hf: model comes `pretrained`, and
-    optimiser and rate with `pretrained` weights.
+    If `model` differs from the recipe's, the recipe's sizes and weights are dropped for the model's own. Likewise
+    dropped are mode, start and shape of the mask if `mask` differs, the mask's start for a `pretrained` timm: or hf:
+    model, and optimiser and learning rate for `pretrained` weights.
 
-    Raises RecipeError for an unknown recipe, file, field or value, TypeError for a name that is none.
+    Raises RecipeError for an unknown recipe, file, field or value, TypeError if `name` is neither text nor path.
     """
     if not isinstance(name, str | Path):
-        raise TypeError(f"name must be that of a recipe or the path of a YAML file, got {name!r}")
+        raise TypeError(f"name must be a recipe's name or the path of a YAML file, got {name!r}")
     path = RECIPES / f"{name}.yaml" if str(name) in recipe_names() else Path(name)
     if not path.is_file():
         hint = nearest(name, recipe_names())
-        raise RecipeError(f"no recipe and no file {str(name)!r}; shipped are {', '.join(recipe_names())}{hint}")
+        raise RecipeError(f"no recipe or file {str(name)!r}; shipped are {', '.join(recipe_names())}{hint}")
     try:
         values = read_yaml(path) or {}
     except YamlError as error:
         raise RecipeError(f"{path} {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold fields as `name: value`, got a {type(values).__name__}")
-    if isinstance(values.get("recipe"), dict):  # the config.yaml of a run repeats that run
+    if isinstance(values.get("recipe"), dict):  # a run's config.yaml repeats the run
         values = values["recipe"]
-    written = make_recipe(values, f"recipe {path.name}")  # so that a fault of the file is reported as the file's
+    written = make_recipe(values, f"recipe {path.name}")  # report errors of the file under its name
     left_out: set[str] = set()
     if overrides.get("model", written.model) != written.model:
         left_out |= {*SIZES, "model_args", "pretrained"}
     if overrides.get("mask", written.mask) != written.mask:
         left_out |= {*fields_of("mask")}
     if overrides.get("pretrained") and library_of(overrides.get("model", written.model)):
-        left_out.add("mask_init")  # the model should mean what it meant: the mask is the identity at first
+        left_out.add("mask_init")  # start from the identity mask, which keeps the model's outputs
     if overrides.get("pretrained"):
-        left_out |= {*fields_of("scratch")}  # which would undo the weights
+        left_out |= {*fields_of("scratch")}  # they would destroy the weights
     values = {name: value for name, value in values.items() if name not in left_out}
     return make_recipe({**values, **overrides}, "the given values" if overrides else f"recipe {path.name}")
 
@@ -357,9 +356,9 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def masking_options(recipe: Recipe) -> dict[str, Any]:
-    """The mask of the recipe: "mask", "mode" and, where there is one, "mask_options".
+    """The recipe's mask: "mask", "mode" and, with a mask, "mask_options".
 
-    A Gaussian mask starts local; in a model with given weights as the identity, so that they mean what they meant.
+    A Gaussian mask starts as "local", or as the identity in a model with given weights, which keeps its outputs.
     """
     masking: dict[str, Any] = {"mask": recipe.mask, "mode": recipe.mode}
     if recipe.mask == "none":
@@ -374,7 +373,7 @@ def masking_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def model_options(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe says about the model, as arguments of `create_model`; fields left open stay with the family."""
+    """The recipe's model as arguments of `create_model`; open fields are left to the family."""
     options: dict[str, Any] = {"family": recipe.model} | masking_options(recipe)
     for name in SIZES:
         value = getattr(recipe, name)

@@ -1,4 +1,4 @@
-"""The device and the dtype of a computation, chosen by name."""
+"""Chooses device and dtype by name."""
 
 import torch
 
@@ -8,7 +8,7 @@ from gmmvit.distributed import local_device
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is a GPU where there is one; raises RecipeError for a device that is not there."""
+    """ "auto" is a GPU if there is one; raises RecipeError for a device that does not exist."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local_device())
     if name == "auto":
@@ -22,7 +22,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 where the device computes it faster than float32."""
+    """ "auto" is the 16-bit dtype that a GPU supports; on the CPU bfloat16 if it is faster than float32."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":

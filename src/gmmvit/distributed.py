@@ -1,8 +1,8 @@
-"""Several processes that train one model, as torchrun starts them. Alone, everything here does nothing.
+"""Trains one model in several processes, started by torchrun. In a single process everything here does nothing.
 
 Every process draws the same batches and computes its share of each; gradients are averaged over the processes. So the
-training is that of one process with the same batch size, whatever their number is, and a checkpoint of one number of
-processes resumes with another. Dropout and drop path alone are drawn by each process for itself.
+training equals that of one process with the same batch size, and a checkpoint can resume with another number of
+processes. Only dropout and drop path are drawn separately in each process.
 """
 
 import atexit
@@ -23,7 +23,7 @@ _FULL = full.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a training: `rank` is this one's number of `size`. Rank 0 leads: it alone writes and speaks."""
+    """The processes of a training: this one is number `rank` of `size`. Only rank 0, the leader, writes and prints."""
 
     rank: int = 0
     size: int = 1
@@ -33,7 +33,7 @@ class Team:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's part of `count` things in a row: shares differ by one at most."""
+        """This process's slice of `count` items; shares differ by at most one."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def total(self, values: Tensor) -> Tensor:
@@ -44,9 +44,9 @@ class Team:
         return values
 
     def spread(self, rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """`compute(rows)`, each process doing a part: [N, ...] -> [N, K], whole on every process.
+        """`compute(rows)` split over the processes: [N, ...] -> [N, K], complete on every process.
 
-        All parts have one length, for models that are sharded must be called equally often everywhere.
+        All parts have the same length, because every process must call a sharded model equally often.
         """
         if self.size == 1 or not len(rows):
             return compute(rows)
@@ -58,7 +58,7 @@ class Team:
         return torch.cat(parts)[: len(rows)]
 
     def from_leader(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns in the leading process; the others wait. Where it raises, they end without a word."""
+        """The leader's result of `work`; the others wait. If it raises, they exit silently."""
         if self.size == 1:
             return work()
         result: list[Any] = [False, None]
@@ -72,21 +72,21 @@ class Team:
         return result[1]
 
     def leader_first(self, work: Callable[[], Result]) -> Result:
-        """`work` in every process, in the others after the leader has done it: what it caches is there for them."""
+        """Runs `work` in every process, first in the leader, so that the others find what it caches."""
         done: list[Result] = []
         self.from_leader(lambda: done.append(work()))
         return done[0] if done else work()
 
 
 def leads() -> bool:
-    """Whether this process may speak: always, unless torchrun started it as another than the first."""
+    """Whether this process may print: always, unless torchrun started it with a rank above 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def join() -> Team:
-    """The team that torchrun (or another launcher that sets RANK and WORLD_SIZE) started this process in.
+    """The team in which torchrun (or another launcher that sets RANK and WORLD_SIZE) started this process.
 
-    Backends are NCCL for CUDA and gloo for the CPU; a process group that exists already is used as it is.
+    Backends are NCCL for CUDA and gloo for the CPU; an existing process group is used as it is.
     """
     if not dist.is_available():
         return Team()
@@ -100,10 +100,10 @@ def join() -> Team:
 
 
 def leave() -> None:
-    """Ends the processes of a team, all at once and with status 0, when their work is done; alone it does nothing.
+    """Ends all processes of a team together, with status 0, when their work is done; alone it does nothing.
 
-    A process that ends while another still holds its connection may abort that, hence the barrier. Python's exit
-    functions run, destructors of torch's do not: threads of gloo that FSDP2 leaves aborted 1 process in 12 in theirs.
+    The barrier is needed because a process that ends can abort another one still connected to it. Python's exit
+    functions run, torch's destructors do not: in them gloo threads left by FSDP2 aborted 1 process in 12.
     """
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
@@ -124,10 +124,10 @@ def local_device() -> int:
 
 
 def wrap(model: nn.Module, team: Team, shard: bool) -> nn.Module:
-    """The model whose forward and backward pass average gradients over the team.
+    """Wraps the model so that its gradients are averaged over the team.
 
-    With `shard` its parameters, gradients and optimiser states are split over the processes (FSDP2), block by
-    block; the optimiser is made afterwards. Otherwise every process holds all of them (DDP).
+    With `shard`, parameters, gradients and optimiser states are split over the processes block by block (FSDP2); make
+    the optimiser afterwards. Otherwise every process holds all of them (DDP).
     """
     if team.size == 1:
         return model
@@ -136,7 +136,7 @@ def wrap(model: nn.Module, team: Team, shard: bool) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
     from torch.distributed.fsdp import fully_shard
 
-    blocks: Any = getattr(model, "steps", list)  # of our families; another model is one shard
+    blocks: Any = getattr(model, "steps", list)  # our families have `steps`; any other model is one shard
     for step in blocks():
         fully_shard(step)
     fully_shard(model)  # in place
@@ -144,7 +144,7 @@ def wrap(model: nn.Module, team: Team, shard: bool) -> nn.Module:
 
 
 def full_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state_dict on the CPU; of a sharded model, whole in the leading process and empty elsewhere."""
+    """A copy of the state_dict on the CPU; for a sharded model, complete in the leader and empty elsewhere."""
     state: dict[str, Any] = (
         dict(full.get_model_state_dict(model, options=_FULL)) if _sharded(model) else model.state_dict()
     )
@@ -161,8 +161,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A copy, on the CPU, of the optimiser's state_dict as one process without shards would have it; of shards, whole
-    in the leading process and empty elsewhere."""
+    """A copy, on the CPU, of the optimiser's state_dict in unsharded form; for a sharded model, complete in the leader
+    and empty elsewhere."""
     if not _sharded(model):
         return _copy(optimizer.state_dict())
     state: dict[str, Any] = full.get_optimizer_state_dict(model, optimizer, options=_FULL)
@@ -175,7 +175,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state_dict whose moments lie in memory of their own on the CPU; the rates stay where they are."""
+    """An optimiser's state_dict with its moments copied to the CPU; learning rates are not copied."""
     moments = {
         number: {
             name: value.to("cpu", copy=True) if isinstance(value, Tensor) else value for name, value in entry.items()
@@ -198,7 +198,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
 
 def _sharded(model: nn.Module) -> bool:
-    """Whether the model is split over the processes; if so, one that a forward pass left whole is split again."""
+    """Whether the model is sharded; if so, re-shards blocks that a forward pass left gathered."""
     if not dist.is_initialized():
         return False
     from torch.distributed.fsdp import FSDPModule

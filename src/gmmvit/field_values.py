@@ -1,4 +1,4 @@
-"""A field of a recipe: what is known of it, and its value as YAML and the command line give it."""
+"""Recipe fields: their metadata, and parsing their values from YAML and the command line."""
 
 import ast
 import dataclasses
@@ -12,7 +12,7 @@ from gmmvit.text import nearest, short
 
 
 class RecipeError(ValueError):
-    """A field of a recipe that does not exist or holds a value that does not fit; one sentence."""
+    """A recipe's field does not exist or has an invalid value; the message is one sentence."""
 
 
 _NO_OPTIONS: Mapping[str, str] = types.MappingProxyType({})
@@ -28,31 +28,31 @@ def opt(
     marks: str = "",
     options: Mapping[str, str] = _NO_OPTIONS,
 ) -> Any:
-    """A field of the recipe, with all that is known of it.
+    """A recipe field with its metadata.
 
     Args:
-        group: the head that `--help` shows it under.
+        group: its heading in `--help`.
         help: its line there.
-        choices: the words that it may be.
+        choices: the allowed words.
         range: smallest and largest number.
-        marks: words that `config.fields_of` finds it by, one or more of
+        marks: words for `config.fields_of`, one or more of
             "size": of a model of our own families;
-            "mask", "mask_training": of the mask, and of no meaning to another kind of mask, or without a mask;
-            "scratch": suits a training from random weights;
-            "movable": may change before an interrupted training goes on;
-            "incidental": not part of the method, so that runs that differ in it are compared as one;
-            "process": the same in all trainings of a process;
-            "path": of a file or folder.
-        options: by kind of mask, the option of its class that this is.
+            "mask", "mask_training": of the mask, meaningless for another kind of mask or without a mask;
+            "scratch": suits training from random weights;
+            "movable": may change when an interrupted training resumes;
+            "incidental": not part of the method; runs that differ only in it are compared as one;
+            "process": the same for all trainings of a process;
+            "path": a file or folder.
+        options: mask kind -> the option of its class that this field sets.
     """
     known = {"help": help, "choices": choices, "group": group, "range": range, "options": options}
     return dataclasses.field(default=default, metadata=known | {"marks": {group, *marks.split()}})
 
 
 def coerced(f: "dataclasses.Field[Any]", value: Any) -> Any:
-    """`value` as the type of the field and in its range.
+    """`value` converted to the field's type and checked against its range.
 
-    Raises RecipeError that names the field, the value and what fits.
+    Raises a RecipeError that names the field, the value and what is allowed.
     """
     kinds = typing.get_args(f.type) if isinstance(f.type, types.UnionType) else (f.type,)
     if value is None and types.NoneType in kinds:
@@ -62,7 +62,7 @@ def coerced(f: "dataclasses.Field[Any]", value: Any) -> Any:
         hint = nearest(short(value).strip("'"), choices)
         raise RecipeError(f"{f.name} must be one of {list(choices)}, got {short(value)}{hint}")
     result = next((r for k in kinds if k is not types.NoneType and (r := _convert(k, value)) is not None), None)
-    if kinds == (bool, str) and result in ("true", "false"):  # as the command line says it
+    if kinds == (bool, str) and result in ("true", "false"):  # from the command line
         result = result == "true"
     if result is None:
         raise RecipeError(f"{f.name} must be {_describe(kinds)}, got {short(value)} ({type(value).__name__})")
@@ -74,7 +74,7 @@ def coerced(f: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """`value` as `kind`, or None where it is of another type. YAML reads 1e-3 as a string, which counts as a number."""
+    """`value` as `kind`, or None if its type is wrong. YAML reads 1e-3 as a string, so strings of numbers count."""
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         if isinstance(value, str):
@@ -100,7 +100,7 @@ def _convert(kind: Any, value: Any) -> Any:
 
 
 def _parse_arguments(text: str) -> dict[str, Any] | None:
-    """`depth=4,act=gelu,depths=(2,2)` as a mapping: values are literals of Python, or words; None for anything else."""
+    """`depth=4,act=gelu,depths=(2,2)` as a mapping of Python literals and words; None for anything else."""
     words = {"true": True, "false": False, "null": None, "none": None}
     try:
         call = ast.parse(f"f({text})", mode="eval").body
@@ -112,12 +112,12 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
             else ast.literal_eval(k.value)
             for k in call.keywords
         }
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two where it is nested too deeply
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for deep nesting
         return None
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML keeps it: lists for tuples."""
+    """A value for YAML, with lists instead of tuples."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
@@ -130,7 +130,7 @@ def _describe(kinds: tuple[Any, ...]) -> str:
         if typing.get_origin(kind) is tuple:
             words.append(f"{names[typing.get_args(kind)[0]]} or a list of them")
         elif typing.get_origin(kind) is Mapping:
-            words.append("names and values, as depth=4,embed_dim=64 or a mapping")
+            words.append("names and values like depth=4,embed_dim=64, or a mapping")
         else:
             words.append(names[kind])
     return " or ".join(words)

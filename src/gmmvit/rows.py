@@ -1,4 +1,4 @@
-"""Benchmark results as rows of a CSV: quantiles, device, versions, date and commit."""
+"""Benchmark results as CSV rows: quantiles, device, versions, date and commit."""
 
 import csv
 import datetime
@@ -14,7 +14,7 @@ import torch
 
 
 def device_name(device: torch.device | None = None) -> str:
-    """The GPU's name, or the processor's with its core count; by default of the GPU where there is one."""
+    """The GPU's name, or the processor's with its thread count; default: the GPU if there is one."""
     if torch.cuda.is_available() if device is None else device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -23,8 +23,8 @@ def device_name(device: torch.device | None = None) -> str:
 
 
 def commit() -> str:
-    """The short hash of the checked-out commit: what the environment's COMMIT says, for machines without git or its
-    history, else what git says, else "unknown"."""
+    """The short hash of the checked-out commit, from the environment variable COMMIT (for machines without git), else
+    from git, else "unknown"."""
     if given := os.environ.get("COMMIT"):
         return given
     try:
@@ -35,7 +35,7 @@ def commit() -> str:
 
 
 def row(what: str, unit: str, values: Sequence[float], device: torch.device | None = None) -> dict[str, str]:
-    """Median and quartiles of repeated measurements, with everything they depend on; `device` as in `device_name`."""
+    """A row with median and quartiles of repeated measurements and all they depend on; `device` as in `device_name`."""
     q1, median, q3 = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return {
         "what": what,
@@ -52,7 +52,7 @@ def row(what: str, unit: str, values: Sequence[float], device: torch.device | No
 
 
 def line(row: dict[str, str]) -> str:
-    """A row as a line of text."""
+    """Formats a row as a line of text."""
     memory, floor = row.get("peak_memory_mb"), row.get("floor_ms")
     more = f"  floor {floor} ms" if floor else ""
     more += f"  peak {memory} MB" if memory else ""
@@ -60,7 +60,7 @@ def line(row: dict[str, str]) -> str:
 
 
 def write_rows(path: str | Path | None, rows: Sequence[dict[str, str]], *, quiet: bool = False) -> None:
-    """Prints the rows, unless `quiet`, and with a path writes them as CSV."""
+    """Prints the rows unless `quiet`; with a path, also writes them as CSV."""
     if not quiet:
         for r in rows:
             print(line(r))

@@ -1,4 +1,4 @@
-"""Text for a terminal, a log or a page: on one line, printable, of bearable length. Loads nothing."""
+"""Makes text safe for a terminal, a log or a page: one line, printable, not too long. Imports nothing heavy."""
 
 import difflib
 import re
@@ -7,9 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-LONGEST = 1000  # characters of a line that says something
-# Control characters, line separators, marks that turn the direction of what follows, and the surrogates that stand for
-# bytes which are not UTF-8.
+LONGEST = 1000  # characters of a line
+# Control characters, line separators, marks that change the text direction, surrogates for bytes that are not UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -17,8 +16,8 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
 
 
 def shown(text: str) -> str:
-    """The text on one line that any terminal and file can take: control characters, and bytes of a file's name that are
-    not UTF-8, come as `\\xNN`."""
+    """The text on one line, safe for every terminal and file: control characters and bytes that are not UTF-8 become
+    `\\xNN`."""
 
     def escaped(match: re.Match[str]) -> str:
         code = ord(match[0])
@@ -29,7 +28,7 @@ def shown(text: str) -> str:
 
 
 def line_of(text: str) -> str:
-    """The text without its line breaks, printable and shortened."""
+    """The text without line breaks, printable and shortened."""
     text = shown(" ".join(text.split()))
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
@@ -40,12 +39,12 @@ def short(value: Any) -> str:
 
 
 def nearest(name: object, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6, otherwise: str = "") -> str:
-    """ "; did you mean ...?" with the names nearest to one that does not exist, or `otherwise` where none is near."""
+    """ "; did you mean ...?" with the known names nearest to an unknown one, or `otherwise` if no name is near."""
     near = difflib.get_close_matches(str(name)[:80], list(known), most, cutoff)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal the text takes: characters of East Asia two, marks on others none."""
+    """The terminal columns that the text takes: two per East Asian wide character, none per combining mark."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(bool(unicodedata.combining(character)) for character in text)

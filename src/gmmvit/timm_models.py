@@ -1,4 +1,4 @@
-"""The old place of `gmmvit.models.timm`, which registers gmmvit's families in timm."""
+"""The old name of `gmmvit.models.timm`, which registers gmmvit's families in timm."""
 
 import warnings
 

@@ -1,25 +1,25 @@
-"""YAML files: read so that a small one cannot grow without end, and written so that no value stands for another."""
+"""Reads YAML with limits on what aliases can expand to, and writes it without aliases."""
 
 from pathlib import Path
 from typing import Any
 
-LARGEST_FILE, LARGEST_TREE = 64 * 2**20, 1_000_000  # bytes; values, those that an alias repeats counted each time
-_WORD = 2**64  # no field of ours holds a larger number
+LARGEST_FILE, LARGEST_TREE = 64 * 2**20, 1_000_000  # bytes; values, counting every repetition by an alias
+_WORD = 2**64  # larger than any number in our fields
 
 
 class YamlError(ValueError):
-    """What is wrong with a YAML file; a sentence that its name begins."""
+    """An error in a YAML file; the message continues a sentence that starts with its name."""
 
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
-    Raises YamlError where it is damaged, names a field twice, or is larger than any recipe; OSError.
+    Raises YamlError if it is damaged, names a field twice, or is larger than any recipe; OSError if it is unreadable.
     """
     import yaml
 
     if path.stat().st_size > LARGEST_FILE:
-        raise YamlError(f"has more than {LARGEST_FILE // 2**20} MiB")
+        raise YamlError(f"is larger than {LARGEST_FILE // 2**20} MiB")
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -33,16 +33,16 @@ def read_yaml(path: Path) -> Any:
         raise
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-    except (ValueError, TypeError, LookupError, OverflowError) as error:  # of a date, a number or a text that is none
-        reason = f"it holds a value that is none: {error}"
+    except (ValueError, TypeError, LookupError, OverflowError) as error:  # from an invalid date, number or text
+        reason = f"it holds an invalid value: {error}"
     raise YamlError(f"is not valid YAML: {reason}")
 
 
 def _checked_size(node: Any, sizes: dict[int, int]) -> int:
-    """How many values a node stands for; 0 in `sizes` marks one that is not counted to its end."""
+    """How many values a node expands to; 0 in `sizes` marks one whose count is in progress."""
     if id(node) in sizes:
         if not sizes[id(node)]:
-            raise YamlError("is not valid YAML: a value holds itself")
+            raise YamlError("is not valid YAML: a value contains itself")
         return sizes[id(node)]
     sizes[id(node)] = 0
     size = 1
@@ -60,13 +60,13 @@ def _checked_size(node: Any, sizes: dict[int, int]) -> int:
             for inner in part if isinstance(part, tuple) else (part,):
                 size += _checked_size(inner, sizes)
                 if size > LARGEST_TREE:
-                    raise YamlError(f"holds aliases that stand for more than {LARGEST_TREE:,} values")
+                    raise YamlError(f"holds aliases that expand to more than {LARGEST_TREE:,} values")
     sizes[id(node)] = size
     return size
 
 
 def yaml_bytes(content: Any) -> bytes:
-    """Plain values as YAML, in their order."""
+    """Plain values as YAML, in order."""
     import yaml
 
     class Dumper(yaml.SafeDumper):

@@ -170,7 +170,7 @@ def test_what_is_no_place_of_weights_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got str"):
         load_masks("model", {})
     (tmp_path / "text.safetensors").write_text("text")
-    with pytest.raises(ValueError, match=r"text\.safetensors is damaged or no file of weights"):
+    with pytest.raises(ValueError, match=r"text\.safetensors is damaged or not a weight file"):
         load_masks(small_vit(), tmp_path / "text.safetensors")
 
 

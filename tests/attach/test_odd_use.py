@@ -132,7 +132,7 @@ def test_masks_are_made_on_the_device_of_the_model_whatever_the_default_is():
         ({"layers": itertools.count()}, ValueError, "layers must be indices of the 2 attentions, counted from 0"),
         ({"grid": (10**6, 10**6)}, ValueError, "grid must have at most 1,048,576 patches, got 1000000 x 1000000"),
         ({"grid": (1000, 1000), "mask": "elm"}, ValueError, "grid must have at most 16,384 patches"),
-        ({"num_kernels": 10**6}, ValueError, "num_kernels must lie between 1 and 1024"),
+        ({"num_kernels": 10**6}, ValueError, "num_kernels must be between 1 and 1024"),
         ({"learn_center": "no"}, TypeError, "learn_center must be True or False, got 'no'"),
         ({"mask": "elm", "per_head": 3}, TypeError, "per_head must be True or False, got 3"),
     ],

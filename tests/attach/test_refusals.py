@@ -39,7 +39,7 @@ def test_a_model_that_something_was_done_to_is_refused(change, message):
         ({"mask": None}, ValueError, "mask must be one of .*got None"),
         ({"mode": "add"}, ValueError, "mode must be one of"),
         ({"init": "other"}, ValueError, "init .*must be one of"),
-        ({"num_kernels": 0}, ValueError, "num_kernels must lie between 1 and 1024, got 0"),
+        ({"num_kernels": 0}, ValueError, "num_kernels must be between 1 and 1024, got 0"),
         ({"num_kernels": 2.5}, TypeError, "num_kernels must be one int"),
         ({"layers": [2]}, ValueError, r"layers must be indices of the 2 attentions, counted from 0, got 2"),
         ({"layers": []}, ValueError, "layers must select"),

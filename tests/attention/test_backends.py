@@ -155,7 +155,10 @@ def test_dropout_keeps_the_mean_and_drops():
 
 def test_a_named_backend_is_used_or_refused_with_the_reason():
     q = torch.randn(1, 1, 4, 2)
-    for mode, dropout, reason in (("post", 0.0, "not support mode 'post'"), ("multiply", 0.1, "not support attention dropout")):
+    for mode, dropout, reason in (
+        ("post", 0.0, "not support mode 'post'"),
+        ("multiply", 0.1, "not support attention dropout"),
+    ):
         with pytest.raises(ValueError, match=reason):
             gmm_attention(q, q, q, torch.ones(4, 4), mode=mode, dropout_p=dropout, backend="chunked")
     with pytest.raises(ValueError, match=r"backend must be one of .* got 'flash'"):
@@ -197,8 +200,8 @@ Q = torch.randn(2, 3, 6, 4)
         ({"mode": "times"}, ValueError, "mode must be one of"),
         ({"scale": "x"}, TypeError, "scale must be one number, got 'x'"),
         ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
-        ({"dropout_p": 1.0}, ValueError, r"dropout_p must lie in \[0, 1\), got 1.0"),
-        ({"prefix_tokens": 7}, ValueError, "prefix_tokens must lie between 0 and 6, got 7"),
+        ({"dropout_p": 1.0}, ValueError, r"dropout_p must be in \[0, 1\), got 1.0"),
+        ({"prefix_tokens": 7}, ValueError, "prefix_tokens must be between 0 and 6, got 7"),
         ({"prefix_tokens": 1.5}, TypeError, "prefix_tokens must be one int, got 1.5"),
         ({"prefix_tokens": True}, TypeError, "prefix_tokens must be one int, got True"),
         ({"q": Q.to("meta")}, ValueError, "q, k and v must be on one device, got meta, cpu, cpu"),

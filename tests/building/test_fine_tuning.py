@@ -100,7 +100,7 @@ def test_the_command_takes_the_model_of_the_run(given, tmp_path, capsys):
     fields = ["--epochs", "1", "--passes", "1", "--val-fraction", "0.8", "--threads", "1", "--image-size", "12"]
     assert main(["train", "--pretrained", str(given), "--out", str(tmp_path / "on"), *fields]) == 0
     error = capsys.readouterr().err
-    assert f"vit with mask gmm and its sizes are those of {given}" in error
+    assert f"vit with mask gmm and its sizes are taken from {given}" in error
     assert "the given run has other classes (bar, line, pie): the classifier is reinitialised" in error
     assert "interpolated from 4 x 4 to 6 x 6" in error
     assert load_run(tmp_path / "on").recipe.dim == (16,)

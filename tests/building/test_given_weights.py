@@ -117,7 +117,7 @@ def test_masks_in_the_weights_are_kept_or_told(tmp_path):
     torch.testing.assert_close(same(images), first(images))
     assert told == [UNNAMED]
     _, told = start(**fields, mask="elm", **given)
-    assert [line.rsplit(" ", 2)[-2:] for line in told[1:]] == [["left", "out"], ["start", "anew"]]
+    assert [line.rsplit(" ", 2)[-2:] for line in told[1:]] == [["are", "ignored"], ["are", "initialised"]]
     for wrong, said in (({"num_kernels": 3}, r"\(3, 5\) there and \(3, 3\) here"), ({"mode": "log"}, "saved in mode")):
         with pytest.raises(RecipeError, match=said):
             start(**fields, mask="gmm", **given, **wrong)
@@ -152,8 +152,8 @@ def test_a_prefix_of_all_names_is_left_out_and_told(tmp_path, prefix, family):
     torch.save({"state_dict": state, "hyper_parameters": Namespace(lr=1)}, tmp_path / "last.ckpt")
     model, told = start(**fields, mask="none", pretrained=str(tmp_path / "last.ckpt"))
     torch.testing.assert_close(model(torch.ones(1, 1, 8, 8)), donor(torch.ones(1, 1, 8, 8)))
-    assert [line for line in told if "left out" in line and "drop_path" not in line] == [
-        f"all names in the given weights begin with {prefix!r}: it is left out"
+    assert [line for line in told if "dropped" in line] == [
+        f"all names in the given weights start with {prefix!r}, which is dropped"
     ]
 
 

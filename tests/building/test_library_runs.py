@@ -264,7 +264,7 @@ def test_masks_positions_and_tokens_have_no_weight_decay(runs):
             ["timm:deit_tiny_patch16_224", "--model-args", "embed_dim=3000000"],
             "embed_dim=3000000.* were asked for at once",
         ),
-        (["timm:deit_tiny_patch16_224", "--model-args", "depth"], "names and values, as depth=4,embed_dim=64"),
+        (["timm:deit_tiny_patch16_224", "--model-args", "depth"], "names and values like depth=4,embed_dim=64"),
         (["timm:resnet18"], r"cannot carry a mask \(--mask none trains it\): .*no attention at all"),
         (["timm:xcit_nano_12_p8_224", "--image-size", "16"], "attends across channels, not patches"),
         (["timm:deit_tiny_patch16_224", "--model-args", VIT, "--pretrained", "no.pth"], "no.pth does not exist"),

@@ -140,14 +140,14 @@ def test_resampled_elementwise_mask_fits_the_new_grid_and_keeps_rows_apart_from_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_heads": 0}, "num_heads must lie between 1 and 1024, got 0"),
+        ({"num_heads": 0}, "num_heads must be between 1 and 1024, got 0"),
         ({"num_heads": "2"}, "num_heads must be one int, got '2'"),
         ({"num_heads": 2.5}, "num_heads must be one int, got 2.5"),
-        ({"num_kernels": 0}, "num_kernels must lie between 1 and 1024, got 0"),
+        ({"num_kernels": 0}, "num_kernels must be between 1 and 1024, got 0"),
         ({"num_kernels": None}, "num_kernels must be one int, got None"),
         ({"init": "identiy"}, r"init of the mask must be one of .* got 'identiy'"),
         ({"covariance": "round"}, r"covariance of the mask must be one of .* got 'round'"),
-        ({"depth": 2}, "depth must lie between 0"),
+        ({"depth": 2}, "depth must be between 0"),
         ({"depth": "late"}, "depth must be one number, got 'late'"),
     ],
 )

@@ -168,7 +168,7 @@ def test_sizes_that_tensors_cannot_tell_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("name", "sizes", "words"),
     [
-        ("vit-gmm", {"img_size": 0}, "img_size must lie between 1 and 65536, got 0"),
+        ("vit-gmm", {"img_size": 0}, "img_size must be between 1 and 65536, got 0"),
         ("vit-gmm", {"img_size": "32"}, "img_size must be one int, got '32'"),
         ("vit-gmm", {"img_size": 60_000}, "grid must have at most 1,048,576 patches, got 15000 x 15000"),
         ("vit-gmm", {"depth": 60_000}, r"depth must be 2, as the checkpoint has tensors 'blocks.0.\*'"),

@@ -57,7 +57,7 @@ def test_the_command_turns_a_checkpoint_into_a_run_that_predicts(tmp_path, capsy
     assert main(["convert", str(file), "--family", family, "--mask", mask, "--out", str(run), *heads]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{run}\n"
-    assert "taken for cifar10 (svhn looks the same: choose with --dataset)" in printed.err
+    assert "assumed to be cifar10 (svhn looks the same: choose with --dataset)" in printed.err
     assert main(["predict", str(run), str(colours(tmp_path)), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert {c["class"] for c in row["classes"]} < set(load_run(run).classes)
@@ -72,7 +72,7 @@ def test_a_prefix_of_all_names_and_the_arguments_of_the_training_are_left_out(tm
     torch.save({"state_dict": named, "args": Namespace(lr=0.1), "best": np.float64(0.5)}, file)
     told = []
     convert(file, tmp_path / "a", family="vit", mask="gmm", dataset="cifar10", report=told.append)
-    assert told == ["all names in the given weights begin with 'model.': it is left out"]
+    assert told == ["all names in the given weights start with 'model.', which is dropped"]
     plain = convert(checkpoint(tmp_path, state), tmp_path / "b", family="vit", mask="gmm", dataset="cifar10")
     expected, got = (load_file(run / "model.safetensors") for run in (plain, tmp_path / "a"))
     assert sorted(got) == sorted(expected)
@@ -90,9 +90,9 @@ def test_a_converted_run_is_measured_on_real_images(tmp_path, capsys, cifar10_di
 @pytest.mark.parametrize(
     ("classes", "patches", "dataset", "notice"),
     [
-        (10, 64, "cifar10", "10 classes of 32 x 32 pixels: taken for cifar10 (svhn looks the same"),
-        (100, 64, "cifar100", "100 classes of 32 x 32 pixels: taken for cifar100"),
-        (200, 256, "tiny-imagenet", "200 classes of 64 x 64 pixels: taken for tiny-imagenet"),
+        (10, 64, "cifar10", "10 classes of 32 x 32 pixels: assumed to be cifar10 (svhn looks the same"),
+        (100, 64, "cifar100", "100 classes of 32 x 32 pixels: assumed to be cifar100"),
+        (200, 256, "tiny-imagenet", "200 classes of 64 x 64 pixels: assumed to be tiny-imagenet"),
     ],
 )
 def test_images_and_classes_tell_the_data_set(tmp_path, classes, patches, dataset, notice):

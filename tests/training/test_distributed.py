@@ -217,7 +217,7 @@ def test_no_run_is_touched_before_all_folders_are_found_free(tmp_path):
     (tmp_path / "vit-none-s0").mkdir()
     (tmp_path / "vit-none-s0" / "thesis.txt").write_text("mine")
     recipes = [small(epochs=1), small(epochs=1, mask="none")]
-    with pytest.raises(files.RunError, match="vit-none-s0 holds files that are not a run's"):
+    with pytest.raises(files.RunError, match="vit-none-s0 holds files that do not belong to a run"):
         train_several(recipes, tmp_path, overwrite=True, quiet=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "vit-gmm-s0").iterdir()} == before
     fresh = tmp_path / "fresh"

@@ -194,7 +194,7 @@ def test_on_the_images_of_its_folds_an_ensemble_is_not_measured(images, tmp_path
     cross_validate(recipe(**fields, train_per_class=None, batch_size=8), tmp_path / "cv", quiet=True)
     for part in ("test", "train"):
         assert main(["eval", str(tmp_path / "cv"), "--part", part]) == 1
-        assert "has learned every image of" in capsys.readouterr().err
+        assert "was trained on every image of" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "cv"), "--format", "torch", "--check"]) == 1
     assert "no image is left to check the file on" in capsys.readouterr().err
     for place in ("cv", "cv/fold-1"):  # of other data the usual test part
@@ -256,9 +256,9 @@ def test_folds_that_are_none_are_refused(fields, words):
 def test_wrong_usage_is_told(crossed, tmp_path, capsys):
     folder, _ = crossed
     for arguments, words in (
-        (["train", "--folds", "3", "--seeds", "0,1"], "--folds goes with one seed and one mask"),
-        (["resume", str(folder), "--epochs", "9"], "a cross-validation is resumed alone"),
-        (["resume", str(folder), str(folder / "fold-1")], "a cross-validation is resumed alone"),
+        (["train", "--folds", "3", "--seeds", "0,1"], "--folds takes one seed and one mask"),
+        (["resume", str(folder), "--epochs", "9"], "resume a cross-validation alone"),
+        (["resume", str(folder), str(folder / "fold-1")], "resume a cross-validation alone"),
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
@@ -295,5 +295,5 @@ def test_all_images_can_be_learned(images, cache, tmp_path, capfd):
         Path(tmp_path / "run" / "model.safetensors").read_bytes()
         == (tmp_path / "run" / "last.safetensors").read_bytes()
     )
-    with pytest.raises(RecipeError, match="patience and train_on_all do not go together"):
+    with pytest.raises(RecipeError, match="patience needs validation images"):
         dataclasses.replace(whole, patience=3)

@@ -114,7 +114,7 @@ def test_fewer_epochs_than_planned_are_taken_too(tmp_path, monkeypatch, capfd):
 
 def test_restarts_that_are_none_are_refused(tmp_path):
     for restarts in ("0", "5", "3,2", "2,2"):
-        with pytest.raises(RecipeError, match="restarts must be rising numbers of epochs below the 5"):
+        with pytest.raises(RecipeError, match="restarts must be increasing epoch numbers below the training's 5"):
             recipe(epochs=5, restarts=restarts)
     with pytest.raises(RecipeError, match="restarts must be"):
         dataclasses.replace(recipe(epochs=5, restarts=(4,)), epochs=4)

@@ -132,7 +132,7 @@ def test_an_existing_run_is_not_overwritten_unasked(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
         train(tiny(), tmp_path, quiet=True)
-    with pytest.raises(RunError, match="not a run's, so --overwrite leaves it alone"):
+    with pytest.raises(RunError, match="do not belong to a run, so --overwrite leaves it alone"):
         train(tiny(), tmp_path, overwrite=True, quiet=True)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 

@@ -117,7 +117,7 @@ class GaussianMixtureMask(Mask):
             boolean(name, flag)
         real("depth", depth)
         if not 0 <= depth <= 1:
-            raise ValueError(f"depth must lie between 0 (first layer) and 1 (last layer), got {depth}")
+            raise ValueError(f"depth must be between 0 (first layer) and 1 (last layer), got {depth}")
         one_of("init of the mask", init, INITS)
         one_of("covariance of the mask", covariance, COVARIANCES)
         if init == "conv" and num_kernels < 2:

@@ -114,7 +114,7 @@ def _likeliest(file: str | Path, size: tuple[int, int], num_classes: int, report
             "that training resized it, or load only the model with gmmvit.load_reference"
         )
     others = "" if len(alike) == 1 else f" ({', '.join(alike[1:])} looks the same: choose with --dataset)"
-    report(f"{shape}: taken for {alike[0]}{others}")
+    report(f"{shape}: assumed to be {alike[0]}{others}")
     return alike[0]
 
 

@@ -62,7 +62,7 @@ def continued(
         return summary
     if summary is not None and saved is None:
         source = summary.get("converted_from", "a training whose checkpoint is gone")
-        raise files.RunError(f"{folder} cannot be resumed: its weights are from {source}; train anew")
+        raise files.RunError(f"{folder} cannot be resumed: its weights are from {source}; train again")
     setting, state, described = prepare(
         recipe, folder, progress, team, data=shared_data(recipe, known), resumed=saved is not None
     )
@@ -133,7 +133,7 @@ def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         path = folder / run_folder.CHECKPOINT
         raise files.RunError(
-            f"{path} does not fit the model of {run_folder.CONFIG}: {reason}; put back a copy of it, or "
+            f"{path} does not fit the model of {run_folder.CONFIG}: {reason}; restore a copy of it, or "
             f"{run_folder.ANEW}"
         ) from None
 
@@ -145,5 +145,5 @@ def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
     if changed:
         raise files.RunError(
             f"the data of {folder} has changed since the training began ({', '.join(changed)} differ); put it back to "
-            "resume, or train anew"
+            "resume, or train again"
         )
