@@ -1,4 +1,4 @@
-"""What every kind of mask answers, to attention and to those that show, save or load it.
+"""The interface of every mask kind, for attention and for code that shows, saves or loads masks.
 
 Letters: N patches (rows * cols), H heads.
 """
@@ -16,8 +16,8 @@ MOST_HEADS = 1024
 
 
 class Picture(NamedTuple):
-    """One picture of a head: its cells [R, S], what stands below it, and what it shows in words; `dot` marks its centre
-    as the patch itself."""
+    """One picture of a head: its cells [R, S], its caption and its description; `dot` marks the centre as the patch
+    itself."""
 
     cells: Tensor
     label: str
@@ -26,8 +26,8 @@ class Picture(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """What a report shows of a mask: the pictures of each head, or of all heads where they share one, and a table of
-    numbers with a row a head."""
+    """A mask in a report: pictures per head, or one set if the heads share a mask, and a table of numbers with one row
+    per head."""
 
     heads: list[list[Picture]]
     title: str = ""
@@ -40,11 +40,11 @@ class Mask(nn.Module, ABC):
     `num_heads`, `init`, `steps` (all by those names), its own options, and on request `depth` and `positive`."""
 
     kind: ClassVar[str]  # its name in `KINDS`
-    words: ClassVar[str]  # what it is called in a title
-    shown: ClassVar[str]  # what its drawing shows, a sentence or two
-    options: ClassVar[tuple[str, ...]] = ()  # arguments of the constructor that `attach` takes and saved tensors show
-    one_grid: ClassVar[bool] = False  # whether its parameters belong to the grid of construction
-    random_starts: ClassVar[tuple[str, ...]] = ()  # values of `init` that draw numbers
+    words: ClassVar[str]  # its name in titles
+    shown: ClassVar[str]  # what its drawing shows, in a sentence or two
+    options: ClassVar[tuple[str, ...]] = ()  # constructor arguments that `attach` takes and saved tensors reveal
+    one_grid: ClassVar[bool] = False  # whether its parameters fit only the grid of construction
+    random_starts: ClassVar[tuple[str, ...]] = ()  # values of `init` that draw random numbers
     grid: Grid
     num_heads: int
 
@@ -54,28 +54,28 @@ class Mask(nn.Module, ABC):
 
     @abstractmethod
     def view(self) -> Tensor:
-        """A picture of each head, or one of all: [H or 1, R, S]."""
+        """A picture of each head, or one for all: [H or 1, R, S]."""
 
     def values(self) -> Tensor:
-        """The numbers that decide how wide a scale of colours is."""
+        """The numbers that set the range of the colour scale."""
         return self.view()
 
     @abstractmethod
     def drawing(self) -> Drawing:
-        """What a report shows of it."""
+        """The mask's drawing for a report."""
 
     @classmethod
     @abstractmethod
     def options_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-        """The `options` of a mask whose parameters have these shapes; None where they are of another kind."""
+        """The `options` of a mask whose parameters have these shapes; None if they belong to another kind."""
 
     def fitted(self, parameter: Tensor, grid: Grid) -> Tensor:
-        """A parameter that was learned on `grid`, for the grid of this mask."""
+        """A parameter learned on `grid`, resized to this mask's grid."""
         return parameter
 
 
 def checked_grid(grid: int | Grid, most: int = 2**20) -> Grid:
-    """(rows, cols); raises TypeError or ValueError for anything but a grid of at most so many patches."""
+    """(rows, cols); raises TypeError or ValueError unless it is a grid of at most `most` patches."""
     rows, cols = pair(grid, "grid", "(rows, cols)")
     if rows * cols > most:
         raise ValueError(f"grid must have at most {most:,} patches, got {rows} x {cols}")

@@ -1,4 +1,4 @@
-"""The element-wise mask: a number for each pair of patches.
+"""The element-wise mask: one number per pair of patches.
 
 Letters: N patches (rows * cols), H heads.
 """
@@ -14,16 +14,16 @@ from gmmvit.attention.reference import EVERY_PATCH, Steps
 from gmmvit.checks import boolean, integer, one_of
 from gmmvit.masks.base import MOST_HEADS, Drawing, Grid, Mask, Picture, checked_grid
 
-_MOST_PATCHES = 2**14  # whose mask is 1 GB already
-_DRAWN_SIDE = 64  # larger matrices are averaged down to this many cells a side
+_MOST_PATCHES = 2**14  # already a mask of 1 GB
+_DRAWN_SIDE = 64  # larger matrices are averaged down to this side
 
 
 class ElementwiseMask(Mask):
     """M itself is the parameter: [N, N] shared by the heads, or [H, N, N] with `per_head`; [Nq, Nk] with `steps`, as in
     `GaussianMixtureMask`.
 
-    `init` is "identity" (ones) or "paper" (zeros: attention starts uniform). It belongs to one grid; `resample` makes
-    it fit another.
+    `init` is "identity" (ones) or "paper" (zeros: attention starts uniform). The mask fits one grid; `resample` changes
+    it to another.
 
     Source: arXiv 2309.05375, section 3.1.
     """
@@ -31,8 +31,8 @@ class ElementwiseMask(Mask):
     kind = "elm"
     words = "element-wise masks"
     shown = (
-        "Each layer has the learned matrix (rows are the patches that look, columns those looked at) and its row for "
-        "the central patch, drawn over the grid."
+        "Each layer has the learned matrix (rows are queries, columns are keys) and its row for the central patch, "
+        "drawn over the grid."
     )
     options = ("per_head",)
     one_grid = True
@@ -58,17 +58,17 @@ class ElementwiseMask(Mask):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Starts the parameter anew as `init` says."""
+        """Reinitialises the parameter as `init` says."""
         self.weight.fill_(1.0 if self.init == "identity" else 0.0)
 
     def _sides(self, grid: Grid) -> list[Grid]:
-        """Rows and columns of the queries and of the keys that stand on `grid`."""
+        """The (rows, cols) of the queries and of the keys on `grid`."""
         return [(-(-grid[0] // step[0]), -(-grid[1] // step[1])) for step in (self.steps.query, self.steps.key)]
 
     def dense(self, grid: int | Grid | None = None) -> Tensor:
         """The mask for every pair of patches: [H, N, N], or [H, Nq, Nk] with `steps`.
 
-        Raises ValueError for another grid than its own.
+        Raises ValueError for any grid but its own.
         """
         return self(grid).expand(self.num_heads, -1, -1)
 
@@ -85,7 +85,7 @@ class ElementwiseMask(Mask):
         return self.weight
 
     def resample(self, grid: int | Grid) -> "ElementwiseMask":
-        """Fits the mask to another grid in place, bilinearly over the queries' and the keys' positions."""
+        """Resizes the mask to another grid in place, bilinearly over query and key positions; returns it."""
         before, self.grid = self.grid, checked_grid(grid, _MOST_PATCHES)
         self.weight = nn.Parameter(self.fitted(self.weight, before))
         return self
@@ -105,7 +105,7 @@ class ElementwiseMask(Mask):
         return {"per_head": len(shapes["weight"]) == 3} if "weight" in shapes else None
 
     def view(self) -> Tensor:
-        """The row of the central patch: [H, rows, cols], or [1, rows, cols] where the heads share one."""
+        """The row of the central patch: [H, rows, cols], or [1, rows, cols] if the heads share one."""
         rows, cols = self.grid
         weight = self.weight.reshape(-1, rows * cols, rows * cols)
         return weight[:, rows // 2 * cols + cols // 2].reshape(-1, rows, cols)

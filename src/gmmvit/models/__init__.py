@@ -19,9 +19,9 @@ from gmmvit.models.vit import ViT
 
 __all__ = ["CONVNETS", "FAMILIES", "SIZES", "create_model", "list_models", "markdown_table", "text_table"]
 
-#: The classes of the families that take masks, by name.
+#: The families that take masks, by name.
 FAMILIES: dict[str, type[Any]] = {cls.family: cls for cls in (ViT, Swin, CaiT, PiT, T2T)}
-#: The convnets to compare with, by name. They have no attention for a mask.
+#: Convnets for comparison, by name. They have no attention to mask.
 CONVNETS: dict[str, type[Any]] = {cls.family: cls for cls in (ResNet,)}
 _ALL = FAMILIES | CONVNETS
 #: The sizes of each family by name, as arguments of its class.
@@ -45,12 +45,11 @@ def create_model(
         mask: "none", "elm" or "gmm".
         image_size: int or (height, width) in pixels.
         num_classes: width of the head, at least 2.
-        options: further arguments of the family's class (`ViT`: patch_size, channels, dim, depth, pool, ...); they
-            go before those of `size`.
+        options: further arguments of the family's class (`ViT`: patch_size, channels, dim, depth, pool, ...), which
+            override those of `size`.
 
     Raises:
-        ValueError, TypeError: for an unknown family, size or option (with the nearest name), or a value that does not
-            fit.
+        ValueError, TypeError: a family, size or option is unknown (names the nearest), or a value is invalid.
     """
     one_of("family", family, _ALL)
     one_of(f"size of {family}", size, SIZES[family])
@@ -67,11 +66,11 @@ def list_models(
     families: Sequence[str] | None = None,
     sizes: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Families, sizes and masks (all of them, or those named) with what they cost for an image size: a row each.
+    """The cost of families, sizes and masks (all or the named ones) at an image size: one row each.
 
-    Rows have family, size, mask, parameters (trainable), mask_parameters, macs (multiply-accumulates of the matrix
-    products and convolutions for one image, counted on a model without memory) and note. A size that does not take
-    such images has None for the counts, and the reason as its note.
+    Rows have family, size, mask, parameters (trainable), mask_parameters, macs (multiply-accumulates of matrix products
+    and convolutions for one image, counted on the meta device) and note. If a size cannot take such images, the counts
+    are None and the note says why.
 
     Raises TypeError or ValueError for an image size, classes or channels that no model takes.
     """
@@ -114,8 +113,8 @@ def _cost(family: str, size: str, mask: str, shape: tuple[int, int, int], num_cl
 
 
 def _macs(model: VisionTransformer, images: Tensor) -> int:
-    """Multiply-accumulates of a forward pass. Blocks of one kind and size are run once: on the meta device what they
-    return has a shape and no values, so that it stands for the others too."""
+    """Multiply-accumulates of a forward pass. Blocks of the same kind and size run once: meta outputs have no
+    values, so one serves for all."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model.requires_grad_(False)  # the counter would hook the backward pass
@@ -137,7 +136,7 @@ def _macs(model: VisionTransformer, images: Tensor) -> int:
 
 
 def text_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of `list_models` in columns, with notes."""
+    """The rows of `list_models` as aligned text, with notes."""
     lines = [f"{'family':<7} {'size':<9} {'mask':<5} {'parameters':>12} {'of the mask':>12} {'MACs':>9}  note"]
     for row in rows:
         counts = f"{'-':>12} {'-':>12} {'-':>9}"
@@ -148,7 +147,7 @@ def text_table(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The "tiny" rows of `list_models`, a line a family with masks."""
+    """The "tiny" rows of `list_models` as markdown, one line per family with masks."""
     lines = [
         "| family | plain | ELM | GMM | of which the mask | multiply-accumulates |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""PiT: a ViT in stages, with a depthwise convolution between them that halves the grid.
+"""PiT: a multi-stage ViT; between stages a depthwise convolution halves the grid.
 
 Letters: B batch, N patches, C channels.
 
@@ -53,15 +53,15 @@ class PiT(VisionTransformer):
 
     Args:
         image_size: int or (height, width) in pixels, a multiple of the patch.
-        patch_size: int or (height, width); about a sixteenth of the image by default.
-        channels, num_classes: of the images; of the head.
+        patch_size: int or (height, width); default: about a sixteenth of the image.
+        channels, num_classes: image channels; width of the head.
         dim: channels of the first stage; they double from stage to stage.
-        depth, num_heads: a number for each stage; heads also one number for all.
-        head_dim: the same in all stages; dim // num_heads of the first by default.
-        mlp_ratio: hidden channels of the MLP over its own.
+        depth, num_heads: one number per stage; heads also one number for all.
+        head_dim: the same in all stages; default: dim // num_heads of the first.
+        mlp_ratio: hidden width of the MLPs as a multiple of the width.
         mask, mode, mask_options: as in `ViT`.
-        position_std: standard deviation at which the position embeddings start (1 is the paper's); with the mask start
-            "conv", which shows heads where to look, a tenth.
+        position_std: initial standard deviation of the position embeddings; default: 1 (the paper's), or 0.1 with the
+            mask start "conv", which already directs each head.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         pool: "cls", a class token that the mask leaves alone (the paper's), or "mean" of the patches.
         qkv_bias, dropout, drop_path: drop_path is the same in every block.

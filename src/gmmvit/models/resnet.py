@@ -1,4 +1,4 @@
-"""ResNet for small images: a plain convnet to compare with. It has no attention, so no mask acts on it.
+"""ResNet for small images: a plain convnet for comparison. It has no attention, so it takes no mask.
 
 Letters: B batch, N places of the map, C channels.
 
@@ -17,18 +17,19 @@ from gmmvit.models.layers import DropPath, Grid, check_images
 
 
 class ResNet(VisionTransformer):
-    """Convolutional network of three stages at full, half and quarter resolution, each twice as wide as the one before.
+    """Convolutional network of three stages at full, half and quarter resolution; each stage doubles the width.
 
     Args:
-        image_size: int or (height, width) in pixels; any size goes through at run time.
-        channels, num_classes: of the images; of the head.
+        image_size: int or (height, width) in pixels; the model takes any size at run time.
+        channels, num_classes: image channels; width of the head.
         dim: width of the first stage.
-        depth: layers, 6 n + 2 for n blocks a stage.
-        mask: "none"; mode and mask_options have no meaning.
-        dropout: before the classifier; drop_path: probability that a sample skips a block.
+        depth: layers, 6 n + 2 for n blocks per stage.
+        mask: "none"; mode and mask_options have no effect.
+        dropout: before the classifier.
+        drop_path: probability that a sample skips a block.
 
-    Input [B, channels, height, width], normalised; output logits [B, num_classes]. Its features are maps as tokens
-    [B, N, C], as of the other families.
+    Input [B, channels, height, width], normalised; output logits [B, num_classes]. As in the other families, features
+    are tokens [B, N, C].
 
     Raises ValueError for a mask and for sizes that do not fit, naming the argument.
     """
@@ -74,7 +75,7 @@ class ResNet(VisionTransformer):
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:
-        """Convolutions keep the variance of what goes through (He et al., arXiv 1502.01852)."""
+        """Initialises convolutions to preserve variance (He et al., arXiv 1502.01852)."""
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
         elif isinstance(module, nn.Linear):
@@ -103,7 +104,7 @@ class _Stem(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def grid(self, images: Tensor) -> Grid:
-        """(height, width) of the images; raises ValueError or TypeError for what is none."""
+        """(height, width) of the images; raises ValueError or TypeError if they are not images."""
         check_images(images, self.channels)
         return images.shape[2], images.shape[3]
 
@@ -113,8 +114,8 @@ class _Stem(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """relu(shortcut + two 3 x 3 convolutions with batch norm) on a map as tokens [B, N, C]; where it widens, it halves
-    the map."""
+    """relu(shortcut + two 3 x 3 convolutions with batch norm) on a map as tokens [B, N, C]; a block that widens also
+    halves the map."""
 
     def __init__(self, before: int, width: int, drop_path: float) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class ConvBlock(nn.Module):
         return -(-grid[0] // self.stride), -(-grid[1] // self.stride)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        image = x.transpose(1, 2).unflatten(2, grid)  # a view, with the channels last, as convolutions like them
+        image = x.transpose(1, 2).unflatten(2, grid)  # a view, channels last, which is fast for convolutions
         branch = self.norm2(self.conv2(self.norm1(self.conv1(image)).relu()))
         return _tokens((self.shortcut(image) + self.drop_path(branch)).relu())
 

@@ -1,4 +1,4 @@
-"""Stems: what makes tokens of images, patches or small convolutions to the same grid.
+"""Stems turn images into tokens: patches, or small convolutions to the same grid.
 
 Letters: B batch, C channels, N patches.
 """
@@ -13,12 +13,12 @@ STEMS = ("patch", "conv")
 
 
 class ConvStem(nn.Module):
-    """Small overlapping convolutions to the grid that patches of that size make: [B, C, height, width] -> [B, N, dim].
+    """Small overlapping convolutions to the grid of `patch_size`: [B, C, height, width] -> [B, N, dim].
 
     Each step is a convolution with batch norm and GELU that halves the map (3 x 3, stride 2) and doubles the channels,
-    up to `dim`. What of the patch size is no power of 2 is one last step of that stride. A residual block follows on
-    each of the last three maps; for small patches the first of them has the size of the image. A patch of 4 at 32
-    pixels: maps of 32 x 32, 16 x 16 and 8 x 8.
+    up to `dim`. If the patch size is not a power of 2, the rest is a last step of that stride. A residual block follows
+    on each of the last three maps; for small patches the first of them has the size of the image. With patches of 4 at
+    32 pixels the maps are 32 x 32, 16 x 16 and 8 x 8.
 
     Source: early convolutions, arXiv 2106.14881; the residual blocks and their place are this project's (docs/log.md).
     """
@@ -30,7 +30,7 @@ class ConvStem(nn.Module):
         self.patch_size, self.channels = patch_size, channels
         strides = stem_strides(patch_size)
         widths = [max(1, dim >> steps) for steps in range(len(strides), -1, -1)]
-        # A map at full size is worth its cost for small patches alone.
+        # A map at full size is worth its cost only for small patches.
         layers: list[nn.Module] = []
         if len(strides) <= 2:
             layers = [_convolution(channels, widths[0], (1, 1)), ResidualBlock(widths[0])]
@@ -42,7 +42,7 @@ class ConvStem(nn.Module):
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:
-        """Convolutions start so that the variance of what goes through stays (He et al., arXiv 1502.01852)."""
+        """Initialises convolutions to preserve variance (He et al., arXiv 1502.01852)."""
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
@@ -57,7 +57,7 @@ class ConvStem(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """gelu(x + two 3 x 3 convolutions with batch norm): [B, C, height, width], the same out."""
+    """gelu(x + two 3 x 3 convolutions with batch norm): [B, C, height, width] -> the same."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ResidualBlock(nn.Module):
 
 
 def _convolution(channels: int, width: int, stride: tuple[int, int]) -> nn.Sequential:
-    """Overlapping up to stride 3; a larger one cuts patches."""
+    """A convolution that overlaps up to stride 3 and cuts patches beyond."""
     kernel = max(3, stride[0]), max(3, stride[1])
     padding = int(stride[0] <= 3), int(stride[1] <= 3)
     convolution = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
@@ -78,7 +78,7 @@ def _convolution(channels: int, width: int, stride: tuple[int, int]) -> nn.Seque
 
 
 def stem_strides(patch_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Strides (down, right) of a stem's steps: twos, then what is left; a side that is done early steps by one."""
+    """Strides (down, right) of a stem's steps: twos, then the remaining factor; a side that is done early gets ones."""
     sides = []
     for side in patch_size:
         twos = (side & -side).bit_length() - 1
@@ -90,9 +90,6 @@ def stem_strides(patch_size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def make_stem(stem: str, patch_size: tuple[int, int], channels: int, dim: int, norm: bool = False) -> nn.Module:
-    """What makes tokens of images, by name: "patch" or "conv"; `norm` as in `PatchEmbedding`, of no meaning to "conv".
-
-    Raises ValueError for another name.
-    """
+    """The stem "patch" or "conv"; `norm` as in `PatchEmbedding`, ignored by "conv". Raises ValueError otherwise."""
     one_of("stem", stem, STEMS)
     return PatchEmbedding(patch_size, channels, dim, norm) if stem == "patch" else ConvStem(patch_size, channels, dim)

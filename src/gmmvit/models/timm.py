@@ -1,7 +1,7 @@
 """The families under timm's names, arguments and interface: importing this registers them in timm's model registry.
 
-`gmmvit_FAMILY_SIZE` is the model without a mask, `_elm` and `_gmm` behind it those with one: `gmmvit_vit_tiny_gmm`. The
-names of the weights are those of `gmmvit.models`, so a file fits both ways.
+`gmmvit_FAMILY_SIZE` is the model without a mask; `_elm` and `_gmm` are appended for masks: `gmmvit_vit_tiny_gmm`.
+Weights have the same names as in `gmmvit.models`, so files fit both ways.
 
 Letters: B batch, T tokens (prefix first), C channels.
 """
@@ -24,29 +24,29 @@ from gmmvit.models.cait import CaiT
 from gmmvit.models.layers import one_of, pair, resample_position
 
 _OUR_POOL = {"avg": "mean", "token": "cls"}
-_LAST = (99999,)  # timm's sign for "belongs to the group before"
+_LAST = (99999,)  # timm's code for "belongs to the previous group"
 
 
 class TimmModel(VisionTransformer):
-    """What timm expects of a model and the families do not have; goes before a family in the bases of a class.
+    """Adds the interface that timm expects to a family; list it before the family among a class's bases.
 
     Args:
         img_size: int or (height, width) in pixels.
         in_chans: channels of the images.
-        num_classes: width of the head; 0 leaves it out, and the model returns its features [B, C].
-        global_pool: one of the class's `pools`, by default the first: "avg" mean of the patches, "token" class token,
+        num_classes: width of the head; with 0 there is no head and the model returns its features [B, C].
+        global_pool: one of the class's `pools`, default the first: "avg" mean of the patches, "token" class token,
             "" no pooling (normed tokens [B, T, C], prefix first).
         drop_rate: dropout before the classifier.
         drop_path_rate: `drop_path` of the family.
         device, dtype: of the parameters.
-        options: further arguments of the family's class; its `pool` decides whether there is a class token, by default
-            as `global_pool` needs it.
+        options: further arguments of the family's class. Its `pool` decides whether there is a class token; default: as
+            `global_pool` needs it.
 
-    Raises ValueError for values that do not fit, TypeError for unknown arguments.
+    Raises ValueError for invalid values, TypeError for unknown arguments.
     """
 
     pools: ClassVar[tuple[str, ...]]
-    pretrained_cfg: dict[str, Any]  # timm sets it
+    pretrained_cfg: dict[str, Any]  # set by timm
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class TimmModel(VisionTransformer):
             self.reset_classifier(0)
         if dtype is not None:
             self.to(dtype=dtype)
-        # What was chosen for this image size is saved with the model, so that its weights fit at another one.
+        # Save what was chosen for this image size with the model, so that its weights fit at another size.
         self._model_args = {name: options[name] for name in ("pool", "stem") if name in options} | {
             name: getattr(self.patch_embed, name) for name in ("patch_size", "strides") if name in self.config
         }
@@ -99,16 +99,16 @@ class TimmModel(VisionTransformer):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the classifier reads."""
+        """The width of the classifier's input."""
         return self.num_features
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class tokens before the patches."""
+        """The number of class tokens before the patches."""
         return self.prefix_tokens
 
     def pool(self, x: Tensor) -> Tensor:
-        """Tokens [B, T, C] -> one normed vector an image [B, C]; all normed tokens where `global_pool` is ""."""
+        """Tokens [B, T, C] -> one normed vector per image [B, C], or all normed tokens if `global_pool` is ""."""
         if self.global_pool == "":
             return self.norm(x)
         if self.global_pool == "avg" and self.prefix_tokens:
@@ -116,12 +116,12 @@ class TimmModel(VisionTransformer):
         return super().pool(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens [B, T, C] -> logits [B, num_classes], or with `pre_logits` what the classifier reads, [B, C]."""
+        """Tokens [B, T, C] -> logits [B, num_classes], or the classifier's input [B, C] with `pre_logits`."""
         x = self.head_drop(self.pool(x))
         return x if pre_logits else self.head(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier with random weights, 0 for none, and another pooling if asked for.
+        """Makes a new classifier with random weights, none for 0 classes, and optionally sets another pooling.
 
         Raises ValueError for 1 class, a negative number, or a pooling that this model does not have.
         """
@@ -138,9 +138,9 @@ class TimmModel(VisionTransformer):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Takes away what the features `indices` (as in `forward_intermediates`) do not need; returns them from 0 up.
+        """Removes what the features `indices` (as in `forward_intermediates`) do not need; returns them counted from 0.
 
-        The final norm and the head stay on request; of a family with stages only if its last stage does.
+        The final norm and the head stay on request; in a family with stages only if its last stage stays.
         """
         wanted = self._wanted_steps(indices)
         taken = [index for index, step in enumerate(self.feature_steps()) if step in wanted]
@@ -161,14 +161,14 @@ class TimmModel(VisionTransformer):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
-        """Not here: raises TypeError that says who reads which folder."""
+        """Not supported: raises a TypeError that says what reads which folder."""
         raise TypeError(
             f"{cls.__bases__[-1].__name__}.from_pretrained reads a folder of save_pretrained, "
             "timm.create_model('local-dir:FOLDER', pretrained=True) one that timm saved"
         )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names from input to output, for timm's layer-wise learning rates; `coarse` by stage."""
+        """Patterns of parameter names from input to output, for layer-wise learning rates; `coarse`: by stage."""
         block = r"^stages\.(\d+)\.blocks\.(\d+)" if self.hierarchical else r"^blocks\.(\d+)"
         blocks: list[tuple[str, tuple[int] | None]] = [(block, None), (r"^stages\.(\d+)\.reduction", _LAST)]
         if coarse:
@@ -180,14 +180,14 @@ class TimmModel(VisionTransformer):
 
 
 class TimmCaiT(TimmModel, CaiT):
-    """`CaiT` with timm's interface; its class token is no prefix, it joins behind the patch layers."""
+    """`CaiT` with timm's interface; its class token is not a prefix, it joins after the patch layers."""
 
     pools = ("token", "")
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """As in `TimmModel`; the class token and its layers go with the head."""
+        """As in `TimmModel`; removes the class token and its layers with the head."""
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head:
             self.class_blocks = nn.ModuleList()
@@ -196,7 +196,7 @@ class TimmCaiT(TimmModel, CaiT):
 
 
 def _with_timms_interface(family: type[Any]) -> type[TimmModel]:
-    """The class of a family in timm; a family may have one of its own here."""
+    """The timm class of a family, unless this file defines one for it."""
     name = f"Timm{family.__name__}"
     if name not in globals():
         pool = inspect.signature(family).parameters.get("pool")
@@ -210,12 +210,12 @@ CLASSES: dict[str, type[TimmModel]] = {name: _with_timms_interface(family) for n
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: TimmModel) -> dict[str, Tensor]:
-    """Weights of another image size or another number of channels, made to fit `model`; timm calls it on loading.
+    """Adapts weights of another image size or number of channels to `model`; timm calls it on loading.
 
-    Position embeddings and element-wise masks are interpolated. One channel gets the sum of the weights of all; more
-    channels repeat them, scaled. The size of the images that the weights are for is `model.pretrained_cfg`'s.
+    Position embeddings and element-wise masks are interpolated. One channel gets the sum of all weights; more channels
+    repeat them, scaled. `model.pretrained_cfg` gives the image size of the weights.
 
-    Raises ValueError for T2T weights of another number of channels.
+    Raises ValueError for T2T weights with another number of channels.
     """
     own = model.state_dict()
     others = [name for name, tensor in state_dict.items() if name in own and own[name].shape != tensor.shape]
@@ -232,7 +232,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: TimmModel) -> dic
     fitted = dict(state_dict)
     for name in others:
         if name not in known or known[name].shape != state_dict[name].shape:
-            continue  # of another kind of model: loading names it
+            continue  # another model's weight: loading reports it
         if name == "pos_embed":
             fitted[name] = resample_position(state_dict[name], source.grid, model.grid, model.prefix_tokens)
         elif isinstance(mask := model.get_submodule(name.rpartition(".")[0]), Mask):
@@ -267,12 +267,12 @@ def _create(family: str, size: str, mask: str, name: str) -> Callable[..., nn.Mo
 
 _CFG = {
     "input_size": (3, 32, 32),
-    "fixed_input_size": True,  # timm then hands `img_size` on to the model
+    "fixed_input_size": True,  # makes timm pass `img_size` to the model
     "num_classes": 10,
     "crop_pct": 1.0,
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
-    "first_conv": (),  # patches go through a linear layer: `checkpoint_filter_fn` adapts it to other channels
+    "first_conv": (),  # none: `checkpoint_filter_fn` adapts the linear patch embedding to other channels
     "classifier": "head",
     "license": "apache-2.0",
     "paper_ids": "arXiv:2309.05375",

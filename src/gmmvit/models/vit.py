@@ -21,15 +21,16 @@ class ViT(VisionTransformer):
 
     Args:
         image_size: int or (height, width) in pixels, a multiple of the patch.
-        patch_size: int or (height, width); about an eighth of the image by default, which makes 8 x 8 patches.
-        channels, num_classes: of the images; of the head.
+        patch_size: int or (height, width); default: about an eighth of the image, which makes 8 x 8 patches.
+        channels, num_classes: image channels; width of the head.
         dim, depth, num_heads, head_dim, mlp_ratio: sizes; the defaults are the paper's (2.7 M parameters).
-        mask: "none", "elm" or "gmm"; mode: "multiply", "log" or "post"; mask_options: further arguments of
-            `GaussianMixtureMask` or `ElementwiseMask`.
-        position_std: standard deviation at which the position embeddings start (1 is the paper's); with the mask start
-            "conv", which shows heads where to look, a tenth.
+        mask: "none", "elm" or "gmm".
+        mode: "multiply", "log" or "post".
+        mask_options: further arguments of `GaussianMixtureMask` or `ElementwiseMask`.
+        position_std: initial standard deviation of the position embeddings; default: 1 (the paper's), or 0.1 with the
+            mask start "conv", which already directs each head.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
-        pool: "mean" of the patches or "cls", a class token that is read at the end.
+        pool: what the head reads: "mean" of the patches, or "cls", a class token.
         qkv_bias, dropout, drop_path: drop_path is the same in every block, as in the paper's code.
 
     Input [B, channels, height, width], normalised; output logits [B, num_classes]. Another image size at run time
@@ -39,7 +40,7 @@ class ViT(VisionTransformer):
     """
 
     family = "vit"
-    sizes: ClassVar = {  # "tiny" and those named by depth (and width) are of the paper's code
+    sizes: ClassVar = {  # "tiny" and those named by depth (and width) come from the paper's code
         "tiny": {},
         "small": {"dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
         "d6": {"dim": 252, "depth": 6},
