@@ -12,14 +12,14 @@ from torch import Tensor
 
 from gmmvit.augment.device import to_device
 
-_TRIES = 10  # rectangles that do not fit are drawn again, as often as in torchvision's RandomErasing
+_TRIES = 10  # redraws of rectangles that do not fit, as in torchvision's RandomErasing
 
 
 class RandomErasing:
-    """Erase a rectangle of a sample with probability `prob`.
+    """Erases a rectangle of each sample with probability `prob`.
 
-    Its area is uniform within `area` (parts of the image), its aspect (height by width) log-uniform within `aspect`,
-    its place uniform; the distribution is that of torchvision's `RandomErasing`.
+    Its area is uniform in `area` (fractions of the image), its aspect ratio (height / width) log-uniform in `aspect`,
+    its place uniform: the distribution of torchvision's `RandomErasing`.
     """
 
     num_draws = 3 + 2 * _TRIES  # whether, top, left; areas; aspects
@@ -48,5 +48,5 @@ class RandomErasing:
         top, bottom, left, right = boxes[:, :, None].unbind(1)
         y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         rows, columns = ((y >= top) & (y < bottom)).float(), ((x >= left) & (x < right)).float()
-        # A product over the whole batch: on CPU several times as fast as picking out the samples that are erased.
+        # A product over the whole batch: on CPU several times as fast as selecting the erased samples.
         return images.mul_(1 - rows[:, None, :, None] * columns[:, None, None, :])

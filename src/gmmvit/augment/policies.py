@@ -1,7 +1,7 @@
-"""Which operation a sample gets, and how strong: AutoAugment, RandAugment and TrivialAugment, drawn as by torchvision.
+"""AutoAugment, RandAugment and TrivialAugment: draw each sample's operations and magnitudes as torchvision does.
 
-A policy turns uniform numbers, one row per sample, into stages, as `apply_stages` takes them. The sub-policies and the
-magnitudes are torchvision's own tables. B samples.
+A policy turns uniform numbers, one row per sample, into stages for `apply_stages`. The tables of sub-policies and
+magnitudes are torchvision's. B samples.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ _AUTO_BINS = 10  # the AutoAugment tables count magnitudes 0..9
 
 
 class Policy(Protocol):
-    """`plan` reads `num_draws` uniform numbers a sample."""
+    """`plan` reads `num_draws` uniform numbers per sample."""
 
     num_draws: int
 
     def plan(self, uniform: Uniform, height: int, width: int) -> list[Stage]:
-        """[B, num_draws] in [0, 1) to the stages, in their order; magnitudes may depend on the size of the images."""
+        """[B, num_draws] in [0, 1) to the stages, in order; magnitudes may depend on the image size."""
 
 
 class _Space:
@@ -38,11 +38,11 @@ class _Space:
         self.signed = np.array([signed for _, signed in space.values()])
 
     def choose(self, uniform: Uniform) -> NDArray[np.int64]:
-        """Positions of operations within the space, all equally likely."""
+        """Indices of operations in the space, all equally likely."""
         return (uniform * len(self.op)).astype(np.int64)
 
     def stage(self, choice: NDArray[np.int64], bin_index: NDArray[np.int64] | int, sign: Uniform) -> Stage:
-        """A signed operation is negative where `sign` is under one half."""
+        """The chosen operations with magnitudes; a signed operation is negative if `sign` is below one half."""
         magnitude = self.magnitude[choice, bin_index]
         return self.op[choice], np.where(self.signed[choice] & (sign < 0.5), -magnitude, magnitude)
 
@@ -119,7 +119,7 @@ class TrivialAugmentPolicy:
 
 
 def make_policy(name: str, *, rand_ops: int = 2, rand_magnitude: int = 9) -> Policy | None:
-    """The policy of that name, None for "none"; `rand_ops` and `rand_magnitude` (0..30) are those of "rand"."""
+    """The policy by name, None for "none"; `rand_ops` and `rand_magnitude` (0..30) are for "rand"."""
     if name not in POLICIES:
         raise ValueError(f"policy {name!r} is unknown; choose one of {', '.join(POLICIES)}")
     if name == "none":

@@ -1,6 +1,6 @@
-"""PNG and JPEG files without what surrounds their pixels: texts, colour profiles and their checksums.
+"""Strips PNG and JPEG files of everything but pixels: texts, colour profiles and their checksums.
 
-Pillow refuses an image for the sake of those: texts that are larger than its limits, or damaged.
+Pillow refuses images whose texts exceed its limits or are damaged.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _ORIENTATION = b"eXIf"
 _JPEG = b"\xff\xd8"
 _SCAN = 0xDA  # from this segment on a JPEG holds pixels
-# Segments that colours and orientation need: marker, how their content begins, least length.
+# Segments needed for colours and orientation: marker, start of the content, minimum length.
 _NEEDED = ((0xE0, b"JFIF\0", 16), (0xEE, b"Adobe", 14), (0xE1, b"Exif\0\0", 8))
 
 
 def bare(content: bytes) -> bytes | None:
-    """The same pixels in a file without anything else; None where it is of another kind, damaged or bare already."""
+    """The same pixels in a file with nothing else; None if the file is of another kind, damaged or already bare."""
     if content.startswith(_PNG):
         kept = _PNG + b"".join(_png_chunks(content))
     elif content.startswith(_JPEG):

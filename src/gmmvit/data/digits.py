@@ -1,4 +1,4 @@
-"""`digits`: 1797 handwritten digits of 8 x 8 pixels that ship inside scikit-learn, for work without a network."""
+"""`digits`: 1797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, for work without a network."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def fits_in_memory(size: int) -> bool:
     """Whether `size` bytes are at most half of this process's share of the free memory.
 
-    Processes that one launcher started on this machine (LOCAL_WORLD_SIZE) share it; where the free memory is not known,
-    everything fits.
+    Processes of one launcher on this machine (LOCAL_WORLD_SIZE) share it; if the free memory is unknown, everything
+    fits.
     """
     free = free_memory()
     if free is None:
@@ -26,7 +26,7 @@ def fits_in_memory(size: int) -> bool:
 
 
 def in_words(size: int) -> str:
-    """A number of bytes as 512 MiB, 16.3 TiB."""
+    """A number of bytes as text, such as 512 MiB or 16.3 TiB."""
     value, units = float(size), iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
     unit = next(units)
     while value >= 1000 and (larger := next(units, None)) is not None:
@@ -35,7 +35,7 @@ def in_words(size: int) -> str:
 
 
 def refusal(error: BaseException) -> str | None:
-    """Where an error says that memory ran out, what was asked for and what is free; None for any other error."""
+    """For an out-of-memory error, a phrase with the requested and the free memory; None for any other error."""
     text = " ".join(str(error).split())
     if not isinstance(error, MemoryError) and not re.search(r"allocate memory|out of memory", text):
         return None
@@ -48,7 +48,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def free_memory() -> int | None:
-    """Bytes that can be allocated without swapping: the least that machine, container and `ulimit -v` leave."""
+    """Bytes that can be allocated without swapping: the minimum of what machine, container and `ulimit -v` leave."""
     known = [free for free in (_machine(), _container(), _addresses()) if free is not None]
     return min(known) if known else None
 
@@ -62,7 +62,7 @@ def _machine() -> int | None:
 
 
 def _container() -> int | None:
-    """What control group v2 leaves; pages of files count as free, since the kernel drops them first."""
+    """What control group v2 leaves; file pages count as free, because the kernel drops them first."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit == "max":
@@ -75,7 +75,7 @@ def _container() -> int | None:
 
 
 def peak_memory() -> int | None:
-    """The most bytes of memory that this process has held at a time; None where the system does not count them."""
+    """This process's peak memory in bytes; None if the system does not record it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -85,7 +85,7 @@ def peak_memory() -> int | None:
 
 
 def _addresses() -> int | None:
-    """What `ulimit -v` leaves of the addresses of this process."""
+    """What `ulimit -v` leaves of this process's address space."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""The named data sets: where each may lie, in which of its layouts, and what is missing where it does not."""
+"""Finds or downloads the named data sets, in any of their layouts, and reports what is missing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SHARD_FOLDERS = ("plain_text", "data", "cropped_digits", "default")
 
 @dataclass(frozen=True)
 class NamedSet:
-    """What is known of a named data set.
+    """The facts about a named data set.
 
     Attributes:
         parts: the parts that it must have.
-        classes: the class names where the files do not carry them.
-        test_part: the part of the published files that serves as `test`.
+        classes: the class names, if its files do not contain them.
+        test_part: the published part that serves as `test`.
     """
 
     image_size: int
@@ -39,7 +39,7 @@ class NamedSet:
     test_part: str = "test"
 
     def published_parts(self) -> dict[str, str]:
-        """Our name of each part -> the name of the published one."""
+        """Our name of each part -> its published name."""
         return {part: self.test_part if part == "test" else part for part in self.parts}
 
 
@@ -71,25 +71,25 @@ NAMED = {
 
 
 def class_names(name: str) -> list[str] | None:
-    """The class names of a named data set in the order of its labels; None where only its files have them."""
+    """The class names of a named data set in label order; None if only its files have them."""
     known = NAMED[name].classes
     with packages_for(name):
         return list(known()) if known else None
 
 
 def numbered_classes(count: int) -> list[str]:
-    """What stands for the names of classes that only the files of a data set have, until these are seen."""
+    """Placeholders for class names, until the files that contain them are read."""
     return [f"class {index}" for index in range(count)]
 
 
 def named_source(name: str, data_dir: Path, *, download: bool, report: Report) -> Source:
-    """Find a named data set below `data_dir`, or download it there.
+    """Finds a named data set below `data_dir`, or downloads it there.
 
-    Looked for in this order: parquet shards in `NAME/` or a folder of it, class folders `NAME/PART/CLASS/*`, and the
-    layout in which the authors publish it and torchvision unpacks it.
+    Looks, in this order, for parquet shards in `NAME/` or a folder in it, for class folders `NAME/PART/CLASS/*`, and
+    for the authors' layout as torchvision unpacks it.
 
     Raises:
-        DataError: it is not there and cannot be downloaded, or what is there is incomplete.
+        DataError: it is missing and cannot be downloaded, or it is incomplete.
     """
     source = _find(name, data_dir, report)
     if source is None:
@@ -112,7 +112,7 @@ def _find(name: str, data_dir: Path, report: Report) -> Source | None:
         if source is None:
             source = way(report)
             continue
-        with contextlib.suppress(DataError):  # what is wrong with a copy that is not read
+        with contextlib.suppress(DataError):  # errors in an unused copy do not matter
             if (other := way(silent)) is not None:
                 report(f"{name} lies there twice: {source.location} is read, {other.location} is not")
     return source
@@ -128,7 +128,7 @@ def _download(name: str, data_dir: Path, download: bool, report: Report) -> Sour
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with locked(data_dir / f".{name}.lock", report):
-            # Another process may have fetched it while this one waited.
+            # Another process may have downloaded it while this one waited.
             source = _find(name, data_dir, report)
             if source is None:
                 original.download(data_dir)
@@ -164,7 +164,7 @@ def _parquet(name: str, folder: Path, report: Report) -> Source | None:
 
 def _class_folders(name: str, folder: Path, report: Report) -> Source | None:
     if name == "tiny-imagenet" or not folder.is_dir():
-        # Its own layout has class folders too, with images one folder deeper; see original.py.
+        # The authors' layout has class folders too, with images one folder deeper; see original.py.
         return None
     parts = find_parts(folder)
     if not parts:
@@ -174,7 +174,7 @@ def _class_folders(name: str, folder: Path, report: Report) -> Source | None:
 
 
 def _named_parts(name: str, found: dict[str, T], where: str, layout: str) -> dict[str, T]:
-    """The parts of a named set under our names; DataError where one is missing."""
+    """The parts of a named set under our names; raises DataError if one is missing."""
     theirs = NAMED[name].published_parts()
     missing = [part for part in theirs.values() if part not in found]
     if missing:

@@ -1,4 +1,4 @@
-"""Named data sets as their authors publish them and torchvision unpacks and reads them."""
+"""Named data sets in their authors' layout, as torchvision unpacks and reads them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Original:
     """The published layout of one data set.
 
     Attributes:
-        layout: what must lie in the data directory, for the errors.
-        find: the source in the first of the places that holds it, or None.
-        download: fetch it into the data directory; raises OSError or RuntimeError.
+        layout: what the data directory must contain, for error messages.
+        find: returns the source from the first place that has it, or None.
+        download: fetches it into the data directory; raises OSError or RuntimeError.
     """
 
     layout: str
@@ -35,7 +35,7 @@ class Original:
 
 @dataclass(frozen=True)
 class _Torchvision:
-    """A data set that torchvision reads; it is there where all of its `files` (files or folders) are."""
+    """A data set that torchvision reads; it exists where all its `files` (files or folders) do."""
 
     name: str
     files: tuple[str, ...]
@@ -74,7 +74,7 @@ class _Torchvision:
         if self.name == "svhn":
             return datasets.SVHN(place, split=part, download=download)
         if self.name == "flowers102":
-            # Paths in place of pixels: decoding is ours, so that broken files get their names.
+            # Get paths, not pixels: we decode ourselves, so that broken files are named.
             return datasets.Flowers102(place, split=part, download=download, loader=str)
         reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
         return reader(place, train=part == "train", download=download)
@@ -93,7 +93,7 @@ class _Torchvision:
 
 @contextlib.contextmanager
 def _network_timeout() -> Iterator[None]:
-    """torchvision's downloads have no time limit of their own, so a silent network would hang them for ever."""
+    """Sets a timeout: torchvision's downloads have none and would hang forever on a dead connection."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_NETWORK_SECONDS)
     try:

@@ -1,4 +1,4 @@
-"""What folders, files and columns call the parts of a data set: train, val and test in any usual spelling."""
+"""Recognises train, val and test in the names of folders, files and columns, in any usual spelling."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _PART_OF_WORD = {word: part for part, words in _WORDS.items() for word in words}
-# What may stand beside such a word, or behind it without a gap, in the name of a part.
+# Words allowed beside such a word, or directly after it.
 _FILLERS = frozenset({"set", "data", "dataset", "split", "part", "images", "image", "imgs", "img", "seg"})
 _GLUED = re.compile(rf"({'|'.join(sorted(_PART_OF_WORD, key=len, reverse=True))})(?:{'|'.join(sorted(_FILLERS))})?$")
 _TOKENS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+")
 
 
 def part_of(name: str) -> str | None:
-    """The part (`train`, `val` or `test`) that a name means, such as `Training_set`, `val2017` or `testImages`; None
-    where it has another word in it, or none."""
+    """The part (`train`, `val` or `test`) for a name such as `Training_set`, `val2017` or `testImages`; None if it
+    contains other words or no such word."""
     parts = [_part_of_token(token) for token in _tokens(name)]
     found = [part for part in parts if part]
     return found[0] if len(found) == 1 and all(part is not None for part in parts) else None
 
 
 def parts_of(names: Sequence[str]) -> dict[str, str]:
-    """Which of several neighbours are parts, and which ones: by `part_of`, and where names differ by that word alone,
-    as `flowers_train` and `flowers_test` do."""
+    """Sibling name -> part, by `part_of`, and also for names that differ only in that word, such as `flowers_train` and
+    `flowers_test`."""
     words = {name: frozenset(token for token in _tokens(name) if _part_of_token(token) is None) for name in names}
     found = {name: part for name in names if (part := part_of(name))}
     loose = {name: part for name in names if name not in found and (part := part_in(name))}
@@ -38,7 +38,7 @@ def parts_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def part_in(name: str) -> str | None:
-    """The part that a file of this name belongs to: it may have other words too, as `cats-train-00000-of-00002`."""
+    """The part of a file name, which may contain other words, such as `cats-train-00000-of-00002`."""
     found = {part for token in _tokens(name) if (part := _part_of_token(token))}
     return found.pop() if len(found) == 1 else None
 
@@ -48,7 +48,7 @@ def _tokens(name: str) -> list[str]:
 
 
 def _part_of_token(token: str) -> str | None:
-    """The part that a word means, "" for a filler, None for another word."""
+    """The part that a word means, "" for a filler, None for other words."""
     if token in _FILLERS:
         return ""
     match = _GLUED.fullmatch(token)

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet as it is published; its labelled validation part is the test part, as in the paper (Li and Zhang)."""
+"""Tiny-ImageNet as published. Its labelled validation part is our test part, as in the paper (Li and Zhang)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _ANNOTATIONS = "val_annotations.txt"
 
 
 def find(places: Sequence[Path], report: Report) -> Source | None:
-    """`train/WNID/images/*` beside `val/images/*` with `val_annotations.txt`, or beside `val/WNID/*`, in one of the
-    places or in `tiny-imagenet-200/` there; None where there is none.
+    """Finds `train/WNID/images/*` beside `val/images/*` with `val_annotations.txt`, or beside `val/WNID/*`, in one of
+    the places or in `tiny-imagenet-200/` there; None if none has it.
 
     Raises:
         DataError: a class folder is empty or a file is missing or malformed.
@@ -30,7 +30,7 @@ def find(places: Sequence[Path], report: Report) -> Source | None:
         return None
     annotations = root / "val" / _ANNOTATIONS
     entries = {
-        # Without the notice about other files: every class comes with a table of boxes.
+        # No notice about other files: every class has a table of boxes.
         "train": class_entries(root / "train", silent),
         "test": _annotated(annotations) if annotations.is_file() else class_entries(root / "val", report),
     }
@@ -46,10 +46,10 @@ def find(places: Sequence[Path], report: Report) -> Source | None:
 
 
 def download(place: Path) -> None:
-    """Fetch and unpack into `place`, where the folder appears only when it is whole.
+    """Downloads and unpacks into `place`; the folder appears only when it is complete.
 
     Raises:
-        OSError, RuntimeError: the network or the disk fails, or the file is not the one expected.
+        OSError, RuntimeError: the network or the disk fails, or the file is not the expected one.
     """
     from torchvision.datasets.utils import download_and_extract_archive
 
@@ -59,14 +59,14 @@ def download(place: Path) -> None:
 
 
 def _looks_right(root: Path) -> bool:
-    """Whether train/ and val/ are there, not mistaking the folder of another data set for it."""
+    """Whether train/ and val/ exist and do not belong to another data set."""
     if root.name not in (FOLDER, "tiny-imagenet"):
         return False
     return (root / "train").is_dir() and (root / "val").is_dir()
 
 
 def _annotated(annotations: Path) -> list[tuple[str, str]]:
-    """The images of `val/images` with their classes: lines of file, class and box, parted by tabs."""
+    """The images of `val/images` with their classes, from lines of file, class and box separated by tabs."""
     rows = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
     if any(len(row) < 2 for row in rows):
         raise DataError(f"{annotations} has a line without a tab: expected FILE<tab>CLASS<tab>box")
@@ -74,8 +74,8 @@ def _annotated(annotations: Path) -> list[tuple[str, str]]:
 
 
 def _class_names(wnids: Sequence[str], words: Path) -> tuple[str, ...]:
-    """The first word of each class where the file of words is there, else (and where two classes share a word) its
-    WordNet number."""
+    """The first word of each class from the file of words; its WordNet number if there is no such file or two classes
+    share the word."""
     if not words.is_file():
         return tuple(wnids)
     lines = (line.split("\t") for line in words.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Trainings: from a recipe to a finished run folder."""
+"""Training: from a recipe to a finished run folder."""
 
 from gmmvit.training.run import comparison, resume, resume_several, train, train_several
 

@@ -1,4 +1,4 @@
-"""How fast a training is, measured before its first step: how many epochs end within its minutes, how long it takes."""
+"""Measures a training's speed before its first step, to plan its epochs within a time limit or forecast its time."""
 
 import copy
 import dataclasses
@@ -21,17 +21,17 @@ from gmmvit.training.optim import warmup_share
 from gmmvit.training.progress import Progress, clock
 from gmmvit.training.session import Setting, State, step_images, steps_per_epoch
 
-RESERVE = 0.05  # of the minutes, for what varies
-FEWEST, MOST = 10, 100  # epochs, about; each of which is validated and checkpointed
-_FIRST_STEPS = 2  # in which kernels are compiled and memory is found
-_MEASURED_S, _MEASURED_PART = 10.0, 0.03  # how long steps are measured: so many seconds, or this part of the minutes
-_FORECAST_S = 1.5  # how long they are where only the time is to be said
-_SHORT_S = 20.0  # the steps of a training that is over before it would pay to measure the rest
+RESERVE = 0.05  # of the minutes, for variation
+FEWEST, MOST = 10, 100  # epochs, roughly; each is validated and checkpointed
+_FIRST_STEPS = 2  # not measured: they compile kernels and allocate memory
+_MEASURED_S, _MEASURED_PART = 10.0, 0.03  # measure steps for so many seconds, or this part of the minutes
+_FORECAST_S = 1.5  # the same for a forecast
+_SHORT_S = 20.0  # for shorter trainings measure only steps
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that a step takes, that an epoch takes besides its steps, and that the test takes at the end."""
+    """Seconds per step, per epoch besides its steps, and for the test at the end."""
 
     step_s: float
     epoch_s: float
@@ -39,11 +39,11 @@ class Speed:
 
 
 def within_minutes(setting: Setting, state: State, started: float) -> Setting:
-    """The setting with the epochs, passes and warm-up that end within the recipe's minutes; `state` stays as it was.
+    """The setting with epochs, passes and warm-up that fit into the recipe's minutes; `state` stays unchanged.
 
-    `started` is the time (`time.perf_counter`) from which the minutes count. The warm-up keeps its share.
+    The minutes count from `started` (`time.perf_counter`). The warm-up keeps its share.
 
-    Raises RecipeError where not even one pass over the images would end in time.
+    Raises RecipeError if not even one pass over the images would finish in time.
     """
     recipe, team = setting.recipe, setting.team
     assert recipe.minutes is not None
@@ -64,8 +64,8 @@ def within_minutes(setting: Setting, state: State, started: float) -> Setting:
 
 
 def fitting(recipe: Recipe, train_images: int, gone_s: float, speed: Speed) -> Recipe:
-    """The recipe with as many epochs as its minutes hold, of which `gone_s` seconds are gone; its passes change where
-    the epochs would be few or very many."""
+    """The recipe with as many epochs as fit into its minutes, of which `gone_s` seconds have passed; passes change if
+    the epochs would be too few or too many."""
     assert recipe.minutes is not None
     seconds = recipe.minutes * 60 * (1 - RESERVE) - gone_s - speed.test_s
 
@@ -92,9 +92,9 @@ def fitting(recipe: Recipe, train_images: int, gone_s: float, speed: Speed) -> R
 
 
 def forecast(setting: Setting, state: State) -> tuple[float, float]:
-    """Seconds that the training will take, and images a second; `state` stays as it was.
+    """The seconds that the training will take, and its images per second; `state` stays unchanged.
 
-    Costs about three seconds, or two steps where they take longer. Of a training of seconds only steps are counted.
+    Takes about three seconds, or two steps if they take longer. A very short training is judged only by its steps.
     """
     recipe, images = setting.recipe, len(setting.data.train)
     total = recipe.epochs * setting.steps_per_epoch
@@ -108,7 +108,7 @@ def forecast(setting: Setting, state: State) -> tuple[float, float]:
 
 
 def measure(setting: Setting, state: State, seconds: float) -> Speed:
-    """Trains steps for at least so many seconds, validates and keeps a checkpoint for their time; changes `state`."""
+    """Times training steps for at least `seconds`, a validation and a checkpoint; changes `state`."""
     step_s = _step_s(setting, state, seconds)
     image_s = step_s / step_images(setting.recipe, len(setting.data.train))
     evaluation = _evaluation_s(setting, state, max(1, int(seconds / image_s)))
@@ -119,8 +119,8 @@ def measure(setting: Setting, state: State, seconds: float) -> Speed:
 
 
 def _step_s(setting: Setting, state: State, seconds: float) -> float:
-    """Seconds that a step takes, measured for at least so many seconds, or for an epoch."""
-    still = dataclasses.replace(setting.recipe, lr=1e-12, min_lr=0.0)  # nothing is learned, so nothing diverges
+    """Seconds per step, measured for at least `seconds`, or for an epoch."""
+    still = dataclasses.replace(setting.recipe, lr=1e-12, min_lr=0.0)  # learns nothing, so cannot diverge
     quiet = dataclasses.replace(setting, recipe=still, progress=Progress(quiet=True))
     most, longer = setting.steps_per_epoch, setting.team.from_leader
 
@@ -131,7 +131,7 @@ def _step_s(setting: Setting, state: State, seconds: float) -> float:
 
     taken = steps(1)
     eager = setting.device.type == "cpu" and not setting.recipe.compile
-    if eager and longer(partial(lt, seconds, taken)):  # a step of seconds has nothing left to warm up
+    if eager and longer(partial(lt, seconds, taken)):  # steps that take seconds need no further warm-up
         return taken
     count = min(_FIRST_STEPS, most)
     taken = steps(count)
@@ -142,20 +142,20 @@ def _step_s(setting: Setting, state: State, seconds: float) -> float:
 
 
 def _evaluation_s(setting: Setting, state: State, most: int) -> float:
-    """Seconds that an image takes in evaluation, of at most so many images; 0 where none is evaluated."""
+    """Seconds per image in evaluation, from at most `most` images; 0 if none is evaluated."""
     part = setting.data.val if setting.data.test is None else setting.data.test
     if part is None:
         return 0.0
     count = min(most, 2 * EVAL_BATCH)
     some = Split(part.images[:count], part.labels[:count], part.names[:count])
-    for _ in range(2):  # what is compiled is compiled in the first
+    for _ in range(2):  # the first one compiles
         start = time.perf_counter()
         predict(state.evaluated(), some, setting.data, setting.device, setting.dtype, setting.team)
     return (time.perf_counter() - start) / len(some)
 
 
 def _keeping_s(state: State) -> float:
-    """Seconds that the weights and the checkpoint of an epoch take."""
+    """Seconds to write an epoch's weights and checkpoint."""
     start = time.perf_counter()
     weights = full_weights(state.evaluated())
     state.best = {**state.best, "weights": weights}
@@ -169,7 +169,7 @@ def _keeping_s(state: State) -> float:
 
 @contextmanager
 def _untouched(state: State) -> Iterator[None]:
-    """What happens inside leaves no trace in the state of a training that has not begun."""
+    """Restores the state of a training that has not begun after measurements inside this context."""
     weights = full_weights(state.model)
     average = None if state.average is None else copy.deepcopy(state.average.state_dict())
     scaler, best = state.scaler.state_dict(), state.best

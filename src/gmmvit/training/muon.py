@@ -1,4 +1,4 @@
-"""Muon: weight matrices are moved along the orthogonal factor of their momentum, everything else by AdamW.
+"""Muon: weight matrices move along the orthogonal factor of their momentum; AdamW moves everything else.
 
 Letters: M matrices of one shape, R x C their rows and columns, R <= C.
 """
@@ -14,17 +14,17 @@ _A, _B, _C, _ROUNDS = 3.4445, -4.7750, 2.0315, 5
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """Trainable weights of linear layers and of convolutions without groups, but for the first and the last layer.
+    """Trainable weights of linear layers and ungrouped convolutions, except the first and the last layer.
 
-    Those two face pixels and classes, where the coordinates mean something and AdamW is better.
+    Those two face pixels and classes, whose coordinates carry meaning, so AdamW is better.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
-    weights = dict.fromkeys(layer.weight for layer in layers if layer.weight.requires_grad)  # a shared one once
+    weights = dict.fromkeys(layer.weight for layer in layers if layer.weight.requires_grad)  # shared weights once
     return list(weights)[1:-1]
 
 
 def orthogonal_factors(matrices: Tensor) -> Tensor:
-    """About U V^T of each matrix U S V^T: [M, R, C] in, the same out; singular values end between 0.7 and 1.2."""
+    """About U V^T of each matrix U S V^T: [M, R, C] -> the same; the singular values end between 0.7 and 1.2."""
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(_ROUNDS):
         gram = x @ x.mT
@@ -35,18 +35,18 @@ def orthogonal_factors(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for groups with `muon=True`, AdamW in its fused form for the others.
 
-    The update of a matrix is as long as AdamW's is on average, so that one learning rate and weight decay serve both.
-    Convolutions count as matrices [out, in * height * width], three matrices stacked as queries, keys and values as
-    three. Matrices of one shape are computed together.
+    A matrix update is as long as AdamW's on average, so one learning rate and weight decay serve both. Convolutions
+    count as matrices [out, in * height * width]; stacked queries, keys and values count as three. Matrices of one shape
+    are computed together.
 
     Args:
-        groups: parameter groups; those of Muon say `muon: True`.
+        groups: parameter groups; Muon's have `muon: True`.
         lr: learning rate.
-        momentum: of Nesterov's kind.
-        dtype: of the matrix products; bfloat16 is precise enough, float32 for devices that are slow at it.
+        momentum: Nesterov momentum.
+        dtype: of the matrix products; bfloat16 is precise enough, float32 is for devices where bfloat16 is slow.
 
     Source: Jordan et al., https://kellerjordan.github.io/posts/muon (2024); the length of the update from Liu et al.,
-    arXiv 2502.16982. `torch.optim.Muon` is the same for one matrix after the other.
+    arXiv 2502.16982. `torch.optim.Muon` does the same one matrix at a time.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step of both; gradients may be scaled by a GradScaler."""
+        """A step of Muon and AdamW; a GradScaler may have scaled the gradients."""
         if closure is not None:
             raise TypeError("Muon takes no closure: compute the loss before the step")
         every = self.param_groups
@@ -79,7 +79,7 @@ class Muon(torch.optim.AdamW):
         if not weights:
             return
         for weight in weights:
-            if not self.state[weight]:  # "step" is what AdamW's state_dict counts on
+            if not self.state[weight]:  # AdamW's state_dict needs "step"
                 step = torch.zeros((), dtype=torch.float32, device=weight.device)
                 self.state[weight] = {"step": step, "momentum_buffer": torch.zeros_like(weight)}
         torch._foreach_add_([self.state[weight]["step"] for weight in weights], 1)
@@ -94,7 +94,7 @@ class Muon(torch.optim.AdamW):
         torch._foreach_sub_(weights, updates)
 
     def _unscaled(self, gradients: list[Tensor], buffers: list[Tensor]) -> tuple[list[Tensor], Tensor | float]:
-        """Gradients as they are without a GradScaler, and the factor of the step: 0 where one of them is infinite."""
+        """The gradients without a GradScaler's scale, and a factor for the step: 0 if any gradient is infinite."""
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if scale is not None:
             gradients = [gradient / scale for gradient in gradients]
@@ -104,7 +104,7 @@ class Muon(torch.optim.AdamW):
         return kept, 1 - overflow
 
     def _directions(self, momenta: list[Tensor]) -> list[Tensor]:
-        """The update of each weight, for a learning rate of 1."""
+        """The update of each weight at learning rate 1."""
         result = [torch.empty_like(momentum) for momentum in momenta]
         stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for momentum, out in zip(momenta, result, strict=True):

@@ -1,4 +1,4 @@
-"""The optimiser of a training: parameter groups, learning-rate schedule, average of the weights."""
+"""The optimiser: parameter groups, learning-rate schedule, average of the weights."""
 
 import math
 from itertools import pairwise
@@ -15,9 +15,9 @@ from gmmvit.training.muon import Muon, hidden_matrices
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
-    """Groups "decay" (matrices), "no_decay" (norms, biases, positions, tokens) and "mask", each with its own
-    `weight_decay` and `lr_scale`; empty ones are left out. What a model of timm names in `no_weight_decay` has none.
-    With Muon, "muon" has the matrices of hidden layers."""
+    """Groups "decay" (matrices), "no_decay" (norms, biases, positions, tokens, a timm model's `no_weight_decay`),
+    "mask" and, with Muon, "muon" (matrices of hidden layers), each with its `weight_decay` and `lr_scale`. Empty groups
+    are left out."""
     undecayed = undecayed_parameters(model) | set(getattr(model, "no_weight_decay", set)())
     hidden = {id(weight) for weight in hidden_matrices(model)} if recipe.optimizer == "muon" else set()
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "mask": [], "muon": []}
@@ -45,8 +45,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32) -> torch.optim.AdamW:
-    """The recipe's optimiser over the groups of `parameter_groups`, its rates as tensors: AdamW in its fused form, or
-    Muon, whose matrix products are float32 where the forward pass is, of type `dtype`, and bfloat16 elsewhere."""
+    """The recipe's optimiser over `parameter_groups`, with learning rates as tensors: fused AdamW, or Muon, with matrix
+    products in float32 if `dtype`, that of the forward pass, is float32, else in bfloat16."""
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "muon":
         products = torch.float32 if dtype == torch.float32 else torch.bfloat16
@@ -59,9 +59,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Raises ValueError where a state_dict is empty, or holds moments of another shape than their parameter or NaN: the
-    optimiser would take them as they are, and its fused form reads beyond them. A parameter that no loss reaches has
-    no moments."""
+    """Raises ValueError if a state_dict is empty, or its moments are NaN or differ in shape from their parameter: the
+    optimiser would accept them, and its fused form would read out of bounds. Parameters without gradient have no
+    moments."""
     own = [(weight.shape, group.get("muon", False)) for group in optimizer.param_groups for weight in group["params"]]
     if not saved["state"]:
         raise ValueError("it has no state of the optimizer")
@@ -78,13 +78,13 @@ LONGEST_WARMUP = 0.25  # of a training
 
 
 def warmup_share(recipe: Recipe) -> float:
-    """The part of a training that is warm-up: that of the recipe, a quarter at most."""
+    """The fraction of a training that is warm-up: the recipe's, at most a quarter."""
     return min(LONGEST_WARMUP, recipe.warmup_epochs / recipe.epochs)
 
 
 def learning_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
-    """Linear from min_lr to lr over the warm-up, then a cosine down to min_lr at the last step; all of that between two
-    restarts as in a training of that length."""
+    """Linear from min_lr to lr over the warm-up, then a cosine down to min_lr at the last step. Each span between two
+    restarts is like a training of that length."""
     ends = [*(recipe.restarts or ()), recipe.epochs]
     first, last = next(((a, b) for a, b in pairwise([0, *ends]) if step < b * steps_per_epoch), (0, recipe.epochs))
     step, total = step - first * steps_per_epoch, (last - first) * steps_per_epoch
@@ -96,28 +96,28 @@ def learning_rate(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
 
 
 def rates_as_tensors(optimizer: torch.optim.Optimizer) -> None:
-    """Moves the rates into tensors beside the parameters, where a CUDA graph of the step reads them at every replay.
+    """Moves the learning rates into tensors on the parameters' device, where a CUDA graph reads them at every replay.
 
-    To be called again after `load_state_dict`, which puts back what was saved. Shards of a model keep plain numbers.
+    Call it again after `load_state_dict`, which restores plain numbers. Sharded models keep plain numbers.
     """
     for group in optimizer.param_groups:
         parameter = group["params"][0]
         if type(parameter.data) is not Tensor or parameter.device.type not in ("cpu", "cuda"):
             continue
-        # What the fused kernels read: a double on the CPU, bit for bit the plain number, a float on a GPU.
+        # The dtype that the fused kernels read: double on the CPU, exactly the plain number, float on a GPU.
         dtype = torch.float64 if parameter.device.type == "cpu" else torch.float32
         group["lr"] = torch.tensor(float(group["lr"]), dtype=dtype, device=parameter.device)
         group["capturable"] = parameter.device.type == "cuda"
 
 
 def plain_groups(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state_dict with its rates as numbers, the same whatever device it trained on."""
+    """An optimiser's state_dict with learning rates as numbers, independent of the device."""
     groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in state.get("param_groups", [])]
     return state | ({"param_groups": groups} if state else {})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets every group's rate to `lr` times its `lr_scale`."""
+    """Sets every group's learning rate to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr * group["lr_scale"])
@@ -126,10 +126,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class Average(AveragedModel):
-    """torch's exponential moving average of the weights, with an update that neither waits for a GPU nor, after the
-    first, depends on the host: the numbers and the state_dict are torch's, bit for bit. Buffers are copied.
+    """torch's exponential moving average of the weights, bit for bit, but its update neither synchronises with a GPU
+    nor, after the first, depends on the host. The state_dict is torch's too. Buffers are copied.
 
-    The number of updates lies beside the weights, and is looked at once, before the first update.
+    The number of updates is kept on the weights' device and read once, before the first update.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -139,7 +139,7 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Takes the weights of `model` in: all of them at first, then a part 1 - decay."""
+        """Updates the average with the weights of `model`: a copy at first, then a fraction 1 - decay."""
         if self._begun is None:
             self._begun = bool(self.n_averaged > 0)
             self._averages, self._weights = (tuple(m.parameters()) for m in (self.module, model))
@@ -154,7 +154,7 @@ class Average(AveragedModel):
         self.n_averaged.add_(1)
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """As of any module; buffers may be others then, and the number of updates is another."""
+        """As for any module; then reads the buffers and the number of updates again."""
         self._begun = None
         return super().load_state_dict(*args, **options)
 

@@ -1,4 +1,4 @@
-"""What a training says while it runs: one line that refreshes on a terminal, plain lines elsewhere, and loggers."""
+"""A training's output: one refreshing line on a terminal, plain lines elsewhere, and loggers."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,7 @@ from typing import Any
 from gmmvit.runs.claim import EVENTS, own
 from gmmvit.text import shown
 
-REFRESH_S = 0.5  # of the line on a terminal
+REFRESH_S = 0.5  # between refreshes on a terminal
 PLAIN_S = 60.0  # between plain lines about steps
 
 
@@ -28,16 +28,16 @@ def clock(seconds: float) -> str:
 
 
 def bar(done: int, total: int, width: int = 16) -> str:
-    """A part done as [######----------]  38%."""
+    """A progress bar such as [######----------]  38%."""
     filled = width * done // max(1, total)
     return f"[{'#' * filled}{'-' * (width - filled)}] {100 * done // max(1, total):3}%"
 
 
 class Progress:
-    """Progress of a training on standard error, in steps; counted from `begin` on.
+    """Shows a training's progress in steps on standard error, starting with `begin`.
 
-    `label` goes before every line, of several trainings in one process. Without a terminal the line of steps is a plain
-    one, once a minute.
+    `label` starts every line if several trainings share a process. Without a terminal the line of steps is a plain one,
+    once a minute.
     """
 
     def __init__(self, quiet: bool = False, label: str = "") -> None:
@@ -46,7 +46,7 @@ class Progress:
         self.begin(1, 0)
 
     def begin(self, total_steps: int, done_steps: int) -> None:
-        """Starts the clock with `done_steps` of `total_steps` done already."""
+        """Starts the clock with `done_steps` of `total_steps` already done."""
         self.total, self.first, self.step = total_steps, done_steps, done_steps
         self.start = self.shown = time.monotonic()
 
@@ -56,28 +56,28 @@ class Progress:
         return clock((time.monotonic() - self.start) / done * (self.total - self.step)) if done else "?"
 
     def advance(self) -> bool:
-        """Counts a step; True where a line is due, to be given to `show`."""
+        """Counts a step; returns whether a line is due for `show`."""
         self.step += 1
         return not self.quiet and time.monotonic() - self.shown > (REFRESH_S if self.live else PLAIN_S)
 
     def show(self, text: str) -> None:
-        """Renews the line of a terminal; elsewhere a line that stays."""
+        """Refreshes the line on a terminal; elsewhere prints a new line."""
         self.shown = time.monotonic()
         text = shown(f"{text}  left {self.time_left()}")
         if not self.live:
             self.line(text)
             return
-        columns = shutil.get_terminal_size().columns - 1  # a longer line would not be renewed but repeated
+        columns = shutil.get_terminal_size().columns - 1  # a longer line would repeat instead of refresh
         _write(f"\r\x1b[K{f'{self.label}{bar(self.step, self.total)} {text}'[:columns]}")
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self.shown = time.monotonic()
         if not self.quiet:
             self.notice(text)
 
     def notice(self, text: str) -> None:
-        """A line that a quiet training prints too."""
+        """Prints a line even in a quiet training."""
         _write(("\r\x1b[K" if self.live else "") + self.label + shown(text) + "\n")
 
 
@@ -88,7 +88,7 @@ def _is_terminal() -> bool:
 
 
 def _write(text: str) -> None:
-    """Writes to standard error; where nobody reads it (closed, a full disk, a pipe that ended), a training goes on."""
+    """Writes to standard error; if that fails (closed, full disk, broken pipe), the training continues."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -97,12 +97,12 @@ def _write(text: str) -> None:
 def open_loggers(
     names: tuple[str, ...], folder: Path, config: dict[str, Any]
 ) -> list[Callable[[dict[str, Any]], None]]:
-    """A function a logger ("tensorboard", "wandb", "trackio") that takes a row of metrics."""
+    """One function per logger ("tensorboard", "wandb", "trackio"); it takes a row of metrics."""
     return [_open_logger(name, folder, config) for name in names]
 
 
 def require_loggers(names: tuple[str, ...]) -> None:
-    """Raises ModuleNotFoundError that says what to install where a logger is missing."""
+    """Raises ModuleNotFoundError, with the command to install it, if a logger is missing."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"logger {name!r} is not installed; install it: pip install {name}")
@@ -115,7 +115,7 @@ def _open_logger(name: str, folder: Path, config: dict[str, Any]) -> Callable[[d
         place = folder / EVENTS
         before = set(place.glob("*"))
         writer = SummaryWriter(str(place))
-        writer.flush()  # its file is there now
+        writer.flush()  # creates its file
         own(folder, *(f"{EVENTS}/{path.name}" for path in place.glob("*") if path not in before))
 
         def log(row: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def _open_logger(name: str, folder: Path, config: dict[str, Any]) -> Callable[[d
             writer.flush()
 
         return log
-    # One interface. Several trainings in a process have a run each, which wandb makes only when it is asked to.
+    # Both have one interface. Each training of a process gets its own run, which wandb makes only on request.
     library = importlib.import_module(name)
     more = {"reinit": "create_new"} if name == "wandb" else {}
     run = library.init(project="gmmvit", name=folder.name, config=config, **more)

@@ -1,20 +1,19 @@
-"""How often each image is seen: the order of a training's images, and their weights in its loss."""
+"""The order of a training's images, and class weights in its loss."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-_AT_ONCE = 2**22  # images that are put in order at a time: 32 MiB
+_AT_ONCE = 2**22  # images ordered at a time: 32 MiB
 
 
 def drawn(
     labels: Tensor, passes: int, total: int, size: int, *, balanced: bool, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """The first `total` images of `passes` sweeps, as int64 rows in runs of `size`, the last of them shorter.
+    """The first `total` images of `passes` sweeps, as int64 row numbers in batches of `size`; the last may be shorter.
 
-    A sweep has each image once in a random order, or where it is `balanced` as many draws, in which every class is
-    equally likely.
+    A sweep has each image once in random order, or if `balanced` as many draws with every class equally likely.
     """
     waiting = torch.empty(0, dtype=torch.int64)
     several = max(1, _AT_ONCE // len(labels))
@@ -40,6 +39,6 @@ def _sweep(labels: Tensor, balanced: bool, generator: torch.Generator) -> Tensor
 
 
 def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """A weight for each class, float32 [classes], that gives all of them the same sum; 1 in the mean over images."""
+    """Class weights, float32 [classes], that give all classes the same total weight; their mean over images is 1."""
     counts = labels.cpu().bincount(minlength=num_classes)
     return (len(labels) / ((counts > 0).sum() * counts.clamp_min(1))).float()

@@ -1,4 +1,4 @@
-"""Files written by a thread beside the training: what an epoch leaves, while the next one trains."""
+"""A thread that writes an epoch's files while the next epoch trains."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,10 +10,10 @@ from gmmvit.training.progress import Progress
 
 
 class Writer:
-    """One piece of work at a time in a thread of its own; what follows it runs in the thread that asked for it.
+    """Runs one piece of work at a time in its own thread, and its follow-up in the calling thread.
 
-    The work must touch nothing that changes meanwhile, and no GPU. As a context it ends when the work is done, also
-    where an error or Ctrl-C came; an error of the work is raised then, after Ctrl-C only reported.
+    The work must not touch a GPU or anything that changes meanwhile. As a context manager it waits for the work, even
+    after an error or Ctrl-C, and raises the work's error, or only reports it after Ctrl-C.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -23,22 +23,22 @@ class Writer:
         self._after: Callable[[], object] = lambda: None
 
     def begin(self, work: Callable[[], object], after: Callable[[], object]) -> None:
-        """Starts `work`, before which `finish` must have been called; `after` is called once it has succeeded."""
+        """Starts `work`; call `finish` first. `after` runs once the work has succeeded."""
         assert self._work is None
         self._work, self._after = self._thread.submit(work), after
 
     def look(self) -> None:
-        """As `finish` where the work is done; else nothing."""
+        """Calls `finish` if the work is done, else does nothing."""
         if self._work is not None and self._work.done():
             self.finish()
 
     def look_for_success(self) -> None:
-        """As `look`, but an error waits for `finish`."""
+        """As `look`, but leaves errors to `finish`."""
         if self._work is not None and self._work.done() and self._work.exception() is None:
             self.finish()
 
     def finish(self) -> None:
-        """Waits for the work, raises its error, calls what follows it."""
+        """Waits for the work, raises its error, runs the follow-up."""
         if self._work is None:
             return
         with uninterrupted():
