@@ -93,7 +93,7 @@ def test_the_advice_of_the_errors_works_when_it_is_followed():
     with pytest.raises(ValueError, match=r"grid of 'stages\.1\.attention' is unknown: pass grid=\{name: \(rows"):
         attach(detach(model), grid={"stages.0.attention": (4, 6)})
     with pytest.raises(
-        ValueError, match=r"grid names 'stages\.2', the attentions .* are stages\.0\.attention, stages\.1"
+        ValueError, match=r"grid names 'stages\.2', but the attentions .* are stages\.0\.attention, stages\.1"
     ):
         attach(model, grid={"stages.2": (4, 6)})
     with pytest.raises(ValueError, match=r"grid of 'stages\.0\.attention' must be a positive int or a pair"):

@@ -130,11 +130,11 @@ def test_a_layer_whose_tokens_are_other_ones_is_left_alone():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda x: x.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2), "not the patches, row by row"),  # by columns
-        (lambda x: x.flip(1), "not the patches, row by row"),
-        (lambda x: x.cumsum(1), "not the patches, row by row|keeps only some"),
+        (lambda x: x.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2), "not the patches row by row"),  # by columns
+        (lambda x: x.flip(1), "not the patches row by row"),
+        (lambda x: x.cumsum(1), "not the patches row by row|keeps only some"),
         (lambda x: x[:, 1:], "keeps only some of the patches"),
-        (lambda x: torch.cat((x[:, :3], x[:, :1] * 0, x[:, 3:]), 1), "not the patches, row by row"),
+        (lambda x: torch.cat((x[:, :3], x[:, :1] * 0, x[:, 3:]), 1), "not the patches row by row"),
         (lambda x: torch.cat((x, x[:, :2] * 0), 1), "has 2 tokens after the patches"),
         (lambda x: x.flatten(0, 1)[None], "does not keep one sequence of patches an image"),
         (lambda x: torch.cat((x[:, :1] * 0, x), 1), None),

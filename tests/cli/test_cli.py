@@ -48,7 +48,7 @@ def test_the_help_of_train_shows_every_field_with_its_default(capsys):
     status, out, _ = call(capsys, "train", "--help")
     text = " ".join(out.replace("│", " ").split())
     assert status == 0
-    assert "those of fields that the recipe leaves open" in text
+    assert "hold for fields that the recipe leaves open" in text
     for field in dataclasses.fields(Recipe):
         assert f"--{field.name.replace('_', '-')} " in text, field.name
     for shown in ("--lr FLOAT Peak learning rate. [default: 0.001]", "[default: 0.02,0.4]", "[default: digits]"):
