@@ -14,7 +14,7 @@ from gmmvit.attach import peft
 from gmmvit.attach.place import Grid, GridBox, Record, Site
 from gmmvit.attention import OffsetTable, gmm_attention, with_prefix
 from gmmvit.attention.eager import eager_attention, eager_weights
-from gmmvit.attention.reference import EVERY_PATCH, Steps, attention_weights, mask_at
+from gmmvit.attention.reference import EVERY_PATCH, SOFTMAX, Steps, attention_weights, mask_at
 
 
 class Swapped(nn.Module):
@@ -232,7 +232,7 @@ class MaskedDonor(Swapped):
         hooks or `attention_maps` watch them."""
         if self.gmm_seen is not None or not getattr(self, "fused_attn", True):
             return True
-        return any(hooked(self._modules.get(name)) for name in ("softmax", *_DROPOUTS))
+        return any(hooked(self._modules.get(name)) for name in ("softmax", "rel_pos", *_DROPOUTS))
 
     def gmm_weighed(
         self,
@@ -248,8 +248,12 @@ class MaskedDonor(Swapped):
         """`gmm_attend_by` on the unfused path, and the weights [B, H, Tq, Tk] after dropout."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         options: Any = {"scale": scale, "bias": additive(bias), "mode": self.gmm_site.mode}
-        if self._modules.get("softmax") is not None:
-            options["softmax"] = self.softmax
+        softmax = self._modules.get("softmax") or SOFTMAX
+        rel_pos = self._modules.get("rel_pos")
+        if rel_pos is not None and hooked(rel_pos):  # the donor's module that adds the bias to the logits
+            options["bias"], options["softmax"] = None, lambda logits: softmax(rel_pos(logits))
+        else:
+            options["softmax"] = softmax
         weights = eager_weights(q.to(v.dtype), k.to(v.dtype), mask, **options).to(v.dtype)
         weights = self.gmm_drop(weights, dropout_p)
         return weights @ v, weights
