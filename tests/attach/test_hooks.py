@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from donor import Donor, logits, small_vit
-from donors import DONORS
+from zoo.donor import Donor, logits, small_vit
+from zoo import DONORS
 from torch import nn
 from torch.fx.proxy import TraceError
 
