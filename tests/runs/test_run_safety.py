@@ -252,7 +252,7 @@ def test_other_images_under_the_old_names_are_noticed_when_a_training_goes_on(tm
     torch.save({**state, "epoch": 1}, tmp_path / "run" / "checkpoint.pt")
     for path in folder.rglob("*.png"):
         Image.open(path).rotate(180).save(path)
-    with pytest.raises(RunError, match=r"has changed since the training began \(pixels"):
+    with pytest.raises(RunError, match=r"has changed since the training started \(pixels"):
         resume(tmp_path / "run", quiet=True)
 
 

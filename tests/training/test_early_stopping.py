@@ -109,7 +109,7 @@ def test_a_stopped_training_takes_the_epochs_that_it_was_to_have(tmp_path, capfd
     first = train(recipe(epochs=12), tmp_path / "run", quiet=True)["stopped_after"]
     assert first is not None
     resume(tmp_path / "run", epochs=12)
-    assert f"begins anew after epoch {first}, with warm-up and cosine over the {12 - first}" in capfd.readouterr().err
+    assert f"restarts after epoch {first}, with warm-up and cosine over the {12 - first}" in capfd.readouterr().err
     assert len(read_rows(tmp_path / "run")) > first
     assert recipe_of(tmp_path / "run").restarts == (first,)
 

@@ -67,7 +67,7 @@ def test_folds_and_several_trainings_are_added_up(tmp_path, capsys):
 def test_a_resumed_training_says_what_is_left(tmp_path, capsys):
     train(load_recipe("digits", **TINY), tmp_path / "run", quiet=True)
     resume(tmp_path / "run", epochs=2)
-    assert re.search(r"after epoch 1 of 2: about \d+s more at the speed until now", capsys.readouterr().err)
+    assert re.search(r"after epoch 1 of 2: about \d+s more at the speed so far", capsys.readouterr().err)
 
 
 def test_what_a_step_keeps_is_what_its_layers_save(tmp_path):

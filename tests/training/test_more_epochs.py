@@ -53,7 +53,7 @@ def test_a_finished_run_is_trained_on(tmp_path, capsys):
     train(recipe(), tmp_path / "run", quiet=True)
     two = load_file(tmp_path / "run" / "last.safetensors")
     assert main(["resume", str(tmp_path / "run"), "--epochs", "3"]) == 0
-    told = "was to end after 2 epochs and goes on to 3: the learning rate begins anew after epoch 2, with warm-up and "
+    told = "was to end after 2 epochs and now trains to 3: the learning rate restarts after epoch 2, with warm-up and "
     assert f"{told}cosine over the 1 added" in capsys.readouterr().err
     assert [row["epoch"] for row in read_rows(tmp_path / "run")] == [1, 2, 3]
     assert recipe_of(tmp_path / "run").epochs == 3
@@ -96,7 +96,7 @@ def test_an_interrupted_run_first_ends_as_it_was_to(tmp_path, monkeypatch, capfd
         train(recipe(epochs=3), tmp_path / "run", quiet=True)
     monkeypatch.undo()
     resume(tmp_path / "run", epochs=5)
-    assert "begins anew after epoch 3, with warm-up and cosine over the 2 added" in capfd.readouterr().err
+    assert "restarts after epoch 3, with warm-up and cosine over the 2 added" in capfd.readouterr().err
     train(recipe(epochs=5, restarts=(3,)), tmp_path / "again", quiet=True)
     same_weights(tmp_path / "run", tmp_path / "again")
 
@@ -107,7 +107,7 @@ def test_fewer_epochs_than_planned_are_taken_too(tmp_path, monkeypatch, capfd):
         train(recipe(epochs=9), tmp_path / "run", quiet=True)
     monkeypatch.undo()
     resume(tmp_path / "run", epochs=3)
-    assert "goes on to 3: the learning rate goes on as in a training of 3" in capfd.readouterr().err
+    assert "now trains to 3: the learning rate continues as in a training of 3" in capfd.readouterr().err
     assert recipe_of(tmp_path / "run").restarts is None
     assert len(read_rows(tmp_path / "run")) == 3
 

@@ -1,4 +1,4 @@
-"""Which folders are parts of a data set and which are classes; where that is not clear, they are refused."""
+"""Decides which folders are parts of a data set and which are classes; refuses unclear cases."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gmmvit.data.walk import data_files, dead_links, loose_images, visible_folde
 
 
 def find_parts(path: Path) -> dict[str, Path]:
-    """The folders of PATH that are called train, val or test in any usual spelling and hold class folders or a table; a
-    folder of that name with images directly in it is a class.
+    """The folders of PATH named train, val or test in any usual spelling that hold class folders or a table; such a
+    folder with images directly in it is a class.
 
     Raises:
-        DataError: two folders are one part.
+        DataError: two folders are the same part.
     """
     parts: dict[str, Path] = {}
     called = _called(path)
@@ -32,24 +32,24 @@ def find_parts(path: Path) -> dict[str, Path]:
 
 
 def _called(path: Path) -> dict[str, str]:
-    """The folders of PATH whose names are those of parts, and which parts."""
+    """Names of the folders of PATH that are named like parts -> part."""
     return parts_of([folder.name for folder in visible_folders(path)])
 
 
 def _inner(folder: Path) -> Path:
-    """The part in a folder that holds it alone, as some archives unpack: `seg_train/seg_train/CLASS`."""
+    """The part inside a folder that holds nothing else, as some archives unpack: `seg_train/seg_train/CLASS`."""
     inside = visible_folders(folder)
     same = len(inside) == 1 and part_of(inside[0].name) == part_of(folder.name) and not loose_images(folder)
     return inside[0] if same else folder
 
 
 def check_no_parts(path: Path, report: Report) -> None:
-    """Raises DataError where the class folders of PATH are called as parts are; a notice where one of several is."""
+    """Raises DataError if all class folders of PATH are named like parts; reports it if only some are."""
     called = _called(path)
     named = sorted(called, key=lambda name: called[name] != "train")
     if named and (len(named) == len(visible_folders(path)) or len(set(called.values())) > 1):
         raise DataError(
-            f"{path} holds {listing(named)}, called as parts are, with images and no class folders: expected "
+            f"{path} holds {listing(named)}, named like parts, with images but no class folders: expected "
             f"{path / named[0]}/CLASS/*.jpg, or a metadata.csv (file_name, label) in each; if they are classes, list "
             f"their images in {path / 'metadata.csv'}"
         )
@@ -60,28 +60,26 @@ def check_no_parts(path: Path, report: Report) -> None:
 
 
 def _report_other_parts(path: Path, report: Report) -> None:
-    with contextlib.suppress(DataError):  # the folder round it may be closed to us
+    with contextlib.suppress(DataError):  # the parent folder may not be readable
         others = [folder.name for folder in visible_folders(path.parent) if part_of(folder.name) and folder != path]
         if others:
-            report(f"{path} is one part of {path.parent}: {listing(others)} beside it is not read")
+            report(f"{path} is one part of {path.parent}: {listing(others)} beside it is ignored")
 
 
 def check_classes_hold_images(root: Path, report: Report) -> None:
-    """Raises DataError where the folders of `root` are no classes but hold those: one folder too high, several data
-    sets or folds, parts inside of the classes. Folders inside classes are reported."""
+    """Raises DataError if the folders of `root` are not classes but contain them: the path is one folder too high, or
+    holds several data sets or folds, or parts inside classes. Reports folders inside classes."""
     inside = {folder: [sub.name for sub in visible_folders(folder)] for folder in visible_folders(root)}
     bare = {folder: subs for folder, subs in inside.items() if subs and not loose_images(folder)}
     names = {folder.name.casefold() for folder in inside}
     if len(inside) == 1 and bare:
         [(folder, subs)] = bare.items()
-        raise DataError(
-            f"{root} holds the folder {folder.name} alone, with {listing(subs)} in it: give folder:{folder}"
-        )
+        raise DataError(f"{root} holds only the folder {folder.name}, with {listing(subs)} in it: give folder:{folder}")
     for folder, subs in bare.items():
         if called := [sub for sub in subs if sub.casefold() in names]:
             raise DataError(
-                f"{folder} holds folders that are called as its neighbours are ({listing(called)}) and no image of its "
-                "own, so it is no class: move it away, or put its images into the neighbours"
+                f"{folder} holds folders named like its neighbours ({listing(called)}) but no images of its "
+                "own, so it is not a class: move it away, or put its images into the neighbours"
             )
     common = [sub for sub, count in Counter(sub for subs in inside.values() for sub in subs).items() if count > 1]
     alike = len(bare) == len(inside) > 1 and len({frozenset(subs) for subs in bare.values()}) == 1
@@ -92,15 +90,15 @@ def check_classes_hold_images(root: Path, report: Report) -> None:
         else:
             right = f"give one of them (folder:{next(iter(inside))}), or list the images in {root / 'metadata.csv'}"
         raise DataError(
-            f"the folders {folders} of {root} hold the same folders ({listing(common)}) and no image: {right}"
+            f"the folders {folders} of {root} hold the same folders ({listing(common)}) but no images: {right}"
         )
     nested = [f"{folder.name}/{sub}" for folder, subs in inside.items() for sub in subs]
     if nested:
-        report(f"images in folders inside of the classes of {root} count to those classes: {listing(nested)}")
+        report(f"images in folders inside the classes of {root} count as those classes: {listing(nested)}")
 
 
 def tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) -> None:
-    """Notices about what lies beside the parts: parts without images, and classes or images that belong into one."""
+    """Reports what is ignored beside the parts: parts without images, and classes or images outside any part."""
     strays = [*loose_images(path), *dead_links(path), *data_files(path)]
     called = _called(path)
     for folder in visible_folders(path):

@@ -1,4 +1,4 @@
-"""How a training goes on from its checkpoint, and which trainings may share their data."""
+"""Resumes a training from its checkpoint, and shares data between trainings of one process."""
 
 import dataclasses
 from contextlib import ExitStack
@@ -20,19 +20,19 @@ Started = tuple[Setting, State]
 
 
 def shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
-    """The data of a training of this process, for another; raises RecipeError where they need different data."""
+    """The data of an earlier training in this process; raises RecipeError if the new one needs other data."""
     if known is None:
         return None
     setting, _ = known
     for name in fields_of("process") + fields_of("Data"):
         mine, theirs = getattr(recipe, name), getattr(setting.recipe, name)
         if mine != theirs:
-            raise RecipeError(f"several trainings in one process share their {name}, got {theirs!r} and {mine!r}")
+            raise RecipeError(f"trainings in one process must share their {name}, got {theirs!r} and {mine!r}")
     return setting.data
 
 
 def fold_label(recipe: Recipe) -> str:
-    """What goes before the lines of a training that is one of several folds."""
+    """The label for the lines of a training that is one of several folds."""
     return f"fold {recipe.fold}/{recipe.folds}: " if recipe.fold else ""
 
 
@@ -45,13 +45,13 @@ def continued(
     label: str = "",
     epochs: int | None = None,
 ) -> Started | dict[str, Any]:
-    """An interrupted training as it was after its last epoch, or the summary of a finished one."""
+    """An interrupted training restored to its last epoch, or the summary of a finished one."""
     team = join()
     recipe = with_data_at(run_folder.recipe_of(folder), data_dir)
     progress = Progress(quiet or not team.leads, label or fold_label(recipe))
     team.from_leader(lambda: locks.enter_context(claim.locked(folder)) and None)
     saved = checkpoint.load_checkpoint(folder, recipe)
-    run_folder.read_rows(folder)  # a damaged file is reported before any work
+    run_folder.read_rows(folder)  # report a damaged file before any work
     summary = run_folder.read_summary(folder)
     if epochs is not None and (epochs != recipe.epochs or _was_stopped(recipe, saved)):
         recipe = _extended(folder, recipe, epochs, saved, team)
@@ -77,7 +77,7 @@ def continued(
     left = clock(state.wall_s / state.epoch * (recipe.epochs - state.epoch)) if state.epoch else ""
     progress.line(
         f"resuming {folder} after epoch {state.epoch} of {recipe.epochs}"
-        + (f": about {left} more at the speed until now" if left else "")
+        + (f": about {left} more at the speed so far" if left else "")
     )
     return setting, state
 
@@ -88,27 +88,27 @@ def _was_stopped(recipe: Recipe, saved: dict[str, Any] | None) -> bool:
 
 
 def _say_more(progress: Progress, folder: Path, recipe: Recipe, before: dict[str, Any]) -> None:
-    """What becomes of the learning rate where a training was given another number of epochs."""
+    """Reports how the learning rate continues in a training with a new number of epochs."""
     epochs = recipe.epochs
-    begun = f"{folder} was to end after {before['epochs']} epochs and goes on to {epochs}: the learning rate"
+    begun = f"{folder} was to end after {before['epochs']} epochs and now trains to {epochs}: the learning rate"
     if recipe.restarts and tuple(before.get("restarts") or ()) != recipe.restarts:
         last = recipe.restarts[-1]
-        progress.line(f"{begun} begins anew after epoch {last}, with warm-up and cosine over the {epochs - last} added")
+        progress.line(f"{begun} restarts after epoch {last}, with warm-up and cosine over the {epochs - last} added")
     elif before["epochs"] != epochs:
-        progress.line(f"{begun} goes on as in a training of {epochs}")
+        progress.line(f"{begun} continues as in a training of {epochs}")
 
 
 def _hint(recipe: Recipe, saved: dict[str, Any]) -> str:
-    """What else is to be said of a finished training that patience ended."""
+    """A hint for a finished training that patience ended."""
     if saved["epoch"] >= recipe.epochs:
         return ""
-    return f" of {recipe.epochs}, by its patience; --epochs trains it on"
+    return f" of {recipe.epochs}, by its patience; --epochs extends it"
 
 
 def _extended(folder: Path, recipe: Recipe, epochs: int, saved: dict[str, Any] | None, team: Team) -> Recipe:
-    """The recipe with so many epochs, also in config.yaml; the summary of the shorter training goes.
+    """The recipe with `epochs` epochs, also written to config.yaml; removes the summary of the shorter training.
 
-    What is added begins where the training was to end, or where its patience ended it.
+    The added epochs start where the training was to end, or where its patience ended it.
     """
     done = 0 if saved is None else saved["epoch"]
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= done:
@@ -139,11 +139,11 @@ def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
 
 
 def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
-    """Raises RunError where the data is not what the run began with: other images would be learned as its classes."""
+    """Raises RunError if the data differs from that at the run's start: it would learn wrong images."""
     before = run_folder.load_config(folder)["data"]
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise files.RunError(
-            f"the data of {folder} has changed since the training began ({', '.join(changed)} differ); put it back to "
+            f"the data of {folder} has changed since the training started ({', '.join(changed)} differ); restore it to "
             "resume, or train again"
         )
