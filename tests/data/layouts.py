@@ -84,7 +84,7 @@ LAYOUTS = [
         {"train": 6, "val": 2, "test": 8},
     ),
     Layout(
-        "`my_train/*.jpg`, `my_test/*.jpg`", {"my_train": 4, "my_test": 4}, None, "holds my_train, my_test, called as"
+        "`my_train/*.jpg`, `my_test/*.jpg`", {"my_train": 4, "my_test": 4}, None, "holds my_train, my_test, named like"
     ),
     Layout(
         "`animals/cat/*`, `animals/dog/*`, `plants/oak/*`",
@@ -110,7 +110,7 @@ LAYOUTS = [
         "`train/*.jpg`, `test/*.jpg`",
         {"train": 4, "test": 4},
         None,
-        "PATH holds train, test, called as parts are, with images and no class folders",
+        "PATH holds train, test, named like parts, with images but no class folders",
         "datasets#7880",
     ),
     Layout(
@@ -195,7 +195,7 @@ LAYOUTS = [
         "`CLASS/train/*`, `CLASS/test/*`",
         _classes("a", "b", classes=("train", "test")),
         None,
-        "hold the same folders (test, train) and no image: put the parts outside",
+        "hold the same folders (test, train) but no images: put the parts outside",
     ),
     Layout(
         "`fold1/CLASS/*`, `fold2/CLASS/*`",
@@ -215,7 +215,7 @@ LAYOUTS = [
         "`a/*`, `b/*`, `extra/a/*`, `extra/b/*`",
         _classes(".", "extra"),
         None,
-        "PATH/extra holds folders that are called as its neighbours are (a, b)",
+        "PATH/extra holds folders named like its neighbours (a, b)",
         "fastai#2569",
     ),
     Layout(
