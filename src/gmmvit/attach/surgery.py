@@ -92,13 +92,15 @@ class MaskedDonor(Swapped):
     """
 
     gmm_parts: ClassVar[frozenset[str] | None] = frozenset()
+    gmm_rate: ClassVar[str | None] = "attn_drop"  # the donor's dropout of the weights, module or number; None without
     gmm_mask: Any
     gmm_site: Site
     gmm_seen: list[Tensor] | None = None  # collects the weights for `attention_maps`
 
     @classmethod
     def gmm_heads(cls, module: Any) -> int:
-        return module.num_heads
+        heads = getattr(module, "num_attention_heads", None)
+        return module.num_heads if heads is None else heads
 
     @classmethod
     def gmm_window(cls, module: Any) -> Grid | None:
@@ -160,7 +162,10 @@ class MaskedDonor(Swapped):
         return self.gmm_now(tokens)[0]
 
     def gmm_dropout(self) -> float:
-        return self.attn_drop.p if self.training else 0.0
+        if not self.training or self.gmm_rate is None:
+            return 0.0
+        rate = getattr(self, self.gmm_rate)
+        return getattr(rate, "p", rate)
 
     def gmm_attend(
         self,

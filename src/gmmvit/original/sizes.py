@@ -35,7 +35,9 @@ def model_arguments(tensors: Tensors, raw: Tensors, family: str, mask: str, size
     if mask == "gmm":
         alpha = next(name for name in tensors if name.endswith(".mask.alpha"))
         kernels = sizes.get("num_kernels") or _shape(tensors, alpha, 2)[1]
-        arguments["mask_options"] = {"num_kernels": kernels} | ({"float32_table": True} if _underflows(raw) else {})
+        # If the original's table underflows to zeros, masks learned with it are cut off there too.
+        cut = any(bool((tensor == 0).any()) for name, tensor in raw.items() if is_distance_table(name, tensor))
+        arguments["mask_options"] = {"num_kernels": kernels} | ({"float32_table": True} if cut else {})
     return arguments | _BY_FAMILY[family](tensors, raw, mask, sizes, arguments["dim"])
 
 
@@ -67,11 +69,6 @@ def check_sizes(family: str, sizes: Mapping[str, Any]) -> None:
 def is_distance_table(name: str, tensor: Tensor) -> bool:
     """Whether it is the original's frozen exp(-d2 / 2), [1, 1, N, N], which shares a name with the [N, N] ELM mask."""
     return (name == "mask" or name.endswith(".mask")) and tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
-
-
-def _underflows(raw: Tensors) -> bool:
-    """Whether the original's table underflows to zeros; masks learned with it are cut off there too."""
-    return any(bool((tensor == 0).any()) for name, tensor in raw.items() if is_distance_table(name, tensor))
 
 
 def _shape(tensors: Tensors, name: str, dims: int) -> tuple[int, ...]:

@@ -53,12 +53,11 @@ class _Differential(MaskedDonor):
     """Each head subtracts two softmaxes. Each softmax has its own queries, keys and mask, so the mask has 2 H heads, in
     pairs."""
 
+    gmm_rate = "attn_drop_p"
+
     @classmethod
     def gmm_heads(cls, module: Any) -> int:
         return 2 * module.num_heads
-
-    def gmm_dropout(self) -> float:
-        return self.attn_drop_p if self.training else 0.0
 
     def gmm_differ(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Three [B, T, C] -> [B, T, C]."""

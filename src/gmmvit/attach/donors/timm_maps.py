@@ -23,13 +23,11 @@ class DualAttention(MaskedDonor):
     """davit: windows of the padded map, no bias."""
 
     gmm_parts = frozenset({"qkv", "proj", "softmax"})
+    gmm_rate = None
 
     @classmethod
     def gmm_window(cls, module: Any) -> Grid:
         return module.window_size[0], module.window_size[1]
-
-    def gmm_dropout(self) -> float:
-        return 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """[B*G, T, C] -> the same."""
@@ -149,6 +147,7 @@ class MultiScaleMap(_Map):
     """sam2's Hiera: whole maps and windows, channels last; between stages queries are max-pooled 2 x 2."""
 
     gmm_parts = frozenset({"qkv", "proj", "q_pool"})
+    gmm_rate = None
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
@@ -177,9 +176,6 @@ class MultiScaleMap(_Map):
             return EVERY_PATCH
         rows, cols = pair(module.q_pool.stride, "stride")
         return Steps(query=(rows, cols), shift=((rows - 1) / 2, (cols - 1) / 2))
-
-    def gmm_dropout(self) -> float:
-        return 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """[B*G, rows, cols, C] -> [B*G, rows', cols', C']."""

@@ -128,6 +128,7 @@ class MaskUnitAttention(MaskedDonor):
     """
 
     gmm_parts = frozenset({"qkv", "proj"})
+    gmm_rate = None
     gmm_strides: list[tuple[int, int]]
 
     @classmethod
@@ -169,9 +170,6 @@ class MaskUnitAttention(MaskedDonor):
         model = _hiera(ancestors)
         inside = _strides_inside if module.use_mask_unit_attn else _strides_left
         return {"gmm_strides": inside(module, model)}
-
-    def gmm_dropout(self) -> float:
-        return 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, G*T, C] in the donor's order -> [B, G*Tq, C]."""

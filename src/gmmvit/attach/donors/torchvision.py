@@ -16,6 +16,7 @@ class MultiheadAttention(MaskedDonor):
     """`nn.MultiheadAttention` over patches: torchvision's ViTs, or any model whose grid the caller passes."""
 
     gmm_parts = frozenset({"out_proj"})
+    gmm_rate = "dropout"
 
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
@@ -29,9 +30,6 @@ class MultiheadAttention(MaskedDonor):
         if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
             return "has keys of another width or added keys"
         return ""
-
-    def gmm_dropout(self) -> float:
-        return self.dropout if self.training else 0.0
 
     def forward(
         self,

@@ -73,11 +73,6 @@ class InterfaceAttention(MaskedDonor):
     gmm_parts: ClassVar[frozenset[str] | None] = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj"})
 
     @classmethod
-    def gmm_heads(cls, module: Any) -> int:
-        heads = getattr(module, "num_attention_heads", None)
-        return module.num_heads if heads is None else heads
-
-    @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         return "" if hasattr(module.config, "patch_size") else "attends to words, not patches"
 
@@ -141,13 +136,7 @@ class _ExplicitAttention(MaskedDonor):
     """Attentions of the first transformers 5 releases that compute by themselves, without the interface."""
 
     gmm_parts = frozenset({"query", "key", "value", "dropout", "relative_position_bias"})
-
-    @classmethod
-    def gmm_heads(cls, module: Any) -> int:
-        return module.num_attention_heads
-
-    def gmm_dropout(self) -> float:
-        return self.dropout.p if self.training else 0.0
+    gmm_rate = "dropout"
 
     def gmm_split(self, x: Tensor) -> list[Tensor]:
         """[B, T, C] -> queries, keys and values [B, H, T, D]."""
@@ -236,9 +225,7 @@ class JointAttention(MaskedDonor):
     """blip's vision tower: one projection for queries, keys and values."""
 
     gmm_parts = frozenset({"qkv", "projection", "dropout"})
-
-    def gmm_dropout(self) -> float:
-        return self.dropout.p if self.training else 0.0
+    gmm_rate = "dropout"
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """[B, T, C] -> the same, and the weights if hooks watch: the library collects them that way."""
@@ -251,11 +238,6 @@ class SegmentAttention(MaskedDonor):
     """sam and vitdet: whole maps and windows, channels last; a bias from relative positions and queries."""
 
     gmm_parts = frozenset({"qkv", "proj"})
-
-    @classmethod
-    def gmm_heads(cls, module: Any) -> int:
-        heads = getattr(module, "num_attention_heads", None)
-        return module.num_heads if heads is None else heads
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:

@@ -24,9 +24,7 @@ _USUAL = 224  # image size if the configuration gives none, as for SegFormer and
 class _ReducedAttention(MaskedDonor):
     """Each key summarises a square of tokens."""
 
-    @classmethod
-    def gmm_heads(cls, module: Any) -> int:
-        return module.num_attention_heads
+    gmm_rate = "dropout"
 
     @staticmethod
     def gmm_ratio(module: Any) -> int:
@@ -37,9 +35,6 @@ class _ReducedAttention(MaskedDonor):
     def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
         step = cls.gmm_ratio(module)
         return Steps(key=(step, step), shift=((1 - step) / 2, (1 - step) / 2))
-
-    def gmm_dropout(self) -> float:
-        return self.dropout.p if self.training else 0.0
 
     def gmm_split(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, H, T, D]."""
@@ -66,13 +61,11 @@ class SegmentingAttention(_ReducedAttention):
     """segformer."""
 
     gmm_parts = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "sequence_reduction"})
+    gmm_rate = "attention_dropout"
 
     @staticmethod
     def gmm_ratio(module: Any) -> int:
         return module.sequence_reduction_ratio
-
-    def gmm_dropout(self) -> float:
-        return self.attention_dropout if self.training else 0.0
 
     def forward(
         self, hidden_states: Tensor, height: int, width: int, attention_mask: Tensor | None = None, **kwargs: Any
@@ -120,6 +113,7 @@ class SecondPyramidAttention(PyramidAttention):
     gmm_parts = frozenset(
         {"query", "key", "value", "attn_drop", "proj", "proj_drop", "spatial_reduction", "layer_norm", "pool", "act"}
     )
+    gmm_rate = "attn_drop"
 
     @staticmethod
     def gmm_ratio(module: Any) -> int:
@@ -128,9 +122,6 @@ class SecondPyramidAttention(PyramidAttention):
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
         return "its keys are 7 x 7 whatever the size of the image" if module.linear_attention else ""
-
-    def gmm_dropout(self) -> float:
-        return self.attn_drop.p if self.training else 0.0
 
     def gmm_reduce(self, x: Tensor, size: Grid) -> Tensor:
         if self.gmm_ratio(self) == 1:
@@ -152,6 +143,7 @@ class ConvolvedAttention(MaskedDonor):
         {f"{how}_{what}" for how in ("convolution_projection", "projection") for what in ("query", "key", "value")}
         | {"dropout"}
     )
+    gmm_rate = "dropout"
 
     @classmethod
     def gmm_prefix(cls, module: Any) -> int:
@@ -168,9 +160,6 @@ class ConvolvedAttention(MaskedDonor):
     def gmm_steps(cls, module: Any, ancestors: list[nn.Module]) -> Steps:
         query, key = (pair(conv.stride, "stride") for conv in _convolutions(module))
         return Steps(query=query, key=key)
-
-    def gmm_dropout(self) -> float:
-        return self.dropout.p if self.training else 0.0
 
     def forward(self, hidden_state: Tensor, height: int, width: int) -> Tensor:
         """[B, T, C] -> the same."""
@@ -199,10 +188,6 @@ class SquareAttention(BiasedAttention):
     """levit: values wider than keys, a bias per distance on one square map."""
 
     gmm_parts = frozenset({"queries_keys_values", "activation", "projection"})
-
-    @classmethod
-    def gmm_heads(cls, module: Any) -> int:
-        return module.num_attention_heads
 
     @classmethod
     def gmm_window(cls, module: Any) -> Grid:
@@ -246,10 +231,7 @@ class MultiScaleAttention(MaskedDonor):
     """sam2's Hiera: whole maps and windows, channels last; between stages queries are max-pooled 2 x 2."""
 
     gmm_parts = frozenset({"qkv", "proj"})
-
-    @classmethod
-    def gmm_heads(cls, module: Any) -> int:
-        return module.num_attention_heads
+    gmm_rate = None
 
     @classmethod
     def gmm_window_at(cls, module: Any, ancestors: list[nn.Module]) -> Grid | None:
@@ -270,9 +252,6 @@ class MultiScaleAttention(MaskedDonor):
             return EVERY_PATCH
         rows, cols = pair(module.query_stride, "stride")
         return Steps(query=(rows, cols), shift=((rows - 1) / 2, (cols - 1) / 2))
-
-    def gmm_dropout(self) -> float:
-        return 0.0
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """[B*G, rows, cols, C] -> [B*G, rows', cols', C']."""
