@@ -318,7 +318,7 @@ def test_parts_with_fixed_code_and_derived_attentions_are_told():
 
     model = small_vit()
     model.blocks[0].attn.__class__ = Fancy
-    assert "derived from timm" in describe(model)[0].reason
+    assert "a subclass of timm" in describe(model)[0].reason
     assert [layer.action for layer in describe(attach(model))] == ["left alone", "gmm"]
 
 

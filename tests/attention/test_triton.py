@@ -307,7 +307,7 @@ def test_autocast_leaves_the_dtype_of_q():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"mode": "post"}, "no mode 'post'"),
+        ({"mode": "post"}, "not support mode 'post'"),
         ({"dtype": torch.float64}, "it does not support float64"),
         ({"width": 160}, "heads up to 128 wide, got 160"),
         ({"bias": (2, 1, 1, 9)}, "a bias that repeats over tokens"),
