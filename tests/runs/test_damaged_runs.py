@@ -80,7 +80,7 @@ CHECKPOINTS = {
     "infinite weights": (lambda s: s["model"]["head.bias"].fill_(INFINITE), "head.bias (model) holds numbers that are"),
     "best weights NaN": (lambda s: s["best"]["weights"]["head.bias"].fill_(NAN), "head.bias (best) holds numbers that"),
     "no best weights": (lambda s: s["best"].update(weights={}), "its best weights do not belong to its model"),
-    "best weights of another model": (lambda s: s["best"]["weights"].update({"head.bias": torch.zeros(3)}), "its best weights"),
+    "best weights of another model": (lambda s: s["best"]["weights"].update({"head.bias": torch.zeros(3)}), "its best"),
     "no scaler": (lambda s: s.pop("scaler"), "it is not a training state"),
 }
 
