@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch alone is several GB, this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,metrics,timm,hf,export,openvino,sweep,ray,demo,docs]' tensorboard
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,tiff,metrics,timm,hf,export,openvino,sweep,ray,demo,docs]' tensorboard
 	touch $@
 
 # Trains GMM-ViT and the plain ViT on the digits, prints both accuracies and the path of the report.

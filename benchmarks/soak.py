@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -31,6 +32,7 @@ from gmmvit.training.run import resume, train
 
 TINY = {"dim": 16, "depth": 1, "num_heads": 2, "passes": 1, "warmup_epochs": 0, "threads": 1}
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+WIDE = ("NPY", "bands", "planes", "packed")  # .npy, and TIFF of five channels: chunky, planar, compressed
 ODD = ["", " ", "-1", "0", "1e309", "nan", "inf", "-inf", "9" * 400, "1e-400", "None", "true", "[]", "{}", "a,b",
        "x" * 5000, "../..", "/", "\x1b[2J", "\u202e", "表",
        "1,2,3,4", "1x1", "0x0", "1.5", "~", "*", "&a [*a]"]  # fmt: skip
@@ -66,6 +68,22 @@ def one_line(arguments: list[str], allowed: tuple[int, ...]) -> str:
     return ""
 
 
+def wide_image(kind: str, size: tuple[int, int], rng: random.Random) -> bytes:
+    """A file of five channels of 16 bits."""
+    stream = io.BytesIO()
+    levels = np.random.default_rng(rng.randrange(2**32)).integers(0, 65536, (*size, 5), dtype=np.uint16)
+    if kind == "NPY":
+        np.save(stream, levels)
+        return stream.getvalue()
+    import tifffile
+
+    levels = levels.transpose(2, 0, 1) if kind == "planes" else levels
+    planar = "separate" if kind == "planes" else "contig"
+    packing = rng.choice(["lzw", "deflate", "zstd"]) if kind == "packed" else None
+    tifffile.imwrite(stream, levels, photometric="minisblack", planarconfig=planar, compression=packing)
+    return stream.getvalue()
+
+
 class Soak:
     """A sound run, and the trials on copies of it."""
 
@@ -77,10 +95,15 @@ class Soak:
 
     def image(self, rng: random.Random) -> str:
         """An image with changed bytes is read, or refused in a sentence."""
-        stream, kind = io.BytesIO(), rng.choice(KINDS)
-        Image.effect_noise((rng.randint(1, 60), rng.randint(1, 60)), 80).save(stream, kind)
+        kind, size = rng.choice(KINDS + WIDE), (rng.randint(1, 60), rng.randint(1, 60))
+        if kind in KINDS:
+            stream = io.BytesIO()
+            Image.effect_noise(size, 80).save(stream, kind)
+            content, options = stream.getvalue(), {}
+        else:
+            content, options = wide_image(kind, size, rng), {"channels": 5, "bits": 16, "axes": "hwc"}
         with contextlib.suppress(DataError):
-            decode_image(damaged(stream.getvalue(), rng), size=(8, 8))
+            decode_image(damaged(content, rng), size=(8, 8), **options)
         return ""
 
     def folder(self, rng: random.Random) -> str:

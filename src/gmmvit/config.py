@@ -37,7 +37,15 @@ class Recipe:
     image_size: tuple[int, ...] | None = _data(
         None, "Training size in pixels, N or HEIGHTxWIDTH; the dataset's own by default.", range=(1, 10**5)
     )
-    channels: int | None = _data(None, "1 (grey) or 3 (colour); the dataset's own by default.")
+    channels: int | None = _data(
+        None,
+        "1 (grey), 3 (colour), or those of TIFF and .npy files up to 12; the dataset's own by default.",
+        range=(1, 12),
+    )
+    bits: int | None = _data(None, "Of a level, 8 or 16; those of a folder's first image by default.")
+    axes: str | None = _data(
+        None, "Order of height, width and channels in .npy files; where their shape says it by default.", ("hwc", "chw")
+    )
     fit: str = _data(
         "crop", "How images of another shape are brought to the training size.", ("crop", "stretch", "pad")
     )
@@ -233,8 +241,8 @@ def _check_together(recipe: Recipe) -> None:
         )
     if recipe.train_on_all and recipe.patience is not None:
         raise RecipeError("patience needs validation images, and train_on_all leaves none")
-    if recipe.channels not in (None, 1, 3):
-        raise RecipeError(f"channels must be 1 or 3, got {recipe.channels}")
+    if recipe.bits not in (None, 8, 16):
+        raise RecipeError(f"bits must be 8 or 16, got {recipe.bits}")
     for name in ("image_size", "patch_size"):
         if len(getattr(recipe, name) or (1,)) > 2:
             raise RecipeError(f"{name} must be N or HEIGHTxWIDTH, got {short(getattr(recipe, name))}")

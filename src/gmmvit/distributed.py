@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as full
 
+from gmmvit.augment import take_rows
+
 Result = TypeVar("Result")
 _FULL = full.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -52,7 +54,7 @@ class Team:
             return compute(rows)
         length = -(-len(rows) // self.size)
         mine = torch.arange(self.rank * length, (self.rank + 1) * length) % len(rows)
-        part = compute(rows[mine.to(rows.device)]).contiguous()
+        part = compute(take_rows(rows, mine.to(rows.device))).contiguous()
         parts = [torch.empty_like(part) for _ in range(self.size)]
         dist.all_gather(parts, part)
         return torch.cat(parts)[: len(rows)]

@@ -158,7 +158,6 @@ def test_erasing_comes_after_normalisation_and_before_mixing() -> None:
         ({"mean": (0.5,), "std": (0.2, 0.2)}, "mean and std"),
         ({"mean": (125.0,) * 3}, "mean .*0..1.*125"),
         ({"std": (0.0,) * 3}, "std must be positive"),
-        ({"mean": (0.5,) * 4, "std": (0.5,) * 4, "policy": "rand"}, "1 or 3 channels.*4"),
         ({"num_classes": 0}, "num_classes must be at least 1; got 0"),
         ({"crop_padding": -1}, "crop_padding must be at least 0; got -1"),
         ({"rand_ops": 0}, "rand_ops must be at least 1"),

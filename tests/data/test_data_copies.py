@@ -87,7 +87,7 @@ def test_grey_images_in_colour_are_told(load, tmp_path, lines):
     for name in ("a", "b"):
         (tmp_path / "scans" / name).mkdir(parents=True)
         for index in range(6):
-            values = np.random.default_rng(index).integers(0, 65535, (12, 12), dtype=np.uint16)
+            values = np.random.default_rng(index).integers(0, 255, (12, 12), dtype=np.uint8)
             Image.fromarray(values).save(tmp_path / "scans" / name / f"{index}{name}.png")
     assert load(tmp_path / "scans").train.images.shape[1] == 3
     assert any("is grey: --channels 1" in line for line in lines)

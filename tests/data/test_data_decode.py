@@ -292,7 +292,7 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch, name):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\n%%EOF\n"
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match="not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF image"):
+    with pytest.raises(DataError, match="not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF or NPY image"):
         decode_image(content if name == "bytes" else tmp_path / name, size=(8, 8))
     assert not (tmp_path / "started").exists()
 
@@ -330,7 +330,8 @@ def test_missing_file_is_a_data_error(tmp_path):
     ("options", "argument"),
     [
         ({"size": (0, 8)}, "image_size"),
-        ({"size": (8, 8), "channels": 2}, "channels"),
+        ({"size": (8, 8), "channels": 13}, "channels"),
+        ({"size": (8, 8), "bits": 12}, "bits"),
         ({"size": (8, 8), "fit": "x"}, "fit"),
     ],
 )

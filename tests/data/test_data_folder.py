@@ -171,7 +171,7 @@ def test_class_too_small_to_split(data_error, load, two_classes, draw):
 
 
 def test_every_broken_file_is_told_once(data_error, load, two_classes, lines):
-    reason = "(not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF image)"
+    reason = "(not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF or NPY image)"
     (two_classes / "cat" / "bad00.png").write_bytes(b"broken")
     assert f"1 broken image: cat/bad00.png {reason}; repair or remove" in data_error(load, two_classes)
     assert not any("bad00" in line for line in lines)
@@ -187,7 +187,7 @@ def test_the_error_names_the_first_of_many_broken_files_where_nobody_listens(dat
         (two_classes / "cat" / f"bad{index:02d}.png").write_bytes(b"broken")
     message = data_error(load, two_classes, report=None)
     assert (
-        "25 broken images: cat/bad00.png (not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF image), cat/bad01.png"
+        "25 broken images: cat/bad00.png (not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF or NPY image), cat/bad01.png"
         in message
     )
     assert "bad03" not in message

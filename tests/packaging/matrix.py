@@ -21,7 +21,7 @@ ENDS = ("oldest", "newest")
 MEASURED = ("torch", "torchvision", "timm", "transformers")
 TESTS = ("tests/masks", "tests/attention/test_backends.py", "tests/models", "tests/attach/test_attach.py",
          "tests/building", "tests/training/test_train.py", "tests/test_readme.py")  # fmt: skip
-EXTRAS = "timm,hf,data,metrics,export"
+EXTRAS = "timm,hf,data,tiff,metrics,export"
 
 
 def pins(end: str) -> list[str]:

@@ -1,26 +1,34 @@
 """The operations on grey levels and colours, each with one parameter per sample.
 
-n samples, C = 1 or 3 channels, H x W pixels. All take and return uint8 [n, C, H, W]; parameters are on the same device
-and already shaped [n, 1, 1, 1] (or [n, C, 1, 1]). Arithmetic is float32 in torchvision's order, so that the results
-are torchvision's bit for bit.
+n samples, C channels, H x W pixels. All take and return uint8 [n, C, H, W]; parameters are on the same device and
+already shaped [n, 1, 1, 1] (or [n, C, 1, 1]). Arithmetic is float32 in torchvision's order, so that the results are
+torchvision's bit for bit. Images of 16 bits come as float32 on a scale where black is 0 and white 1: there nothing is
+rounded or cut off, and the images given are overwritten.
 """
 
 import torch
 from torch import Tensor
 
 
-def to_bytes(levels: Tensor) -> Tensor:
-    """Float levels, overwritten, cut to 0..255 and towards zero."""
-    return levels.clamp_(0, 255).to(torch.uint8)
+def white(images: Tensor) -> float:
+    """The level of white."""
+    return 255 if images.dtype == torch.uint8 else 1.0
+
+
+def to_levels(levels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float levels; of uint8, overwritten, cut to 0..255 and towards zero."""
+    return levels.clamp_(0, 255).to(torch.uint8) if dtype == torch.uint8 else levels
 
 
 def grey(images: Tensor) -> Tensor:
-    """The luma uint8 [n, 1, H, W]; a grey image is its own."""
+    """The luma [n, 1, H, W] of RGB, the mean of other channels; a grey image is its own."""
     if images.shape[1] == 1:
         return images
+    if images.shape[1] != 3:
+        return to_levels(images.float().mean(1, keepdim=True), images.dtype)
     # Separate products and sums: a fused multiply-add rounds once less and moves a level now and then.
     red, green, blue = images.split(1, dim=1)
-    return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114).to(torch.uint8)
+    return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114).to(images.dtype)
 
 
 def mean_grey(images: Tensor) -> Tensor:
@@ -30,26 +38,26 @@ def mean_grey(images: Tensor) -> Tensor:
 
 
 def level_range(images: Tensor) -> tuple[Tensor, Tensor]:
-    """(low, gain), float32 [n, C, 1, 1], that stretch each channel to 0..255; a constant channel stays as it is."""
+    """(low, gain), float32 [n, C, 1, 1], that stretch each channel to black and white; a constant one stays."""
     low = images.amin(dim=(2, 3), keepdim=True).float()
     span = images.amax(dim=(2, 3), keepdim=True).float() - low
     constant = span == 0
-    return low.masked_fill_(constant, 0), (255 / span).masked_fill_(constant, 1)
+    return low.masked_fill_(constant, 0), (white(images) / span).masked_fill_(constant, 1)
 
 
 def stretch(images: Tensor, low: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     """`(image - low) * gain + offset`: brightness, contrast, autocontrast and invert are all of this form."""
-    return to_bytes(images.float().sub_(low).mul_(gain).add_(offset))
+    return to_levels(images.float().sub_(low).mul_(gain).add_(offset), images.dtype)
 
 
 def blend(images: Tensor, other: Tensor, ratio: Tensor, complement: Tensor) -> Tensor:
     """`ratio * image + complement * other`, where complement is 1 - ratio, rounded from float64."""
-    return to_bytes(images.float().mul_(ratio).add_(other.float().mul_(complement)))
+    return to_levels(images.float().mul_(ratio).add_(other.float().mul_(complement)), images.dtype)
 
 
 def saturation(images: Tensor, ratio: Tensor, complement: Tensor) -> Tensor:
-    """Blend with the luma; leaves grey images as they are."""
-    return images if images.shape[1] == 1 else blend(images, grey(images), ratio, complement)
+    """Blend with the luma; leaves images as they are that are not RGB."""
+    return images if images.shape[1] != 3 else blend(images, grey(images), ratio, complement)
 
 
 def sharpness(images: Tensor, ratio: Tensor, complement: Tensor) -> Tensor:
@@ -64,22 +72,30 @@ def sharpness(images: Tensor, ratio: Tensor, complement: Tensor) -> Tensor:
     inner = levels[:, :, 1:-1, 1:-1]
     total += inner * 4
     smooth = levels.clone()
-    smooth[:, :, 1:-1, 1:-1] = total.div_(13).round_()
-    return to_bytes(levels.mul_(ratio).add_(smooth.mul_(complement)))
+    total = total.div_(13)
+    smooth[:, :, 1:-1, 1:-1] = total.round_() if images.dtype == torch.uint8 else total
+    return to_levels(levels.mul_(ratio).add_(smooth.mul_(complement)), images.dtype)
 
 
 def posterize(images: Tensor, mask: Tensor) -> Tensor:
-    """Keep the bits of the uint8 `mask`."""
-    return images & mask
+    """Keep the bits of `mask`, of a level in 0..255."""
+    if images.dtype == torch.uint8:
+        return images & mask.to(torch.uint8)
+    step = (256 - mask) / 256
+    return (images / step).floor_().mul_(step)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert the levels of at least the uint8 `threshold`."""
-    return torch.where(images >= threshold, images.bitwise_not(), images)
+    """Invert the levels of at least `threshold`, in 0..255."""
+    if images.dtype == torch.uint8:
+        return torch.where(images >= threshold.to(torch.uint8), images.bitwise_not(), images)
+    return torch.where(images >= threshold / 255, 1 - images, images)
 
 
 def equalize(images: Tensor) -> Tensor:
     """Equalise the histogram of each channel, with the integer arithmetic of PIL and torchvision."""
+    if images.dtype != torch.uint8:
+        return _equalize_ranks(images)
     planes = images.flatten(0, 1).flatten(1).long()
     histogram = torch.zeros(len(planes), 256, dtype=torch.int32, device=images.device)
     histogram.scatter_add_(1, planes, torch.ones((), dtype=torch.int32, device=images.device).expand_as(planes))
@@ -90,3 +106,13 @@ def equalize(images: Tensor) -> Tensor:
     levels = torch.arange(256, dtype=torch.int32, device=images.device)
     table = torch.where(step == 0, levels, table.clamp_(0, 255)).to(torch.uint8)
     return table.gather(1, planes).view_as(images)
+
+
+def _equalize_ranks(images: Tensor) -> Tensor:
+    """Each level becomes the part of its channel's pixels below it, those of the highest left out; a constant channel
+    stays as it is."""
+    planes = images.flatten(2)
+    ordered = planes.sort(-1).values
+    below = torch.searchsorted(ordered, planes.contiguous()).float()
+    most = below.amax(-1, keepdim=True)
+    return torch.where(most > 0, below / most.clamp(min=1), planes).view_as(images)

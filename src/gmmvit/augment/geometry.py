@@ -20,13 +20,13 @@ def flip_crop(images: Tensor, flipped: NDArray[np.bool_], top: Rows, left: Rows,
     """Mirror the chosen samples left to right, then crop each one, padded with zeros all round, back to H x W.
 
     Args:
-        images: uint8 [B, C, H, W]; not changed.
+        images: [B, C, H, W] of any type; not changed.
         flipped: [B] on the host.
         top, left: whole numbers [B] on the host, 0..2*padding, as in torchvision's `RandomCrop(size, padding)`.
         padding: pixels on each side.
 
     Returns:
-        uint8 [B, C, H, W], contiguous. Flip and crop are one gather.
+        [B, C, H, W], contiguous. Flip and crop are one gather.
     """
     count, channels, height, width = images.shape
     wide = width + 2 * padding
@@ -73,7 +73,7 @@ def rotate(degrees: Rows, height: int, width: int) -> Rows:
 
 
 def warp_nearest(images: Tensor, affine: Tensor) -> Tensor:
-    """Sample uint8 [n, C, H, W] at the affine rows float32 [n, 6] (same device); 0 outside the image."""
+    """Sample [n, C, H, W] at the affine rows float32 [n, 6] (same device); 0 outside the image."""
     count, channels, height, width = images.shape
     a, b, c, d, e, f = affine[:, :, None, None].unbind(1)
     x = torch.arange(width, device=images.device, dtype=torch.float32)

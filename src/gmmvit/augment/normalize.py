@@ -1,4 +1,4 @@
-"""uint8 images to normalised floats, the one place for training and evaluation."""
+"""Images of 8 or 16 bits to normalised floats, the one place for training and evaluation."""
 
 from collections.abc import Sequence
 
@@ -18,23 +18,31 @@ def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
         raise ValueError(f"std must be positive, per channel on the scale 0..1; got {tuple(std)}")
 
 
+_WHITE = {torch.uint8: 255, torch.uint16: 65535}
+
+
 def check_images(images: Tensor, channels: int, argument: str = "images") -> None:
-    """Raise unless `images` is a uint8 tensor [B, channels, H, W] with H and W at least 1."""
+    """Raise unless `images` is a uint8 or uint16 tensor [B, channels, H, W] with H and W at least 1."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"{argument} must be a torch.Tensor of dtype uint8; got {type(images).__name__}")
-    if images.dtype != torch.uint8:
-        raise TypeError(f"{argument} must be uint8 (0..255); got {images.dtype}")
+        raise TypeError(f"{argument} must be a torch.Tensor of dtype uint8 or uint16; got {type(images).__name__}")
+    if images.dtype not in _WHITE:
+        raise TypeError(f"{argument} must be uint8 (0..255) or uint16 (0..65535); got {images.dtype}")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"{argument} must have the shape [B, C, H, W]; got {list(images.shape)}")
     if images.shape[1] != channels:
         raise ValueError(f"{argument} has {images.shape[1]} channels, but mean and std have {channels}")
 
 
-def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`(image / 255 - mean) / std`.
+def from_0_to_1(images: Tensor) -> Tensor:
+    """Levels, uint8 or uint16, as float32 from 0 to 1."""
+    return images.float() / _WHITE[images.dtype]
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`(image / white - mean) / std`, white being 255 or 65535.
 
     Args:
-        images_u8: uint8 [B, C, H, W], any device.
+        images: uint8 or uint16 [B, C, H, W], any device.
         mean, std: C values each, on the scale 0..1.
 
     Returns:
@@ -44,8 +52,9 @@ def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) ->
         TypeError, ValueError: a wrong dtype, shape or statistic.
     """
     check_statistics(mean, std)
-    check_images(images_u8, len(mean), "images_u8")
-    host = torch.tensor([[255 * value for value in mean], [1 / (255 * value) for value in std]])
-    shift, scale = to_device(host, images_u8.device).view(2, 1, -1, 1, 1)
+    check_images(images, len(mean))
+    white = _WHITE[images.dtype]
+    host = torch.tensor([[white * value for value in mean], [1 / (white * value) for value in std]])
+    shift, scale = to_device(host, images.device).view(2, 1, -1, 1, 1)
     # Three passes, yet faster than one addcmul on CPU, and with the same bits wherever a pixel falls in a vector.
-    return images_u8.to(torch.float32, memory_format=torch.contiguous_format).sub_(shift).mul_(scale)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(shift).mul_(scale)

@@ -78,7 +78,7 @@ def _tone(images: Tensor, groups: _Groups, ratio: Tensor, complement: Tensor) ->
     if autocontrast.start < autocontrast.stop:
         low[autocontrast], gain[autocontrast] = colour.level_range(images[autocontrast])
     if invert.start < invert.stop:
-        low[invert].fill_(255)
+        low[invert].fill_(colour.white(images))
         gain[invert].fill_(-1)
     return colour.stretch(images, low, gain, offset)
 
@@ -91,8 +91,8 @@ def _apply_sorted(images: Tensor, groups: _Groups, parameters: Tensor) -> None:
         ("Brightness", "Invert", lambda x, s: _tone(x, groups, value[s], complement[s])),
         ("Color", "Color", lambda x, s: colour.saturation(x, value[s], complement[s])),
         ("Sharpness", "Sharpness", lambda x, s: colour.sharpness(x, value[s], complement[s])),
-        ("Posterize", "Posterize", lambda x, s: colour.posterize(x, value[s].to(torch.uint8))),
-        ("Solarize", "Solarize", lambda x, s: colour.solarize(x, value[s].to(torch.uint8))),
+        ("Posterize", "Posterize", lambda x, s: colour.posterize(x, value[s])),
+        ("Solarize", "Solarize", lambda x, s: colour.solarize(x, value[s])),
         ("Equalize", "Equalize", lambda x, s: colour.equalize(x)),
     ):
         span = groups.span(first, last)
@@ -104,11 +104,11 @@ def apply_stages(images: Tensor, stages: Iterable[Stage]) -> Tensor:
     """Apply one operation to each sample, as often as there are stages.
 
     Args:
-        images: uint8 [B, C, H, W], C = 1 or 3; not changed.
+        images: uint8 [B, C, H, W], or float32 with black at 0 and white at 1; not changed.
         stages: (operations [B], magnitudes [B]) on the host, see `Stage`.
 
     Returns:
-        uint8 [B, C, H, W] on the device of the images. Nothing is read back from there.
+        [B, C, H, W] of the same type on the device of the images. Nothing is read back from there.
     """
     place = np.arange(len(images))  # where each sample lies; moving whole samples is cheap, indexing into them is not
     for op, magnitude in stages:

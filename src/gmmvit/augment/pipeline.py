@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmmvit.augment.device import one_thread, to_device
+from gmmvit.augment.device import one_thread, take_rows, to_device
 from gmmvit.augment.erase import RandomErasing
 from gmmvit.augment.geometry import flip_crop
 from gmmvit.augment.mix import Mix, soft_targets
@@ -19,6 +19,7 @@ from gmmvit.augment.ops import apply_stages
 from gmmvit.augment.policies import MAGNITUDE_BINS, POLICIES, make_policy
 
 __all__ = ["POLICIES", "Augment"]
+_REACH = 2.0  # deviations from the mean to black and to white, of images of 16 bits
 
 
 def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
@@ -49,7 +50,11 @@ def steps_at_once(values: int, device: torch.device) -> int:
 
 
 class Augment:
-    """A uint8 batch to a normalised float batch and soft targets; every draw comes from the generator, per sample.
+    """A batch to a normalised float batch and soft targets; every draw comes from the generator, per sample.
+
+    Images of 8 bits keep their levels until they are normalised. Images of 16 bits may fill a small part of their
+    range, so they are moved and changed on a scale of the training images: black, which fills what a crop or a shift
+    leaves open, lies two deviations of its channel below the mean, white two above; nothing is rounded or cut off.
 
     Args:
         num_classes: K, at least 1.
@@ -57,8 +62,8 @@ class Augment:
         crop_padding: zeros around the image, in pixels, before it is cropped back at a random place; 0: no crop.
         flip: mirror left to right with probability one half.
         policy: "none", an AutoAugment policy ("cifar10", "svhn", "imagenet"), "rand" (RandAugment) or "trivial"
-            (TrivialAugmentWide): torchvision's on uint8 tensors, nearest neighbour, fill 0. Other than "none" they
-            need 1 or 3 channels.
+            (TrivialAugmentWide): torchvision's on uint8 tensors, nearest neighbour, fill 0. Of other channels than 1
+            and 3, Color does nothing and Contrast takes the mean of the channels for grey; the others act on each.
         rand_ops, rand_magnitude: operations per image and their magnitude (0..30) of "rand".
         erase_prob, erase_area, erase_aspect: random erasing with the mean colour: probability per image, range of the
             area as a part of the image, range of height by width.
@@ -109,8 +114,6 @@ class Augment:
         self._num_classes, self._mean, self._std = num_classes, tuple(mean), tuple(std)
         self._crop_padding, self._flip, self._label_smoothing = crop_padding, flip, label_smoothing
         self._policy = make_policy(policy, rand_ops=rand_ops, rand_magnitude=rand_magnitude)
-        if self._policy is not None and len(mean) not in (1, 3):
-            raise ValueError(f"policy {policy!r} needs images of 1 or 3 channels; mean and std have {len(mean)}")
         self._erase = RandomErasing(erase_prob, area, aspect) if erase_prob else None
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(f"class_weights must be {num_classes} numbers, got {len(class_weights)}")
@@ -125,7 +128,7 @@ class Augment:
         """Augment a batch, or compute a share of it.
 
         Args:
-            images: uint8 [B, C, H, W]; not changed. B may be 0.
+            images: uint8 or uint16 [B, C, H, W]; not changed. B may be 0.
             labels: int64 [B], 0..num_classes-1 (checked on the CPU; on a GPU a look would wait for the device).
             generator: on any device. One on the CPU never makes the host wait for a GPU.
             share: the samples to compute, all by default. The draws are those of the whole batch, so that several
@@ -189,7 +192,7 @@ class Augment:
             seen, rows = seen + size, rows + len(both)
         if rows < seen:
             chosen = to_device(torch.from_numpy(np.concatenate(needed)), images.device)
-            images, labels = (x.index_select(0, to_device(chosen, x.device)) for x in (images, labels))
+            images, labels = (take_rows(x, to_device(chosen, x.device)) for x in (images, labels))
         floats = self._one_by_one(images, np.concatenate(draws).astype(np.float64))
         weights = None if self._weights is None else to_device(self._weights, images.device)
         targets = soft_targets(to_device(labels, images.device), self._num_classes, self._label_smoothing, weights)
@@ -202,19 +205,20 @@ class Augment:
         ]
 
     def _one_by_one(self, images: Tensor, table: NDArray[np.float64]) -> Tensor:
-        """Everything but mixing: uint8 [R, C, H, W] and the draws of these samples -> float32 [R, C, H, W]."""
+        """Everything but mixing: images [R, C, H, W] and the draws of these samples -> float32 [R, C, H, W]."""
         if len(images) == 0:
             return normalize(images, self._mean, self._std)
         place, policy, erase = np.split(table, np.cumsum(self._columns[:2]), axis=1)
         height, width = images.shape[-2:]
-        pixels = images
+        levels = images.dtype == torch.uint8
+        pixels = images if levels else normalize(images, self._mean, self._std).mul_(1 / (2 * _REACH)).add_(0.5)
         if self._flip or self._crop_padding:
             flipped = place[:, 0] < (0.5 if self._flip else 0)
             top, left = np.floor(place[:, 1:] * (2 * self._crop_padding + 1)).T
             pixels = flip_crop(pixels, flipped, top, left, self._crop_padding)
         if self._policy:
             pixels = apply_stages(pixels, self._policy.plan(policy, height, width))
-        floats = normalize(pixels, self._mean, self._std)
+        floats = normalize(pixels, self._mean, self._std) if levels else pixels.sub_(0.5).mul_(2 * _REACH)
         return self._erase.apply(floats, erase) if self._erase else floats
 
     def _draw(self, count: int, generator: torch.Generator) -> NDArray[np.float32]:

@@ -37,8 +37,9 @@ def cache(*, clear: str | None = None, cache_dir: Path | None = None, as_json: J
     width = max((columns(file.dataset) for file in files), default=0)
     for file in files:
         kind = "unfinished" if file.leftover else "in the order of a split" if file.split else ""
+        shape = f"{file.image_size}x{file.channels}" + ("x16bit" if file.bits == 16 else "")
         say(
-            f"{file.dataset}{' ' * (width - columns(file.dataset))}  {file.image_size}x{file.channels:<3}"
+            f"{file.dataset}{' ' * (width - columns(file.dataset))}  {shape:<9}"
             f"  {in_words(file.bytes):>9}  {file.written:%Y-%m-%d %H:%M}  {kind}".rstrip()
         )
     total = in_words(sum(file.bytes for file in files))

@@ -24,6 +24,7 @@ import numpy as np
 
 from gmmvit.data.decode_all import Catalog, Decoded, Producer, image_sums, in_memory
 from gmmvit.data.records import DataError, Report, expanded, relative, silent
+from gmmvit.data.target import Target
 
 _FORMAT = 1
 _MAGIC = b"gmmvit02"
@@ -44,11 +45,14 @@ def cache_folder(option: str | os.PathLike[str] | None, report: Report) -> Path 
         return None
 
 
-def cache_path(folder: Path, name: str, location: str, shape: tuple[int, int, int], fit: str) -> Path:
-    """Where the decoded images of a data set at one place, one shape (C, H, W) and one fit are kept."""
-    key = hashlib.sha256(json.dumps([_FORMAT, name, location, shape, fit]).encode()).hexdigest()[:16]
-    channels, height, width = shape
-    return folder / f"{readable_name(name)}-{height}x{width}x{channels}-{key}.images"
+def cache_path(folder: Path, name: str, location: str, target: Target) -> Path:
+    """Where the decoded images of a data set at one place, brought to one target, are kept."""
+    parts: list[Any] = [_FORMAT, name, location, target.shape, target.fit]
+    parts += [] if target.usual else [target.bits, target.axes]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    height, width = target.size
+    kind = f"{target.channels}" if target.bits == 8 else f"{target.channels}x{target.bits}bit"
+    return folder / f"{readable_name(name)}-{height}x{width}x{kind}-{key}.images"
 
 
 def readable_name(name: str) -> str:
@@ -86,13 +90,13 @@ def fingerprint(location: str, files: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def fetch(path: Path, state: str, shape: tuple[int, int, int], produce: Producer, report: Report) -> Decoded:
+def fetch(path: Path, state: str, target: Target, produce: Producer, report: Report) -> Decoded:
     """The cached images at `path`, produced and written first where there are none whose fingerprint is `state`.
 
     Where the cache cannot be written (read-only, full, not a folder), `report` says so and the images are produced in
     memory.
     """
-    cached = _read(path, state, shape, report)
+    cached = _read(path, state, target, report)
     if cached is not None:
         return cached
     try:
@@ -101,13 +105,13 @@ def fetch(path: Path, state: str, shape: tuple[int, int, int], produce: Producer
             if alone:
                 _remove_leftovers(path)
             # Another process may have written it while this one waited.
-            return _read(path, state, shape) or _write(path, state, shape, produce)
+            return _read(path, state, target) or _write(path, state, target, produce)
     except _CacheError as error:
         reason = error.reason
     except OSError as error:
         reason = error.strerror or str(error)
     report(f"cache {path.parent} cannot be written ({reason}): the decoded images are kept in memory only")
-    return in_memory(produce, shape)
+    return in_memory(produce, target)
 
 
 class _CacheError(Exception):
@@ -141,8 +145,8 @@ def locked(path: Path, report: Report) -> Iterator[bool]:
 
 
 class _FileSink:
-    def __init__(self, file: BinaryIO, shape: tuple[int, int, int]) -> None:
-        self._file, self._image_bytes = file, int(np.prod(shape))
+    def __init__(self, file: BinaryIO, image_bytes: int) -> None:
+        self._file, self._image_bytes = file, image_bytes
 
     def reserve(self, count: int) -> None:
         # A full disk shows here and not after minutes of decoding.
@@ -176,18 +180,18 @@ def _remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _write(path: Path, state: str, shape: tuple[int, int, int], produce: Producer) -> Decoded:
+def _write(path: Path, state: str, target: Target, produce: Producer) -> Decoded:
     temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "w+b") as file:
-            sink = _FileSink(file, shape)
+            sink = _FileSink(file, target.nbytes)
             catalog = produce(sink)
             sink.write(np.ascontiguousarray(catalog.labels))
             sink.write(np.ascontiguousarray(catalog.sums))
             index = json.dumps(
                 {
                     "fingerprint": state,
-                    "shape": shape,
+                    "shape": target.shape,
                     "count": len(catalog.labels),
                     "several": catalog.labels.ndim == 2,
                     "classes": catalog.classes,
@@ -200,7 +204,7 @@ def _write(path: Path, state: str, shape: tuple[int, int, int], produce: Produce
             sink.write(index + _TRAILER.pack(zlib.crc32(index), len(index), _MAGIC))
             sink.finish()
             # Read through this handle: another process may replace the file as soon as it is in place.
-            decoded = _parse(file, state, shape)
+            decoded = _parse(file, state, target)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -209,10 +213,10 @@ def _write(path: Path, state: str, shape: tuple[int, int, int], produce: Produce
     return decoded
 
 
-def _read(path: Path, state: str, shape: tuple[int, int, int], report: Report = silent) -> Decoded | None:
+def _read(path: Path, state: str, target: Target, report: Report = silent) -> Decoded | None:
     try:
         with open(path, "rb") as file:
-            return _parse(file, state, shape, report)
+            return _parse(file, state, target, report)
     except OSError:  # absent or unreadable: to be written again
         return None
 
@@ -250,7 +254,7 @@ def _index(content: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _parse(file: BinaryIO, state: str, shape: tuple[int, int, int], report: Report = silent) -> Decoded | None:
+def _parse(file: BinaryIO, state: str, target: Target, report: Report = silent) -> Decoded | None:
     """The decoded images of an open cache file, or None where it is damaged or made from other sources."""
     size = file.seek(0, os.SEEK_END)
     if size < _TRAILER.size:
@@ -265,21 +269,21 @@ def _parse(file: BinaryIO, state: str, shape: tuple[int, int, int], report: Repo
     if index is None:
         report(_changed(file))
         return None
-    count, channels = index["count"], shape[0]
-    pixel_bytes = count * int(np.prod(shape))
+    count, channels = index["count"], target.channels
+    pixel_bytes = count * target.nbytes
     several = index.get("several") is True  # missing in the files of older versions
     label_bytes = count * (len(index["classes"]) if several else 8)
     expected = pixel_bytes + label_bytes + count * 2 * channels * 8 + index_bytes + _TRAILER.size
-    if index["fingerprint"] != state or tuple(index["shape"]) != shape or size != expected:
+    if index["fingerprint"] != state or tuple(index["shape"]) != target.shape or size != expected:
         return None
     file.seek(pixel_bytes)
     labels = np.frombuffer(file.read(label_bytes), dtype=np.uint8 if several else np.int64)
     labels = labels.reshape(count, len(index["classes"])) if several else labels
     sums = np.frombuffer(file.read(count * 2 * channels * 8), dtype=np.int64).reshape(count, 2, channels)
     images = (
-        np.memmap(file, dtype=np.uint8, mode="r", shape=(count, *shape))
+        np.memmap(file, dtype=target.dtype, mode="r", shape=(count, *target.shape))
         if count
-        else np.empty((0, *shape), dtype=np.uint8)
+        else np.empty((0, *target.shape), dtype=target.dtype)
     )
     top = 2 if several else len(index["classes"])
     in_range = not count or not index["classes"] or 0 <= labels.min() <= labels.max() < top

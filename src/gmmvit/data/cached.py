@@ -13,7 +13,9 @@ from pathlib import Path
 from gmmvit.data.cache import cache_folder, is_cache_file, readable_name
 from gmmvit.data.records import DataError, Report, silent
 
-_NAME = re.compile(r"(?P<dataset>.*)-(?P<size>\d+x\d+)x(?P<channels>\d+)-[0-9a-f]{16}(?P<split>-split)?\.images")
+_NAME = re.compile(
+    r"(?P<dataset>.*)-(?P<size>\d+x\d+)x(?P<channels>\d+)(x(?P<bits>16)bit)?-[0-9a-f]{16}(?P<split>-split)?\.images"
+)
 _LEFTOVER = re.compile(rf"\.{_NAME.pattern}\.\d+-[0-9a-f]{{8}}\.tmp")
 ALL = "all"
 
@@ -26,7 +28,8 @@ class Cached:
         path: the file.
         dataset: what it was decoded from, as `cifar10` or `folder-my-images`.
         image_size: HEIGHTxWIDTH in pixels.
-        channels: 1 or 3.
+        channels: 1 to 12.
+        bits: 8 or 16.
         split: whether it holds the same images once more in the order of a split.
         leftover: whether it is half of a file, left by a process that was killed or is still writing.
         bytes: its size.
@@ -37,6 +40,7 @@ class Cached:
     dataset: str
     image_size: str
     channels: int
+    bits: int
     split: bool
     leftover: bool
     bytes: int
@@ -80,6 +84,7 @@ def _described(path: Path) -> Cached | None:
         match["dataset"],
         match["size"],
         int(match["channels"]),
+        int(match["bits"] or 8),
         match["split"] is not None,
         leftover is not None,
         status.st_size,

@@ -18,7 +18,7 @@ _PARTS = ("test", "val", "train")
 
 
 def find_copies(images: np.ndarray) -> np.ndarray:
-    """A number for each image uint8 [N, C, H, W], the same for exact and near copies: int64 [N], the row of the first.
+    """A number for each image [N, C, H, W], the same for exact and near copies: int64 [N], the row of the first.
 
     Near copies have the same outline (the signs of differences between neighbouring cells, 64 bits, as in dHash) but
     for a few bits, and grey levels that differ little: the same picture in another format, or slightly larger.
@@ -46,6 +46,7 @@ def _described(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     small, outline = [], []
     for start in range(0, len(images), _ROWS):
         grey = torch.from_numpy(np.array(images[start : start + _ROWS])).float().mean(1, keepdim=True)
+        grey = grey / 257 if images.dtype == np.uint16 else grey
         small.append(torch.nn.functional.adaptive_avg_pool2d(grey, 8).flatten(1).numpy())
         cells = torch.nn.functional.adaptive_avg_pool2d(grey, (8, 9))
         outline.append((cells[..., 1:] > cells[..., :-1]).flatten(1).numpy())

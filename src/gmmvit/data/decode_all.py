@@ -1,4 +1,4 @@
-"""A whole data set from encoded images to uint8 pixels, block by block, so that it need not fit into memory.
+"""A whole data set from encoded images to pixels, block by block, so that it need not fit into memory.
 
 Shape letters: N images of all parts, C channels, H height, W width.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from gmmvit.data.image import decode_pixels, quiet_pillow
 from gmmvit.data.memory import free_memory, in_words
 from gmmvit.data.records import Contents, DataError, Part, Report
+from gmmvit.data.target import Target
 
 if TYPE_CHECKING:
     from gmmvit.data.records import ImageSource
@@ -55,7 +56,7 @@ class Catalog:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images uint8 `[N, C, H, W]`, in memory or on a read-only map, and their catalog."""
+    """Images `[N, C, H, W]`, uint8 or uint16, in memory or on a read-only map, and their catalog."""
 
     images: np.ndarray
     catalog: Catalog
@@ -68,7 +69,7 @@ class Sink(Protocol):
         """Make room for at most `count` images."""
 
     def append(self, images: np.ndarray) -> None:
-        """Take uint8 `[n, C, H, W]`."""
+        """Take pixels `[n, C, H, W]`."""
 
 
 Producer = Callable[[Sink], Catalog]
@@ -77,14 +78,14 @@ Producer = Callable[[Sink], Catalog]
 class MemorySink:
     """Keeps the pixels in one array in memory."""
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self._images = np.empty((0, *shape), dtype=np.uint8)
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._images = np.empty((0, *target.shape), dtype=target.dtype)
         self._count = 0
 
     def reserve(self, count: int) -> None:
-        shape = self._images.shape[1:]
-        check_room(2 * count * int(np.prod(shape)), f"{count:,} images of {_size(shape)}, and their split,")
-        self._images = np.empty((count, *self._images.shape[1:]), dtype=np.uint8)
+        check_room(2 * count * self._target.nbytes, f"{count:,} images of {self._target}, and their split,")
+        self._images = np.empty((count, *self._target.shape), dtype=self._target.dtype)
 
     def append(self, images: np.ndarray) -> None:
         self._images[self._count : self._count + len(images)] = images
@@ -103,28 +104,21 @@ def check_room(size: int, what: str) -> None:
         )
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    channels, height, width = shape
-    return f"{height} x {width} in {'colour' if channels == 3 else 'grey'}"
-
-
-def in_memory(produce: Producer, shape: tuple[int, int, int]) -> Decoded:
+def in_memory(produce: Producer, target: Target) -> Decoded:
     """Run the producer and keep its pixels in memory."""
-    sink = MemorySink(shape)
+    sink = MemorySink(target)
     catalog = produce(sink)
     return Decoded(sink.images(), catalog)
 
 
 @quiet_pillow()
-def decode_contents(
-    contents: Contents, sink: Sink, *, shape: tuple[int, int, int], fit: str, report: Report, name: str
-) -> Catalog:
+def decode_contents(contents: Contents, sink: Sink, *, target: Target, report: Report, name: str) -> Catalog:
     """Decode all parts into the sink, in order, with a progress line every few seconds.
 
     Raises:
         DataError: a label is out of range, or a single image is larger than memory.
     """
-    check_room(_DECODING_BYTES * int(np.prod(shape)), f"{name}: the decoder's copies of one image of {_size(shape)}")
+    check_room(_DECODING_BYTES * target.nbytes, f"{name}: the decoder's copies of one image of {target}")
     for part in contents.parts.values():
         _check_labels(part, len(contents.classes))
     total = sum(len(part.labels) for part in contents.parts.values())
@@ -132,13 +126,13 @@ def decode_contents(
     progress = _Progress(report, name, total)
     kept: list[np.ndarray] = []
     names: list[str] = []
-    sums = [np.empty((0, 2, shape[0]), dtype=np.int64)]
+    sums = [np.empty((0, 2, target.channels), dtype=np.int64)]
     broken: list[tuple[str, str]] = []
     parts: dict[str, tuple[int, int]] = {}
     for part_name, part in contents.parts.items():
         first, seen = len(names), 0
         good = np.ones(len(part.labels), dtype=bool)
-        for block in _decoded_blocks(part.sources(), shape, fit):
+        for block in _decoded_blocks(part.sources(), target):
             for offset, reason in block.broken:
                 good[seen + offset] = False
                 broken.append((part.names[seen + offset], reason))
@@ -159,34 +153,33 @@ class _Block:
     broken: list[tuple[int, str]]
 
 
-def _decode_block(sources: list[ImageSource], shape: tuple[int, int, int], fit: str) -> _Block:
-    channels, height, width = shape
-    images = np.empty((len(sources), *shape), dtype=np.uint8)
+def _decode_block(sources: list[ImageSource], target: Target) -> _Block:
+    images = np.empty((len(sources), *target.shape), dtype=target.dtype)
     broken: list[tuple[int, str]] = []
     count = 0
     for offset, source in enumerate(sources):
         try:
-            images[count] = decode_pixels(source, (height, width), channels, fit)
+            images[count] = decode_pixels(source, target)
             count += 1
         except DataError as error:
             broken.append((offset, str(error)))
     return _Block(len(sources), images[:count], broken)
 
 
-def _decoded_blocks(sources: Iterator[ImageSource], shape: tuple[int, int, int], fit: str) -> Iterator[_Block]:
+def _decoded_blocks(sources: Iterator[ImageSource], target: Target) -> Iterator[_Block]:
     """Blocks in order. Pillow frees the interpreter's lock while it decodes, so threads work in parallel on files;
     thumbnails of a few kilobytes spend their time outside of that and are faster without."""
     workers = min(8, os.cpu_count() or 1)
-    block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // int(np.prod(shape))))
+    block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // target.nbytes))
     pending: deque[Future[_Block]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         while block := list(islice(sources, block_images)):
             if not isinstance(block[0], str) and not (isinstance(block[0], bytes) and len(block[0]) > _SMALL_BYTES):
                 yield from (future.result() for future in pending)
                 pending.clear()
-                yield _decode_block(block, shape, fit)
+                yield _decode_block(block, target)
                 continue
-            pending.append(pool.submit(_decode_block, block, shape, fit))
+            pending.append(pool.submit(_decode_block, block, target))
             # A bounded queue: sources may be read from a file that is larger than memory.
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
@@ -194,8 +187,11 @@ def _decoded_blocks(sources: Iterator[ImageSource], shape: tuple[int, int, int],
 
 
 def image_sums(images: np.ndarray) -> np.ndarray:
-    """Sum and sum of squares of uint8 images `[n, C, H, W]`: int64 `[n, 2, C]`."""
+    """Sum and sum of squares of uint8 or uint16 images `[n, C, H, W]`: int64 `[n, 2, C]`."""
     values = images.reshape(*images.shape[:2], int(np.prod(images.shape[2:])))  # also of a block that is all broken
+    if images.dtype == np.uint16:
+        squares = np.square(values, dtype=np.uint64)
+        return np.stack([values.sum(2, dtype=np.uint64), squares.sum(2)], axis=1).astype(np.int64)
     squares = values.astype(np.uint16) ** 2  # 255 squared fits
     narrow = np.uint32 if values.shape[2] * 255**2 < 2**32 else np.uint64  # twice as fast in 32 bits
     return np.stack([values.sum(2, dtype=narrow), squares.sum(2, dtype=narrow)], axis=1).astype(np.int64)

@@ -28,6 +28,7 @@ from gmmvit.data.walk import EXTENSIONS, PassedOver, data_files, dead_links, ima
 
 # Part name -> the path of each image and the name of its class, or of its classes.
 Entries = Mapping[str, Sequence[tuple[str, Label]]]
+_SAMPLES = 3  # image files that are looked at where channels and bits are open
 
 
 def folder_source(path: Path, report: Report) -> Source:
@@ -152,6 +153,7 @@ def entries_source(name: str, root: Path, entries: Entries, also: Sequence[str] 
         location=str(root),
         files=[*also, *(file for rows in entries.values() for file, _ in rows)],
         read=lambda: Contents(classes, parts),
+        samples=[file for file, _ in entries[training][:_SAMPLES]],
     )
 
 

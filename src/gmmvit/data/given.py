@@ -1,6 +1,6 @@
 """Images as a program has them: paths, bytes, PIL images, arrays and tensors, one or many.
 
-Letters: N images, C channels (1, 3, or 4 with transparency), H height, W width.
+Letters: N images, C channels (those wanted, 1, 3, or 4 with transparency), H height, W width.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch
 
 if TYPE_CHECKING:
     from gmmvit.data.records import ImageSource
+    from gmmvit.data.target import Target
 
 _KINDS = (
     "a path, the bytes of an image file, a PIL image, an array [H, W] or [H, W, C] or a tensor [H, W] or [C, H, W], "
-    "with uint8 or with floats from 0 to 1 and C 1, 3 or 4"
+    "of uint8, uint16 or floats from 0 to 1 and with C {channels}"
 )
 
 
@@ -35,7 +36,7 @@ def each_image(given: Any) -> Iterator[Any]:
         yield from given
 
 
-def image_source(source: object) -> ImageSource:
+def image_source(source: object, target: Target) -> ImageSource:
     """What the decoder reads of one image as it was given.
 
     Raises:
@@ -52,24 +53,29 @@ def image_source(source: object) -> ImageSource:
     if isinstance(pixels, torch.Tensor):
         pixels = pixels.float() if pixels.is_floating_point() else pixels  # numpy has no bfloat16
         pixels = (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).numpy()
-    fits = (
-        isinstance(pixels, np.ndarray) and pixels.size and (pixels.ndim == 2 or pixels.shape[2:] in ((1,), (3,), (4,)))
-    )
-    if not fits or not (pixels.dtype == np.uint8 or np.issubdtype(pixels.dtype, np.floating)):
-        raise TypeError(f"source must be {_KINDS}, got {_kind_of(source)}")
-    pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
-    return Image.fromarray(np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else _bytes_of(pixels)))
+    taken = {1, 3, 4} if target.channels in (1, 3) else {target.channels}
+    fits = isinstance(pixels, np.ndarray) and pixels.size and (pixels.ndim == 2 or set(pixels.shape[2:]) <= taken)
+    if not fits or pixels.ndim > 3 or not (pixels.dtype in (np.uint8, np.uint16) or pixels.dtype.kind == "f"):
+        channels = "1, 3 or 4" if len(taken) > 1 else str(target.channels)
+        raise TypeError(f"source must be {_KINDS.format(channels=channels)}, got {_kind_of(source)}")
+    if pixels.dtype.kind == "f":
+        pixels = _levels_of(pixels, target.bits)
+    if pixels.dtype == np.uint8 and target.channels in (1, 3):
+        pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        return Image.fromarray(np.ascontiguousarray(pixels))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _bytes_of(pixels: np.ndarray) -> np.ndarray:
-    """Floats from 0 to 1 as uint8."""
+def _levels_of(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Floats from 0 to 1 as uint8 or uint16."""
     low, high = float(pixels.min()), float(pixels.max())
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"an image of floats must have them from 0 to 1, got {low:g} to {high:g}: give it before it is normalised, "
-            "or as uint8"
+            "or as uint8 or uint16"
         )
-    return np.rint(pixels * 255).astype(np.uint8)
+    wide = np.result_type(pixels, np.float32)  # half precision ends at 65504
+    return np.rint(np.multiply(pixels, 2**bits - 1, dtype=wide)).astype(np.uint8 if bits == 8 else np.uint16)
 
 
 def _kind_of(source: object) -> str:

@@ -1,4 +1,5 @@
-"""What an image file says of itself: its size, its kind, whether it is to be turned. No pixels are decoded."""
+"""What an image file says of itself: its size, its kind, whether it is to be turned, what a pixel is. No pixels are
+decoded."""
 
 from __future__ import annotations
 
@@ -7,8 +8,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gmmvit.data.bare import bare
 from gmmvit.data.image import DAMAGE, formats
+from gmmvit.data.levels import levels_header
+from gmmvit.data.records import DataError
+from gmmvit.data.target import Target, colours
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,12 +46,64 @@ class Header:
     turned: bool
 
 
-def read_header(source: ImageSource) -> Header | None:
-    """The header of a file, an encoded image or a decoded one; None where it cannot be read."""
+def own_pixels(source: str, channels: int | None, axes: str | None) -> tuple[int, int] | None:
+    """The channels and bits of a file where they are not those of usual images, which become grey or RGB of 8 bits.
+
+    Args:
+        source: a path.
+        channels, axes: see `read_levels`.
+
+    Raises:
+        DataError: it is not clear what its channels are, or the file is damaged.
+        OSError: it cannot be opened.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(source, formats=formats()) as image:
+            if image.format != "TIFF" or not _has_bands(image):
+                is_wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+                return (1, 16) if is_wide else None
+    except DAMAGE:  # Pillow takes no file of five bands
+        pass
+    found = levels_header(source, channels, axes)
+    return None if found is None else (found.channels, found.bits)
+
+
+def _has_bands(image: Image) -> bool:
+    """Whether a TIFF holds more than Pillow would read of it: pages of grey, a fourth band, colours of 16 bits."""
+    arguments = image.tile[0][3] if image.tile else ""
+    raw = arguments if isinstance(arguments, str) else str(arguments[0])
+    grey_pages = len(image.getbands()) == 1 and image.mode != "P" and getattr(image, "n_frames", 1) > 1
+    return grey_pages or image.mode == "RGBX" or (image.mode == "RGB" and ";16" in raw)
+
+
+def read_header(source: ImageSource, target: Target | None = None) -> Header | None:
+    """The header of a file, an encoded image or a decoded one, as it is read for `target`; None where it cannot be."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
         return _header(source)
+    if isinstance(source, np.ndarray):
+        return None
+    first = None if target is None or target.by_pillow else _levels_of(source, target)
+    return first or _pillow_header(source) or _levels_of(source, target)
+
+
+def _levels_of(source: str | bytes, target: Target | None) -> Header | None:
+    channels, axes = (None, None) if target is None else (target.channels, target.axes)
+    try:
+        found = levels_header(source, channels, axes)
+    except (DataError, OSError):
+        return None
+    if found is None:
+        return None
+    return Header(found.size, f"{found.format}, {colours(found.channels, found.bits)}", False)
+
+
+def _pillow_header(source: str | bytes) -> Header | None:
+    from PIL import Image
+
     for content in (source, None):
         try:
             if content is None:  # sound without its texts and colour profile, as the decoder tries it

@@ -16,11 +16,13 @@ import numpy as np
 from gmmvit.data.copies import find_copies, told_copies
 from gmmvit.data.decode_all import Decoded
 from gmmvit.data.headers import read_header
-from gmmvit.data.image import check_target, quiet_pillow
+from gmmvit.data.image import quiet_pillow
 from gmmvit.data.load import decode_source, find_source, load_dataset, printable, target_size
 from gmmvit.data.memory import fits_in_memory
 from gmmvit.data.records import DataError, Dataset, Report, Source, counted, packages_for, silent
 from gmmvit.data.several import class_counts
+from gmmvit.data.target import Target
+from gmmvit.data.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def inspect_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    bits: int | None = None,
+    axes: str | None = None,
     fit: str = "crop",
     cache_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
@@ -96,16 +100,15 @@ def inspect_dataset(
         ValueError, TypeError: an argument is out of range.
     """
     report = printable(report or silent)
-    size = target_size(image_size)
-    check_target(size or (1, 1), 3 if channels is None else channels, fit)
+    wanted = Wanted(target_size(image_size), channels, bits, fit, axes)
     with packages_for(name):
         source = find_source(name, data_dir or "data", download, report)
-        shape = (source.channels if channels is None else channels, *(size or source.image_size))
-        decoded, _ = decode_source(name, source, shape, fit, cache_dir, report)
+        target = wanted.of(source)
+        decoded, _ = decode_source(name, source, target, cache_dir, report)
         catalog = decoded.catalog
         if not len(catalog.labels):
             raise DataError(f"none of {counted(len(catalog.broken), 'image')} of {name} can be read")
-        sizes, kinds, turned = _headers(source, {image for image, _ in catalog.broken})
+        sizes, kinds, turned = _headers(source, target, {image for image, _ in catalog.broken})
     groups = find_copies(decoded.images) if fits_in_memory(decoded.images.nbytes) else None
     rows = {part: np.arange(first, last) for part, (first, last) in catalog.parts.items() if last > first}
     refusal, dataset, leaks = None, None, []
@@ -114,7 +117,9 @@ def inspect_dataset(
             name,
             data_dir=data_dir,
             image_size=image_size,
-            channels=channels,
+            channels=target.channels,
+            bits=target.bits,
+            axes=axes,
             fit=fit,
             cache_dir=cache_dir,
             download=download,
@@ -153,14 +158,14 @@ def _rows(dataset: Dataset, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 @quiet_pillow()
-def _headers(source: Source, broken: set[str]) -> tuple[Counter[tuple[int, int]], Counter[str], int]:
+def _headers(source: Source, target: Target, broken: set[str]) -> tuple[Counter[tuple[int, int]], Counter[str], int]:
     """Sizes, kinds and the number of turned ones of the images that can be read."""
     sizes: Counter[tuple[int, int]] = Counter()
     kinds: Counter[str] = Counter()
     turned = 0
     for part in source.read().parts.values():
         for name, image in zip(part.names, part.sources(), strict=True):
-            header = None if name in broken else read_header(image)
+            header = None if name in broken else read_header(image, target)
             if header is not None:
                 sizes[header.size] += 1
                 kinds[header.kind] += 1

@@ -20,7 +20,6 @@ from gmmvit.data.digits import digits_source
 from gmmvit.data.folder import folder_source
 from gmmvit.data.folds import check_folds, measured_by
 from gmmvit.data.hub import hub_source
-from gmmvit.data.image import check_target
 from gmmvit.data.memory import fits_in_memory
 from gmmvit.data.named import NAMED, named_source
 from gmmvit.data.records import (
@@ -36,6 +35,8 @@ from gmmvit.data.records import (
     silent,
 )
 from gmmvit.data.split import check_fraction, check_per_class, check_seed, choose_parts, cut_validation, first_of_each
+from gmmvit.data.target import Target
+from gmmvit.data.wanted import Wanted
 from gmmvit.text import shown
 
 _BROKEN_SHOWN = 3
@@ -53,6 +54,8 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    bits: int | None = None,
+    axes: str | None = None,
     fit: str = "crop",
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
@@ -67,13 +70,18 @@ def load_dataset(
     download: bool = True,
     report: Report | None = None,
 ) -> Dataset:
-    """Load a data set as uint8 tensors, decoded once into a cache that later calls share whatever their split is.
+    """Load a data set as tensors of uint8 or uint16, decoded once into a cache that later calls share whatever their
+    split is.
 
     Args:
         name: one of `dataset_names()`, `folder:PATH` or `hf:NAME_OR_PATH`.
         data_dir: where named data sets lie or are downloaded to; `data` by default.
         image_size: pixels, one number or (height, width); by default 8 for digits, 32 for CIFAR and SVHN, 64 otherwise.
-        channels: 1 for grey or 3 for RGB; by default 1 for digits and 3 otherwise.
+        channels: 1 for grey, 3 for RGB, or another number up to 12, which every image must have; by default 1 for
+            digits, in a folder what its first image has if that is no usual one (.npy, bands of a TIFF, grey of 16
+            bits), and 3 otherwise.
+        bits: 8 or 16; by default 16 in a folder whose first image has so many and none of them is lost by its format.
+        axes: `hwc` or `chw`, the order of the axes in .npy files; by default where the shape says it.
         fit: what happens to another aspect ratio: `crop`, `stretch` or `pad`, see `decode_image`.
         val_fraction: share of the training part held out for validation where the data bring no such part.
         test_fraction: share held out for test where the data bring neither a test nor a validation part.
@@ -107,11 +115,11 @@ def load_dataset(
     check_per_class(train_per_class)
     check_folds(folds, fold)
     size = target_size(image_size)
-    check_target(size or (1, 1), 3 if channels is None else channels, fit)
+    wanted = Wanted(size, channels, bits, fit, axes)
     with packages_for(name):
         source = find_source(name, data_dir or "data", download, report)
-        shape = (source.channels if channels is None else channels, *(size or source.image_size))
-        decoded, path = decode_source(name, source, shape, fit, cache_dir, report)
+        target = wanted.of(source)
+        decoded, path = decode_source(name, source, target, cache_dir, report)
     _check_decoded(name, decoded.catalog, skip_broken, report, heard=heard)
     catalog = decoded.catalog
     of_user = source.name.startswith(("folder-", "hf-"))
@@ -130,10 +138,10 @@ def load_dataset(
         if groups is not None:
             given = folds is None and "all" not in catalog.parts
             rows = _without_leaks(catalog, groups, rows, dedupe, report, given=given)
-        if channels is None and shape[0] == 3 and (catalog.sums == catalog.sums[..., :1]).all():
+        if channels is None and target.channels == 3 and (catalog.sums == catalog.sums[..., :1]).all():
             report(f"every image of {name} is grey: --channels 1 trains on one channel and not on three equal ones")
-    splits = _splits(decoded, rows, path, report)
-    mean, std = _statistics(catalog.sums[rows["train"]], shape)
+    splits = _splits(decoded, target, rows, path, report)
+    mean, std = _statistics(catalog.sums[rows["train"]], target)
     return Dataset(
         name=name,
         classes=catalog.classes,
@@ -201,29 +209,30 @@ def find_source(name: str, data_dir: str | os.PathLike[str], download: bool, rep
 def decode_source(
     name: str,
     source: Source,
-    shape: tuple[int, int, int],
-    fit: str,
+    target: Target,
     cache_dir: str | os.PathLike[str] | None,
     report: Report,
 ) -> tuple[Decoded, tuple[Path, str] | None]:
     """The decoded images, and the path and fingerprint of their cache where there may be one."""
     if not source.cached:
         contents = source.read()
-        produce = partial(decode_contents, contents, shape=shape, fit=fit, report=silent, name=name)
-        return in_memory(produce, shape), None
+        produce = partial(decode_contents, contents, target=target, report=silent, name=name)
+        return in_memory(produce, target), None
 
     def read_and_decode(sink: Sink) -> Catalog:
-        return decode_contents(source.read(), sink, shape=shape, fit=fit, report=report, name=name)
+        return decode_contents(source.read(), sink, target=target, report=report, name=name)
 
     folder = cache_folder(cache_dir, report)
     if folder is None:
-        return in_memory(read_and_decode, shape), None
-    path = cache_path(folder, source.name, source.location, shape, fit)
+        return in_memory(read_and_decode, target), None
+    path = cache_path(folder, source.name, source.location, target)
     state = fingerprint(source.location, source.files)
-    return fetch(path, state, shape, read_and_decode, report), (path, state)
+    return fetch(path, state, target, read_and_decode, report), (path, state)
 
 
 def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Report, *, heard: bool) -> None:
+    if not catalog.names and len(catalog.broken) > 1 and len({reason for _, reason in catalog.broken}) == 1:
+        raise DataError(f"every image of {name} is refused: {catalog.broken[0][1]}")
     if catalog.broken:
         broken = [f"{image} ({reason})" for image, reason in catalog.broken]
         in_lines = skip_broken or (heard and len(broken) > _BROKEN_SHOWN)  # each is reported once
@@ -305,14 +314,14 @@ def _without_leaks(
 
 
 def _splits(
-    decoded: Decoded, rows: Mapping[str, np.ndarray], cache: tuple[Path, str] | None, report: Report
+    decoded: Decoded, target: Target, rows: Mapping[str, np.ndarray], cache: tuple[Path, str] | None, report: Report
 ) -> dict[str, Split]:
     catalog = decoded.catalog
     images: dict[str, torch.Tensor] = {}
     # The map of a cache file may be larger than memory; the pixels in memory are the result already.
     mapped = isinstance(decoded.images, np.memmap) and not fits_in_memory(decoded.images.nbytes)
     if mapped and cache:
-        decoded_split = _arranged(decoded, rows, cache, report)
+        decoded_split = _arranged(decoded, target, rows, cache, report)
         first = 0
         for part, chosen in rows.items():
             images[part] = _as_tensor(decoded_split.images[first : first + len(chosen)])
@@ -327,7 +336,9 @@ def _splits(
     }
 
 
-def _arranged(decoded: Decoded, rows: Mapping[str, np.ndarray], cache: tuple[Path, str], report: Report) -> Decoded:
+def _arranged(
+    decoded: Decoded, target: Target, rows: Mapping[str, np.ndarray], cache: tuple[Path, str], report: Report
+) -> Decoded:
     """The images in the order of the split, on a map of their own: a tensor can show a run of rows, not a selection.
 
     One such file is kept beside each cache; another split replaces it, while whoever has it open keeps the old one.
@@ -346,7 +357,7 @@ def _arranged(decoded: Decoded, rows: Mapping[str, np.ndarray], cache: tuple[Pat
 
     report(f"writing the split to {path.parent}: the images are larger than half of the free memory")
     state = hashlib.sha256(state.encode() + order.tobytes()).hexdigest()
-    return fetch(path.with_name(f"{path.stem}-split{path.suffix}"), state, decoded.images.shape[1:], copy, report)
+    return fetch(path.with_name(f"{path.stem}-split{path.suffix}"), state, target, copy, report)
 
 
 def _as_tensor(images: np.ndarray) -> torch.Tensor:
@@ -356,11 +367,12 @@ def _as_tensor(images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(images)
 
 
-def _statistics(sums: np.ndarray, shape: tuple[int, int, int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(sums: np.ndarray, target: Target) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel in 0..1 from the sums int64 `[N, 2, C]` of the images."""
-    count = len(sums) * shape[1] * shape[2]
-    total, squares = sums.sum(axis=0)
+    count, white = len(sums) * target.size[0] * target.size[1], 2**target.bits - 1
+    # Squares of 16 bits would leave 64 bits after some billions of pixels.
+    total, squares = sums.sum(axis=0, dtype=np.int64 if target.bits == 8 else np.float64)
     mean = total / count
     variance = squares / count - mean * mean
     std = np.sqrt(np.maximum(variance, 1.0))
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+    return tuple((mean / white).tolist()), tuple((std / white).tolist())

@@ -20,8 +20,8 @@ from gmmvit.text import shown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    # A path as text, an encoded image, or a decoded one.
-    ImageSource: TypeAlias = str | bytes | Image
+    # A path as text, an encoded image, a decoded one, or its levels [H, W, C], uint8 or uint16.
+    ImageSource: TypeAlias = str | bytes | Image | np.ndarray
 
 # The class of an image in a table or folder, or the several (or none) that it has.
 Label: TypeAlias = str | tuple[str, ...]
@@ -34,6 +34,7 @@ _PACKAGES = {
     "pyarrow": ("pyarrow", "pyarrow"),
     "scipy": ("scipy", "scipy"),
     "sklearn": ("scikit-learn", "scikit-learn"),
+    "tifffile": ("tifffile", "'gmmvit[tiff]'"),
     "torchvision": ("torchvision", "torchvision"),
 }
 
@@ -50,7 +51,7 @@ class Split:
     """One part of a data set, decoded.
 
     Attributes:
-        images: uint8 `[N, C, H, W]`; may lie on a read-only memory map, so never write into it.
+        images: uint8 or uint16 `[N, C, H, W]`; may lie on a read-only memory map, so never write into it.
         labels: int64 `[N]`, indices into `Dataset.classes`; or, where an image may have several labels, uint8 `[N, K]`
             with a 1 for each of the K classes that it has.
         names: where each image came from: a path relative to the folder (unprintable characters escaped), or
@@ -76,7 +77,7 @@ class Dataset:
         val: None when nothing was held out (`val_fraction=0`) and the data bring no validation part.
         test: None when the data bring a validation part but no test part, or with `test_fraction=0`.
         mean: per channel, of the training part, in 0..1.
-        std: per channel, of the training part, in 0..1; never below one grey level (1/255).
+        std: per channel, of the training part, in 0..1; never below one level (1/255 or 1/65535).
         policy: the AutoAugment policy that suits: `cifar10`, `svhn`, `imagenet` or `none`.
         flip: whether a mirrored image keeps its class.
     """
@@ -125,6 +126,7 @@ class Source:
         read: called only where it does not.
         image_size: (height, width) where none is asked for; `channels` likewise.
         cached: False where decoding is quicker than looking for a cache.
+        samples: a few of its image files, which show channels and bits where none are asked for.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Source:
     policy: str = "imagenet"
     flip: bool = True
     cached: bool = True
+    samples: Sequence[str] = ()
 
 
 def silent(line: str) -> None:

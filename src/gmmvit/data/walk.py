@@ -11,13 +11,13 @@ from pathlib import Path
 from gmmvit.data.records import DataError, Report, counted, listing, relative
 
 EXTENSIONS = frozenset(
-    """.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif""".split()  # noqa: SIM905
+    """.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .npy""".split()  # noqa: SIM905
 )
 
 
 # Tables and archives, which may hold labels or images that nobody reads.
 DATA_EXTENSIONS = frozenset(
-    """.csv .tsv .json .jsonl .xlsx .parquet .arrow .npz .npy .mat .zip .tar .gz .tgz .7z .rar""".split()  # noqa: SIM905
+    """.csv .tsv .json .jsonl .xlsx .parquet .arrow .npz .mat .zip .tar .gz .tgz .7z .rar""".split()  # noqa: SIM905
 )
 
 

@@ -20,7 +20,7 @@ from gmmvit.augment import normalize
 from gmmvit.config import library_of
 from gmmvit.models.layers import QKV, Grid, MaskedAttention
 from gmmvit.report.page import paragraph, picture
-from gmmvit.report.pictures import heat_over, image_address
+from gmmvit.report.pictures import about_view, heat_over, image_address
 from gmmvit.runs.checkpoint import LoadedRun
 
 LAYERS = 3  # how many of the last layers are drawn
@@ -118,7 +118,7 @@ def _recording_donor(layer: MaskedDonor, name: str, images: int, maps: list[Atte
 
 @torch.no_grad()
 def attention_maps(run: LoadedRun, images: Tensor) -> list[AttentionMap]:
-    """The attention of every layer with plain masked attention over whole images uint8 [B, C, H, W], in order; empty if
+    """The attention of every layer with plain masked attention over whole images [B, C, H, W], in order; empty if
     the model has none."""
     model = run.model
     if library_of(run.recipe.model) is not None and run.recipe.mask == "none":
@@ -155,4 +155,4 @@ def attention_section(run: LoadedRun, images: Tensor, captions: list[str]) -> st
         f"Where {query} looks: attention averaged over the heads, in the last {len(maps)} layers. Patches that get "
         "more than an even share are orange; the brightest gets most."
     )
-    return paragraph(intro) + "".join(blocks)
+    return paragraph(intro + about_view(run.channels, run.bits)) + "".join(blocks)

@@ -13,6 +13,7 @@ from gmmvit.report.masks import mask_section
 from gmmvit.report.page import document, paragraph
 from gmmvit.runs.checkpoint import LoadedRun, load_run
 from gmmvit.runs.ensemble import Ensemble
+from gmmvit.runs.files import RunError
 from gmmvit.runs.run_folder import fold_folder
 
 HOST, PORT = "127.0.0.1", 7860
@@ -54,8 +55,14 @@ def _framed(title: str, content: str, height: int) -> str:
 def make_demo(run: LoadedRun, weights: str = "best") -> Any:
     """The page as a `gradio.Blocks`; its endpoint `/predict` takes an image file and returns classes and HTML.
 
-    Raises ModuleNotFoundError, with the command to install it, if Gradio is missing.
+    Raises ModuleNotFoundError, with the command to install it, if Gradio is missing, and RunError for a model of images
+    that no browser shows.
     """
+    if run.channels not in (1, 3):
+        raise RunError(
+            f"the page takes pictures in grey or colour, and {run.folder} reads images of {run.channels} channels: "
+            f"`gmmvit predict {run.folder} FILE` answers to them"
+        )
     gradio = _gradio()
     drawn, note = drawn_run(run, weights)
 

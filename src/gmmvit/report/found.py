@@ -4,6 +4,7 @@ from typing import Any
 
 from gmmvit.config import Recipe
 from gmmvit.data import Inspection
+from gmmvit.data.target import colours
 from gmmvit.training.session import told_of_classes
 
 PARTS = ("train", "val", "test", "all")
@@ -31,6 +32,7 @@ def as_values(found: Inspection) -> dict[str, Any]:
         "images": number_of(found),
         "image_size": list(found.decoded.images.shape[2:]),
         "channels": found.decoded.images.shape[1],
+        "bits": 8 * found.decoded.images.itemsize,
         "parts": {part: dict(zip(found.classes, found.counts(part), strict=True)) for part in parts_of(found)},
         "labels_an_image": found.labels_an_image,
         "sizes": {f"{height}x{width}": count for (height, width), count in found.sizes.most_common()},
@@ -56,8 +58,8 @@ def parts_of(found: Inspection) -> list[str]:
 
 def target_of(found: Inspection) -> str:
     """The training format, for example "64 x 64 in colour"."""
-    channels, height, width = found.decoded.images.shape[1:]
-    return f"{height} x {width} in {'colour' if channels == 3 else 'grey'}"
+    images = found.decoded.images
+    return f"{images.shape[2]} x {images.shape[3]} in {colours(images.shape[1], 8 * images.itemsize)}"
 
 
 def about_labels(found: Inspection) -> str:

@@ -12,7 +12,7 @@ from gmmvit.data import Inspection
 from gmmvit.data.several import has_class, numbers_of, words_of
 from gmmvit.report.found import about_copies, about_images, about_labels, number_of, parts_of, refused, target_of
 from gmmvit.report.page import document, paragraph, percent, picture, row, table
-from gmmvit.report.pictures import LOSSLESS_SIDE, image_address
+from gmmvit.report.pictures import LOSSLESS_SIDE, about_view, image_address
 from gmmvit.report.preview import augmentation_section
 from gmmvit.report.results import OPEN_CLASSES, short_name
 from gmmvit.report.runs import last_name
@@ -180,6 +180,7 @@ def sheet_section(found: Inspection) -> str:
     more = len(found.classes) - SHEET
     note = paragraph(f"{more:,} more classes are not shown.", "note") if more > 0 else ""
     intro = f"Up to {each} of each class, from first to last, as in training ({target_of(found)})."
+    intro += about_view(found.decoded.images.shape[1], 8 * found.decoded.images.itemsize)
     return paragraph(intro) + "".join(parts) + note
 
 

@@ -66,10 +66,30 @@ def map_address(indices: Tensor, colours: Sequence[tuple[int, int, int]]) -> str
     return _address(image, "png")
 
 
+def viewable(image: Tensor) -> Tensor:
+    """An image [C, H, W] of any number of channels, uint8 or uint16, as uint8 of 1 or 3: the first three channels, or
+    the first; of 16 bits stretched from their darkest level to their brightest."""
+    shown = image[: 3 if len(image) >= 3 else 1]
+    if image.dtype == torch.uint8:
+        return shown
+    levels = shown.float()
+    low = levels.min()
+    return ((levels - low) * (255 / (levels.max() - low).clamp_min(1))).round().to(torch.uint8)
+
+
+def about_view(channels: int, bits: int) -> str:
+    """What `viewable` shows of such images, in sentences after a space; empty where it is all."""
+    first = "three are" if channels > 3 else "is"
+    chosen = "" if channels in (1, 3) else f" Of {channels} channels the first {first} shown."
+    stretched = " Levels of 16 bits are stretched from the darkest to the brightest of each picture."
+    return chosen + (stretched if bits == 16 else "")
+
+
 def image_address(image: Tensor) -> str:
-    """An image uint8 [C, H, W] with 1 or 3 channels as PNG; a large one is shrunk and stored as JPEG."""
+    """An image [C, H, W], as `viewable` shows it, as PNG; a large one is shrunk and stored as JPEG."""
     from PIL import Image
 
+    image = viewable(image)
     picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")
     if max(picture.size) <= LOSSLESS_SIDE:
         return _address(picture, "png")
@@ -78,12 +98,12 @@ def image_address(image: Tensor) -> str:
 
 
 def heat_over(image: Tensor, heat: Tensor, query: tuple[int, int] | None) -> Tensor:
-    """Heat [rows, cols] laid over an image uint8 [C, H, W] -> uint8 [3, H', W'], enlarged to at least 96 pixels.
+    """Heat [rows, cols] laid over an image [C, H, W] -> uint8 [3, H', W'], enlarged to at least 96 pixels.
 
     The image becomes grey and dim. Cells above the mean heat are coloured, the largest fully, so evenly spread
     attention colours nothing. `query` is the (row, column) of a cell to frame.
     """
-    grey = image.float().mean(0)
+    grey = viewable(image).float().mean(0)
     factor = -(-96 // max(grey.shape))
     grey = grey.repeat_interleave(max(1, factor), 0).repeat_interleave(max(1, factor), 1)
     height, width = grey.shape

@@ -9,11 +9,12 @@ from html import escape
 import torch
 from torch import Tensor
 
+from gmmvit.augment import take_rows
 from gmmvit.config import Recipe
 from gmmvit.data import Dataset
 from gmmvit.data.several import has_class, words_of
 from gmmvit.report.page import paragraph, picture
-from gmmvit.report.pictures import LOSSLESS_SIDE, image_address
+from gmmvit.report.pictures import LOSSLESS_SIDE, about_view, image_address
 from gmmvit.training.session import make_augment
 
 PREVIEWED, DRAWS = 4, 6  # images, and augmentations of each
@@ -43,6 +44,7 @@ def augmentation_section(data: Dataset, recipe: Recipe) -> str:
         f"(mixup_alpha {recipe.mixup_alpha:g}, cutmix_alpha {recipe.cutmix_alpha:g}). Below each is its target, "
         f"without the label smoothing of {recipe.label_smoothing:g}."
     )
+    intro += about_view(data.train.images.shape[1], 8 * data.train.images.element_size())
     return paragraph(intro) + "".join(parts)
 
 
@@ -55,13 +57,15 @@ def spread_rows(data: Dataset, count: int) -> list[int]:
 
 
 def previews(data: Dataset, recipe: Recipe, rows: Sequence[int], draws: int) -> tuple[Tensor, Tensor]:
-    """The training images of `rows`, augmented `draws` times: uint8 [draws, n, C, H, W], and targets [draws, n, K]."""
+    """The training images of `rows`, augmented `draws` times: [draws, n, C, H, W], and targets [draws, n, K]."""
     augment, generator = make_augment(recipe, data), torch.Generator().manual_seed(recipe.seed)
     chosen = torch.tensor(rows)
-    drawn = [augment(data.train.images[chosen], data.train.labels[chosen], generator) for _ in range(draws)]
+    drawn = [augment(take_rows(data.train.images, chosen), data.train.labels[chosen], generator) for _ in range(draws)]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     floats = torch.stack([images for images, _ in drawn]) * std + mean
-    return (floats * 255).round().clamp(0, 255).to(torch.uint8), torch.stack([targets for _, targets in drawn])
+    white = torch.iinfo(data.train.images.dtype).max
+    images = (floats * white).round().clamp(0, white).to(data.train.images.dtype)
+    return images, torch.stack([targets for _, targets in drawn])
 
 
 def _shares(target: Tensor, classes: Sequence[str], smoothing: float) -> str:

@@ -13,7 +13,16 @@ from gmmvit.data import DataError, Split
 from gmmvit.report.attention import attention_section
 from gmmvit.report.charts import reliability_chart
 from gmmvit.report.page import colour_scale, name_html, paragraph, percent, picture, row, scrolling, table
-from gmmvit.report.pictures import ERRORS, LEVELS, SEQUENTIAL, hex_colour, image_address, levels, map_address
+from gmmvit.report.pictures import (
+    ERRORS,
+    LEVELS,
+    SEQUENTIAL,
+    about_view,
+    hex_colour,
+    image_address,
+    levels,
+    map_address,
+)
 from gmmvit.runs.checkpoint import LoadedRun
 from gmmvit.runs.evaluate import (
     CALIBRATION_BINS,
@@ -223,6 +232,7 @@ def mistakes_section(outcome: Outcome) -> str:
         text = f"{name}: {outcome.caption(index)}"
         cards.append(picture([(image_address(image), text)], caption, smooth=max(image.shape) > 64))
     intro = f"The {len(cards)} wrong {outcome.part} images with the highest loss, the highest first."
+    intro += about_view(outcome.run.channels, outcome.run.bits)
     return paragraph(intro) + f'<div class="cards">{"".join(cards)}</div>'
 
 

@@ -125,7 +125,8 @@ def empty_model(folder: Path) -> nn.Module:
 class LoadedRun:
     """A trained model, in eval mode, with everything its predictions need.
 
-    `image_size` is (height, width) in pixels, `mean` and `std` are per channel in 0..1, `classes` are in logit order.
+    `image_size` is (height, width) in pixels, `bits` those of a level (8 or 16), `mean` and `std` are per channel in
+    0..1, `classes` are in logit order.
     """
 
     folder: Path
@@ -134,6 +135,7 @@ class LoadedRun:
     classes: tuple[str, ...]
     image_size: tuple[int, int]
     channels: int
+    bits: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fit: str
@@ -142,7 +144,7 @@ class LoadedRun:
 
     @torch.no_grad()
     def logits(self, images: Tensor, batch_size: int = 256) -> Tensor:
-        """uint8 images [N, C, H, W] -> float32 logits [N, classes] on the CPU."""
+        """Images [N, C, H, W], uint8 or uint16, -> float32 logits [N, classes] on the CPU."""
         parts = [
             self.model(normalize(batch.to(self.device), self.mean, self.std)).float().cpu()
             for batch in images.split(batch_size)
@@ -150,15 +152,22 @@ class LoadedRun:
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
 
     def decode(self, source: Any) -> Tensor:
-        """One image, in any form `decode_image` takes -> uint8 [C, H, W] as in training. Raises DataError."""
-        return decode_image(source, size=self.image_size, channels=self.channels, fit=self.fit)
+        """One image, in any form `decode_image` takes -> [C, H, W] as in training. Raises DataError."""
+        return decode_image(
+            source,
+            size=self.image_size,
+            channels=self.channels,
+            bits=self.bits,
+            fit=self.fit,
+            axes=self.recipe.axes,
+        )
 
     def predict(self, images: Any, *, unknown_below: float | None = None, batch_size: int = 256) -> Predictions:
         """Predicts the classes of one or many images, prepared as in training and computed in batches.
 
         Args:
             images: a path, the bytes of a file, a PIL image, an array [H, W] or [H, W, C] or a tensor [H, W] or
-                [C, H, W], uint8 or floats from 0 to 1; or many: a list or other iterable of these, an array
+                [C, H, W], uint8, uint16 or floats from 0 to 1; or many: a list or other iterable of these, an array
                 [N, H, W, C] or a tensor [N, C, H, W]. Sizes may differ.
             unknown_below: predict "unknown" if the highest probability is below it (`unknown_threshold` finds one).
             batch_size: images in memory at a time.
@@ -230,12 +239,16 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         classes=tuple(data["classes"]),
         image_size=tuple(data["image_size"]),
         channels=data["channels"],
+        bits=data["bits"],
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         fit=data["fit"],
         fingerprints=data["fingerprints"],
         device=torch.device(device),
     )
+
+
+_SAME = ("classes", "image_size", "channels", "bits", "fit")  # in the runs of all folds
 
 
 def _load_ensemble(folder: Path, weights: str, device: str | torch.device) -> LoadedRun:
@@ -249,12 +262,7 @@ def _load_ensemble(folder: Path, weights: str, device: str | torch.device) -> Lo
     runs = [load_run(place, weights=weights, device=device) for place in places]
     first = runs[0]
     for run in runs:
-        if (run.classes, run.image_size, run.channels, run.fit) != (
-            first.classes,
-            first.image_size,
-            first.channels,
-            first.fit,
-        ):
+        if any(getattr(run, name) != getattr(first, name) for name in _SAME):
             raise RunError(f"{run.folder} has other classes or images than {first.folder}: they do not belong together")
     model = Ensemble([run.model for run in runs], [(run.mean, run.std) for run in runs])
     return dataclasses.replace(

@@ -135,7 +135,7 @@ def load_parts(
         )
     else:
         recipe = with_data_at(recipe, data_dir)
-    recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels)
+    recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels, bits=run.bits)
     data = load_data(recipe, download=download)
     if run.classes != data.classes and list(run.classes) != numbered_classes(len(data.classes)):
         missing = [name for name in run.classes if name not in data.classes]

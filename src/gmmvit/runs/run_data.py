@@ -53,6 +53,12 @@ def with_data_at(recipe: Recipe, data_dir: str | None) -> Recipe:
     return dataclasses.replace(recipe, data_dir=data_dir)
 
 
+def with_recorded_pixels(recipe: Recipe, recorded: dict[str, Any]) -> Recipe:
+    """The recipe with size, channels and bits as the data in a run's config.yaml has them."""
+    size, channels, bits = (recorded[name] for name in ("image_size", "channels", "bits"))
+    return dataclasses.replace(recipe, image_size=tuple(size), channels=channels, bits=bits)
+
+
 def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
     """What config.yaml records about the data: all that predictions need, and the parts' fingerprints."""
     channels, height, width = data.train.images.shape[1:]
@@ -61,6 +67,7 @@ def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
         "classes": list(data.classes),
         "image_size": [height, width],
         "channels": channels,
+        "bits": 8 * data.train.images.element_size(),
         "mean": list(data.mean),
         "std": list(data.std),
         "fit": fit,

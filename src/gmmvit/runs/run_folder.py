@@ -57,7 +57,8 @@ _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _list_of(lambda value: isinstance(value, str) and shown(value) == value, 2),
     ),
     "image_size": ("[height, width] in pixels", _list_of(lambda value: type(value) is int and value > 0, 2, 2)),
-    "channels": ("1 or 3", lambda value: type(value) is int and value in (1, 3)),
+    "channels": ("1 to 12", lambda value: type(value) is int and 1 <= value <= 12),
+    "bits": ("8 or 16", lambda value: type(value) is int and value in (8, 16)),
     "mean": ("a list of finite numbers", _list_of(_is_number, 1)),
     "std": ("a list of finite numbers above 0", _list_of(lambda value: _is_number(value) and value > 0, 1)),
     "fit": ("crop, stretch or pad", lambda value: value in ("crop", "stretch", "pad")),
@@ -132,6 +133,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 def _check_data(path: Path, data: dict[str, Any]) -> None:
     """Raises a RunError that names the first impossible data entry of config.yaml."""
+    data.setdefault("bits", 8)  # all that older versions knew
     for name, (wanted, fits) in _DATA_RULES.items():
         if not fits(data.get(name)):
             raise RunError(f"{path} is damaged: data.{name} must be {wanted}, got {short(data.get(name))}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmmvit.augment import steps_at_once, to_device
+from gmmvit.augment import steps_at_once, take_rows, to_device
 from gmmvit.config import Recipe, as_dict
 from gmmvit.distributed import full_weights, load_weights
 from gmmvit.masks import is_mask_parameter
@@ -245,7 +245,7 @@ def augmented(setting: Setting, generator: torch.Generator) -> Iterator[Parts]:
     total, balanced = setting.steps_per_epoch * size, recipe.sampling == "balanced"
     for chosen in drawn(split.labels, recipe.passes, total, at_once, balanced=balanced, generator=generator):
         rows = to_device(chosen, split.images.device)
-        images, labels = (to_device(x[rows], setting.device) for x in (split.images, split.labels))
+        images, labels = (to_device(take_rows(x, rows), setting.device) for x in (split.images, split.labels))
         parts = setting.augment.several(images, labels, sizes * (len(chosen) // size), generator, setting.team.share)
         for step in range(0, len(parts), len(sizes)):
             yield parts[step : step + len(sizes)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gmmvit.augment import normalize
+from gmmvit.augment import normalize, take_rows
 from gmmvit.data.memory import free_memory, in_words, peak_memory, refusal
 from gmmvit.training.session import Setting, State, step_images
 from gmmvit.training.step import TrainingError
@@ -134,7 +134,7 @@ def _kept_by(setting: Setting, state: State, count: int) -> int:
 
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running means move in a forward pass
     train = setting.data.train.images
-    images = train[torch.arange(count, device=train.device) % len(train)].to(device)
+    images = take_rows(train, torch.arange(count, device=train.device) % len(train)).to(device)
     was_training = model.training
     model.train()
     try:

@@ -24,7 +24,7 @@ from gmmvit.distributed import (
     wrap,
 )
 from gmmvit.runs.checkpoint import empty_model
-from gmmvit.runs.run_data import describe_data, load_data
+from gmmvit.runs.run_data import describe_data, load_data, with_recorded_pixels
 from gmmvit.runs.run_folder import load_config
 from gmmvit.training.optim import (
     Average,
@@ -217,7 +217,8 @@ def prepare(
     dtype = choose_dtype(recipe.dtype, device)
     if data is None:
         report = progress.notice if team.leads else None
-        data = _on_device(team.leader_first(lambda: load_data(recipe, report)), device)
+        read = with_recorded_pixels(recipe, load_config(folder)["data"]) if resumed else recipe
+        data = _on_device(team.leader_first(lambda: load_data(read, report)), device)
     if recipe.patience is not None and data.val is None:
         raise RecipeError(
             f"patience needs a validation part, and {recipe.dataset} has none here: hold images out by --val-fraction "

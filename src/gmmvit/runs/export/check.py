@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gmmvit.augment import from_0_to_1, take_rows
 from gmmvit.data import Dataset, Split
 from gmmvit.runs.checkpoint import LoadedRun
 from gmmvit.runs.evaluate import check_unchanged, part_of
@@ -46,7 +47,7 @@ def measure(run: LoadedRun, data: Dataset, compute: Compute, part: str | None) -
     labels = split.labels.cpu()
     before, after, worst = 0, 0, 0.0
     for images, truth in zip(split.images.split(_BATCH), labels.split(_BATCH), strict=True):
-        expected, got = run.logits(images), compute(images.cpu().float() / 255)
+        expected, got = run.logits(images), compute(from_0_to_1(images.cpu()))
         before += int((expected.argmax(1) == truth).sum())
         after += int((got.argmax(1) == truth).sum())
         worst = max(worst, _largest(got - expected))
@@ -92,7 +93,7 @@ def calibration_images(run: LoadedRun, data: Dataset) -> Tensor:
         )
     check_unchanged(run, data, "val")
     order = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
-    return data.val.images[order].cpu().float() / 255
+    return from_0_to_1(take_rows(data.val.images, order).cpu())
 
 
 def as_json(check: Check) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def describe(run: LoadedRun, precision: Precision = "float32") -> dict[str, Any]
         "classes": list(run.classes),
         "image_size": list(run.image_size),
         "channels": run.channels,
+        "bits": run.bits,
         "fit": run.fit,
         "input": "images: float32 [batch, channels, height, width], pixels from 0 to 1, not normalised",
         "output": "logits: float32 [batch, classes]",

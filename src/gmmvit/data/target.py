@@ -1,0 +1,89 @@
+"""What an image becomes: its size, and what a pixel is. The one place that says so; `Split.images` has this dtype.
+
+Letters: C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FITS = ("crop", "stretch", "pad")
+CHANNELS = 12  # at most
+BITS = (8, 16)
+AXES = ("hwc", "chw")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the images of a data set, or those that a model is shown, are brought to.
+
+    Args:
+        size: (height, width) in pixels.
+        channels: 1 (grey), 3 (RGB; other kinds of 8-bit images become one of these two), or another number up to 12,
+            which every image must have.
+        bits: of a level: 8 (uint8) or 16 (uint16).
+        fit: `crop`, `stretch` or `pad`, see `decode_image`.
+        axes: the order of an array [H, W, C] ("hwc") or [C, H, W] ("chw") in a .npy file; None where its shape says it.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    bits: int = 8
+    fit: str = "crop"
+    axes: str | None = None
+
+    def __post_init__(self) -> None:
+        sides = self.size
+        if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+            raise ValueError(
+                f"image_size must be a positive whole number or a pair (height, width) of them, got {sides!r}"
+            )
+        if isinstance(self.channels, bool) or self.channels not in range(1, CHANNELS + 1):
+            raise ValueError(
+                f"channels must be 1 (grey), 3 (RGB) or another number to {CHANNELS}, got {self.channels!r}"
+            )
+        if self.bits not in BITS:
+            raise ValueError(f"bits must be 8 or 16, got {self.bits!r}")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, got {self.fit!r}")
+        if self.axes not in (None, *AXES):
+            raise ValueError(f"axes must be hwc or chw, got {self.axes!r}")
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is what Pillow makes of any image: grey or RGB of 8 bits."""
+        return self.bits == 8 and self.channels in (1, 3)
+
+    @property
+    def by_pillow(self) -> bool:
+        """Whether Pillow loses nothing of an image on its way there; else the reader of levels is asked first."""
+        return self.usual or self.channels == 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, *self.size)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    @property
+    def nbytes(self) -> int:
+        """Of one image."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.size[0]} x {self.size[1]} in {colours(self.channels, self.bits)}"
+
+
+def colours(channels: int, bits: int) -> str:
+    """What a pixel is, in words: "colour", "grey, 16 bits", "5 channels"."""
+    words = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
+    return words if bits == 8 else f"{words}, {bits} bits"
