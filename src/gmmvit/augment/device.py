@@ -17,8 +17,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def take_rows(images: Tensor, rows: Tensor) -> Tensor:
     """`images[rows]`; of uint16, for which torch has few operations, the bits are moved as int16."""
     if images.dtype != torch.uint16:
-        return images[rows]
-    return images.view(torch.int16)[rows].view(torch.uint16)
+        return images.index_select(0, rows)  # on the CPU faster than indexing
+    return images.view(torch.int16).index_select(0, rows).view(torch.uint16)
 
 
 @contextmanager
