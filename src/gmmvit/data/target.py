@@ -44,9 +44,7 @@ class Target:
                 f"image_size must be a positive whole number or a pair (height, width) of them, got {sides!r}"
             )
         if isinstance(self.channels, bool) or self.channels not in range(1, CHANNELS + 1):
-            raise ValueError(
-                f"channels must be 1 (grey), 3 (RGB) or another number to {CHANNELS}, got {self.channels!r}"
-            )
+            raise ValueError(f"channels must be 1 (grey), 3 (RGB) or up to {CHANNELS}, got {self.channels!r}")
         if self.bits not in BITS:
             raise ValueError(f"bits must be 8 or 16, got {self.bits!r}")
         if self.fit not in FITS:
