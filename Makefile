@@ -71,9 +71,11 @@ gpu-tune:
 gpu-paper:
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu_paper.py --data $(DATA) --out $(OUT) --minutes $(MINUTES)
 
-# Kills, damaged files and odd values by seed: trials and failures of each kind (docs/reliability.md).
+# Kills, signals, full disks, damaged files, odd values and donors by seed: trials and failures of each kind, all of them
+# or KINDS=kill,folder (docs/reliability.md).
 soak: $(READY)
-	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
+	PYTHONPATH=benchmarks $(BIN)/python -m soak --minutes $(if $(filter file,$(origin MINUTES)),20,$(MINUTES)) \
+		--seed $(or $(SEED),0) $(if $(KINDS),--kinds $(KINDS))
 
 # The packages of npm that the JavaScript of docs/export.md needs; without them its test is skipped.
 node: $(READY)

@@ -5,11 +5,14 @@ Errors name the argument, what is allowed and the value: TypeError for a wrong t
 
 import difflib
 import math
+import os
 from collections.abc import Collection, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+
+from gmmvit.text import short
 
 
 def is_integer(value: object) -> bool:
@@ -20,7 +23,7 @@ def is_integer(value: object) -> bool:
 def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
     """Raises TypeError unless `value` is one int, ValueError unless it is from `least` to `most`."""
     if not is_integer(value):
-        raise TypeError(f"{name} must be one int, got {value!r}")
+        raise TypeError(f"{name} must be one int, got {short(value)}")
     if most is not None and not least <= value <= most:
         raise ValueError(f"{name} must be between {least} and {most}, got {value}")
     if value < least:
@@ -37,7 +40,7 @@ def is_real(value: object) -> bool:
 def real(name: str, value: Any) -> None:
     """Raises TypeError unless `value` is one number, ValueError unless it is finite."""
     if not is_real(value):
-        raise TypeError(f"{name} must be one number, got {value!r}")
+        raise TypeError(f"{name} must be one number, got {short(value)}")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
@@ -45,7 +48,20 @@ def real(name: str, value: Any) -> None:
 def boolean(name: str, value: Any) -> None:
     """Raises TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {short(value)}")
+
+
+def booleans(**values: Any) -> None:
+    """Raises TypeError unless each of them is True or False."""
+    for name, value in values.items():
+        boolean(name, value)
+
+
+def paths(**values: Any) -> None:
+    """Raises TypeError unless each of them is the path of a file or folder, or None."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise TypeError(f"{name} must be a path, got {short(value)}")
 
 
 def above_zero(name: str, value: Any) -> None:
@@ -66,7 +82,7 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raises ValueError unless `value` is allowed."""
     choices = list(allowed)
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        raise ValueError(f"{name} must be one of {choices}, got {short(value)}")
 
 
 def known_options(owner: str, options: Iterable[str], allowed: Collection[str]) -> None:
@@ -84,10 +100,11 @@ def pair(value: int | Sequence[int], name: str, sides: str = "(height, width)") 
     Raises TypeError or ValueError, which names the argument.
     """
     values: Any = (value, value) if is_integer(value) else value
-    typed = isinstance(values, Sequence) and not isinstance(values, bytes) and all(is_integer(side) for side in values)
+    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    typed = listed and all(is_integer(side) for side in values[:2])
     if not typed or len(values) != 2 or min(values) < 1:
         raise (ValueError if typed else TypeError)(
-            f"{name} must be a positive int or a pair {sides} of them, got {value!r}"
+            f"{name} must be a positive int or a pair {sides} of them, got {short(value)}"
         )
     # Keep dynamic sizes of torch.export dynamic.
     first, second = (side if isinstance(side, torch.SymInt) else int(side) for side in values)
@@ -107,5 +124,5 @@ def per_stage(
         wanted = f"{stages} positive ints, one per stage, or one for all"
         if stages is None:
             wanted = f"one positive int per stage, e.g. {name}={example}"
-        raise (ValueError if typed else TypeError)(f"{name} must be {wanted}, got {value!r}")
+        raise (ValueError if typed else TypeError)(f"{name} must be {wanted}, got {short(value)}")
     return tuple(int(v) for v in values)

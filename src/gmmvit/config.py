@@ -266,7 +266,7 @@ def _check_start(recipe: Recipe) -> None:
     """Checks that the mask can start as `mask_init` says."""
     starts = MASK_STARTS[recipe.mask]
     if recipe.mask_init not in (None, *starts):
-        raise RecipeError(f"mask_init of an {recipe.mask} must be {' or '.join(starts)}, got {recipe.mask_init!r}")
+        raise RecipeError(f"mask_init of an {recipe.mask} must be {' or '.join(starts)}, got {short(recipe.mask_init)}")
     if recipe.mask_init == "conv" and recipe.mode != "log":
         raise RecipeError(
             f"mask_init conv needs mode log (--mode log), or another start (--mask-init local), got {recipe.mode!r}"
@@ -330,7 +330,7 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     Raises RecipeError for an unknown recipe, file, field or value, TypeError if `name` is neither text nor path.
     """
     if not isinstance(name, str | Path):
-        raise TypeError(f"name must be a recipe's name or the path of a YAML file, got {name!r}")
+        raise TypeError(f"name must be a recipe's name or the path of a YAML file, got {short(name)}")
     path = RECIPES / f"{name}.yaml" if str(name) in recipe_names() else Path(name)
     if not path.is_file():
         hint = nearest(name, recipe_names())
@@ -344,6 +344,9 @@ def load_recipe(name: str | Path = "digits", **overrides: Any) -> Recipe:
     if isinstance(values.get("recipe"), dict):  # a run's config.yaml repeats the run
         values = values["recipe"]
     written = make_recipe(values, f"recipe {path.name}")  # report errors of the file under its name
+    for field in ("model", "mask", "pretrained"):  # read below
+        if not isinstance(overrides.get(field), str | bool | None):
+            make_recipe({field: overrides[field]}, "the given values")
     left_out: set[str] = set()
     if overrides.get("model", written.model) != written.model:
         left_out |= {*SIZES, "model_args", "pretrained"}

@@ -5,10 +5,13 @@ import torch
 from gmmvit.attention.chunked import fast_bfloat16
 from gmmvit.config import RecipeError
 from gmmvit.distributed import local_device
+from gmmvit.text import short
 
 
 def choose_device(name: str) -> torch.device:
     """ "auto" is a GPU if there is one; raises RecipeError for a device that does not exist."""
+    if not isinstance(name, str | torch.device):
+        raise RecipeError(f"device must be auto or exist, such as cpu or cuda, got {short(name)}")
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local_device())
     if name == "auto":

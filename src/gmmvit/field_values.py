@@ -58,7 +58,7 @@ def coerced(f: "dataclasses.Field[Any]", value: Any) -> Any:
     if value is None and types.NoneType in kinds:
         return None
     choices = f.metadata["choices"]
-    if choices and value not in choices:
+    if choices and not (isinstance(value, str | int | float) and value in choices):
         hint = nearest(short(value).strip("'"), choices)
         raise RecipeError(f"{f.name} must be one of {list(choices)}, got {short(value)}{hint}")
     result = next((r for k in kinds if k is not types.NoneType and (r := _convert(k, value)) is not None), None)

@@ -34,8 +34,8 @@ def line_of(text: str) -> str:
 
 
 def short(value: Any) -> str:
-    """`repr` of a value, shortened at every depth."""
-    return _SHORT.repr(value)
+    """`repr` of a value on one line, shortened at every depth."""
+    return re.sub(r"\s*\n\s*", " ", _SHORT.repr(value))
 
 
 def nearest(name: object, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6, otherwise: str = "") -> str:

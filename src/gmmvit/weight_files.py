@@ -59,10 +59,14 @@ def read_tensors(
 
 
 def _files(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise FileNotFoundError(f"{place} does not exist; give a safetensors or .pth file, or a folder with one")
+    try:
+        if place.is_file():
+            return [place]
+        fault = "" if place.is_dir() else "does not exist"
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror}"
+    if fault:
+        raise FileNotFoundError(f"{place} {fault}; give a safetensors or .pth file, or a folder with one")
     whole = [place / name for name in _IN_FOLDERS if (place / name).is_file()]
     parts: list[Path] = []
     for pattern in ("*.safetensors", "pytorch_model-*.bin"):  # parts of a large model

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from zoo.donor import Donor, logits, small_vit
-from zoo import DONORS
 from torch import nn
 from torch.fx.proxy import TraceError
+from zoo import DONORS
+from zoo.donor import Donor, logits, small_vit
 
 from gmmvit.attach import attach
 

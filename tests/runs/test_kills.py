@@ -207,6 +207,7 @@ def test_a_kill_at_any_moment_of_a_report_leaves_the_old_page_or_the_new_one(who
     for moment, folder in killed_everywhere(run, write_report):
         assert (folder / "report.html").read_bytes().startswith(page[:100]), moment
         write_report(folder)
+        assert not list(folder.glob(".*.tmp")), moment
 
 
 def test_a_kill_at_any_moment_of_an_export_leaves_no_torn_file(whole, tmp_path, monkeypatch):
@@ -224,6 +225,7 @@ def test_a_kill_at_any_moment_of_an_export_leaves_no_torn_file(whole, tmp_path, 
         assert not path.exists() or path.read_bytes() == content, moment
         export.export_run(folder, format="torch", overwrite=True)
         assert path.read_bytes() == content, moment
+        assert not list(folder.glob(".*.tmp")), moment
 
 
 def test_a_kill_at_any_moment_of_decoding_leaves_a_cache_that_is_whole_or_none(images, tmp_path):

@@ -189,7 +189,7 @@ def test_an_image_that_is_none_is_named(run, files, tmp_path):
         model.predict(torch.tensor([[[-1.0, 1.0]]]))
     with pytest.raises(TypeError, match=r"images\[0\]: source must be a path.*got int"):
         model.predict(7)
-    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"batch_size must be a whole number of at least 1 and below 2\^31, got 0"):
         model.predict(files, batch_size=0)
 
 

@@ -60,8 +60,9 @@ def test_a_finished_run_is_trained_on(tmp_path, capsys):
     three = load_file(tmp_path / "run" / "last.safetensors")
     assert any(not torch.equal(two[name], three[name]) for name in two)
     assert resume(tmp_path / "run", quiet=True)["epochs"] == 3
-    with pytest.raises(RecipeError, match="above the 3 that"):
-        resume(tmp_path / "run", epochs=2, quiet=True)
+    for epochs in (2, torch.zeros(3)):
+        with pytest.raises(RecipeError, match="above the 3 that"):
+            resume(tmp_path / "run", epochs=epochs, quiet=True)
 
 
 def test_an_extension_that_was_killed_goes_on(tmp_path, monkeypatch):

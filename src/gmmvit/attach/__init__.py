@@ -26,6 +26,7 @@ from gmmvit.attach.survey import Found, listing, masked, recorders, survey
 from gmmvit.attention import MODES
 from gmmvit.checks import integer, known_options, one_of, pair
 from gmmvit.masks import KINDS, Mask, create_mask
+from gmmvit.text import short
 
 __all__ = ["Layer", "Layers", "attach", "attention_maps", "describe", "detach", "load_masks", "mask_parameters"]
 
@@ -150,7 +151,7 @@ def attach(
 
 def _check_dtype(dtype: Any) -> None:
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, got {dtype!r}")
+        raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, got {short(dtype)}")
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, got {dtype}")
 
@@ -169,7 +170,7 @@ def _chosen(places: list[Found], layers: Iterable[int] | None) -> list[Found]:
     if layers is None:
         return places
     if isinstance(layers, str | bytes) or not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be whole numbers, such as range(6) or [0, -1], got {layers!r}")
+        raise TypeError(f"layers must be whole numbers, such as range(6) or [0, -1], got {short(layers)}")
     wanted = set()
     for index in layers:
         integer("each of layers", index, -sys.maxsize)

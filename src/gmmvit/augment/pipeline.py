@@ -17,6 +17,7 @@ from gmmvit.augment.mix import Mix, soft_targets
 from gmmvit.augment.normalize import check_images, check_statistics, normalize
 from gmmvit.augment.ops import apply_stages
 from gmmvit.augment.policies import MAGNITUDE_BINS, POLICIES, make_policy
+from gmmvit.text import short
 
 __all__ = ["POLICIES", "Augment"]
 _REACH = 2.0  # deviations from the mean to black and to white, of images of 16 bits
@@ -24,7 +25,7 @@ _REACH = 2.0  # deviations from the mean to black and to white, of images of 16 
 
 def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int; got {value!r}")
+        raise TypeError(f"{name} must be an int; got {short(value)}")
     if value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"{low}..{high}"
         raise ValueError(f"{name} must be {limits}; got {value}")
@@ -32,7 +33,7 @@ def _check_whole(name: str, value: int, low: int, high: int | None = None) -> No
 
 def _check_between(name: str, value: float, high: float, low: float = 0.0) -> None:
     if not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number; got {value!r}")
+        raise TypeError(f"{name} must be a number; got {short(value)}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be within {low:g}..{high:g}; got {value}")
 

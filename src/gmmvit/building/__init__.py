@@ -19,7 +19,7 @@ from gmmvit.building.weights import read_state, renamed_masks, split_masks, tran
 from gmmvit.config import Recipe, RecipeError, library_of, masking_options, model_options
 from gmmvit.masks import KINDS
 from gmmvit.models import CONVNETS, SIZES, create_model
-from gmmvit.text import nearest
+from gmmvit.text import nearest, short
 
 __all__ = ["GivenRun", "build_model", "check_model", "first_line", "given_run", "start_model"]
 
@@ -38,12 +38,14 @@ def check_model(recipe: Recipe) -> None:
     if recipe.model not in SIZES:
         hint = nearest(recipe.model, SIZES)
         raise RecipeError(
-            f"model must be one of {list(SIZES)}, timm:NAME or hf:NAME_OR_PATH, got {recipe.model!r}{hint}"
+            f"model must be one of {list(SIZES)}, timm:NAME or hf:NAME_OR_PATH, got {short(recipe.model)}{hint}"
         )
     if recipe.model in CONVNETS and recipe.mask != "none":
         raise RecipeError(f"{recipe.model} has no attention for a mask to act on: train it with --mask none")
     if recipe.size is not None and recipe.size not in SIZES[recipe.model]:
-        raise RecipeError(f"size of {recipe.model} must be one of {list(SIZES[recipe.model])}, got {recipe.size!r}")
+        raise RecipeError(
+            f"size of {recipe.model} must be one of {list(SIZES[recipe.model])}, got {short(recipe.size)}"
+        )
 
 
 def start_model(

@@ -10,13 +10,14 @@ import numpy as np
 from gmmvit.data.records import DataError, listing
 from gmmvit.data.several import class_counts
 from gmmvit.data.stratify import deal
+from gmmvit.text import short
 
 
 def check_folds(folds: int | None, fold: int | None) -> None:
     """Raise ValueError unless both are None, or there are two folds or more and `fold` is None or one of 1..folds."""
     for name, value in (("folds", folds), ("fold", fold)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
+            raise ValueError(f"{name} must be a whole number, got {short(value)}")
     if folds is not None and folds < 2:
         raise ValueError(f"folds must be at least 2, got {folds}")
     if fold is not None and (folds is None or not 1 <= fold <= folds):

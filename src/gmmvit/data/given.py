@@ -29,7 +29,7 @@ def each_image(given: Any) -> Iterator[Any]:
 
     is_one = isinstance(given, str | bytes | os.PathLike | Image.Image)
     if isinstance(given, np.ndarray | torch.Tensor):
-        is_one = given.ndim in (2, 3)
+        is_one = given.ndim in (0, 2, 3)  # a single number is refused as an image
     if is_one or not isinstance(given, Iterable):
         yield given
     else:
@@ -49,8 +49,9 @@ def image_source(source: object, target: Target) -> ImageSource:
         return source
     if isinstance(source, os.PathLike):
         return str(source)
-    pixels: Any = source.detach().cpu() if isinstance(source, torch.Tensor) else source
-    if isinstance(pixels, torch.Tensor):
+    pixels: Any = source
+    if isinstance(source, torch.Tensor) and source.layout == torch.strided and not source.is_meta:
+        pixels = source.detach().cpu()
         pixels = pixels.float() if pixels.is_floating_point() else pixels  # numpy has no bfloat16
         pixels = (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).numpy()
     taken = {1, 3, 4} if target.channels in (1, 3) else {target.channels}

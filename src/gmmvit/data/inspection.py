@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from gmmvit.checks import paths
 from gmmvit.data.copies import find_copies, told_copies
 from gmmvit.data.decode_all import Decoded
 from gmmvit.data.headers import read_header
 from gmmvit.data.image import quiet_pillow
 from gmmvit.data.load import decode_source, find_source, load_dataset, printable, target_size
 from gmmvit.data.memory import fits_in_memory
-from gmmvit.data.records import DataError, Dataset, Report, Source, counted, packages_for, silent
+from gmmvit.data.records import DataError, Dataset, Report, Source, counted, packages_for
 from gmmvit.data.several import class_counts
 from gmmvit.data.target import Target
 from gmmvit.data.wanted import Wanted
@@ -99,7 +100,8 @@ def inspect_dataset(
         DataError: nothing is there, its layout can be read in two ways or in none, or no image can be read.
         ValueError, TypeError: an argument is out of range.
     """
-    report = printable(report or silent)
+    paths(data_dir=data_dir, cache_dir=cache_dir)
+    report = printable(report)
     wanted = Wanted(target_size(image_size), channels, bits, fit, axes)
     with packages_for(name):
         source = find_source(name, data_dir or "data", download, report)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gmmvit.checks import booleans, is_integer, paths
 from gmmvit.data.cache import cache_folder, cache_path, fetch, fingerprint
 from gmmvit.data.copies import find_copies, kept_together, told_copies
 from gmmvit.data.decode_all import Catalog, Decoded, Sink, decode_contents, in_memory
@@ -37,7 +38,7 @@ from gmmvit.data.records import (
 from gmmvit.data.split import check_fraction, check_per_class, check_seed, choose_parts, cut_validation, first_of_each
 from gmmvit.data.target import Target
 from gmmvit.data.wanted import Wanted
-from gmmvit.text import shown
+from gmmvit.text import short, shown
 
 _BROKEN_SHOWN = 3
 _COPY_ROWS = 1024
@@ -106,9 +107,9 @@ def load_dataset(
             images, it names them, unless they are many and have been reported, a line each.
         ValueError, TypeError: an argument is out of range or of another type.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be the name of a data set, {_known_names()}, got {name!r}")
-    heard, report = report is not None, printable(report or silent)
+    paths(data_dir=data_dir, cache_dir=cache_dir)
+    booleans(skip_broken=skip_broken, dedupe=dedupe, train_on_all=train_on_all, download=download)
+    heard, report = report is not None, printable(report)
     check_fraction("val_fraction", val_fraction)
     check_fraction("test_fraction", test_fraction)
     check_seed(split_seed)
@@ -175,10 +176,10 @@ def count_training(
 
 def target_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """(height, width) of an argument `image_size`; None where it leaves the size to the data set."""
-    if image_size is None or isinstance(image_size, int):
+    if image_size is None or is_integer(image_size):
         return None if image_size is None else (image_size, image_size)
     if not isinstance(image_size, Sequence) or len(image_size) != 2:
-        raise ValueError(f"image_size must be a whole number or a pair (height, width), got {image_size!r}")
+        raise ValueError(f"image_size must be a whole number or a pair (height, width), got {short(image_size)}")
     return image_size[0], image_size[1]
 
 
@@ -186,13 +187,22 @@ def _known_names() -> str:
     return f"{', '.join(dataset_names())}, folder:PATH or hf:NAME_OR_PATH"
 
 
-def printable(report: Report) -> Report:
-    """Names of files may hold what a terminal cannot show or a log cannot encode."""
+def printable(report: Report | None) -> Report:
+    """Names of files may hold what a terminal cannot show or a log cannot encode; None reports nothing.
+
+    Raises TypeError if `report` is no function.
+    """
+    if report is None:
+        return silent
+    if not callable(report):
+        raise TypeError(f"report must be a function of one line of text, got {short(report)}")
     return lambda line: report(shown(line))
 
 
 def find_source(name: str, data_dir: str | os.PathLike[str], download: bool, report: Report) -> Source:
     """What `load_dataset` reads for a name; errors as there."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be the name of a data set, {_known_names()}, got {short(name)}")
     kind, colon, rest = name.partition(":")
     if colon and kind in ("folder", "hf"):
         if not rest:
@@ -203,7 +213,7 @@ def find_source(name: str, data_dir: str | os.PathLike[str], download: bool, rep
     if name in NAMED:
         return named_source(name, Path(os.path.realpath(expanded(data_dir))), download=download, report=report)
     hint = f"; did you mean 'folder:{name}'?" if os.path.isdir(expanded(name)) else ""
-    raise ValueError(f"dataset must be {_known_names()}, got {name!r}{hint}")
+    raise ValueError(f"dataset must be {_known_names()}, got {short(name)}{hint}")
 
 
 def decode_source(

@@ -10,6 +10,7 @@ import numpy as np
 from gmmvit.data.records import DataError, listing
 from gmmvit.data.several import class_counts, has_class
 from gmmvit.data.stratify import deal
+from gmmvit.text import short
 
 # Independent random streams, so that the validation cut does not depend on whether a test cut came before it.
 _TEST_STREAM, _VAL_STREAM = 1, 2
@@ -18,13 +19,13 @@ _TEST_STREAM, _VAL_STREAM = 1, 2
 def check_fraction(name: str, value: float) -> None:
     """Raise ValueError unless 0 <= value < 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+        raise ValueError(f"{name} must be at least 0 and below 1, got {short(value)}")
 
 
 def check_seed(value: int) -> None:
     """Raise ValueError unless the seed is a whole number in 0..2**63-1."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"split_seed must be a whole number from 0 to {2**63 - 1}, got {value!r}")
+        raise ValueError(f"split_seed must be a whole number from 0 to {2**63 - 1}, got {short(value)}")
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int | Sequence[int]) -> np.ndarray:
@@ -148,7 +149,9 @@ def first_of_each(labels: np.ndarray, rows: np.ndarray, per_class: int | None) -
 def check_per_class(value: int | None) -> None:
     """Raise ValueError unless it is None or a whole number of at least 1."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"train_per_class must be a whole number of at least 1, or None for all images, got {value!r}")
+        raise ValueError(
+            f"train_per_class must be a whole number of at least 1, or None for all images, got {short(value)}"
+        )
 
 
 def _check_counts(pool: np.ndarray, classes: Sequence[str], *, split: bool) -> None:

@@ -5,9 +5,13 @@ Letters: C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from gmmvit.checks import is_integer
+from gmmvit.text import short
 
 FITS = ("crop", "stretch", "pad")
 CHANNELS = 12  # at most
@@ -39,18 +43,19 @@ class Target:
 
     def __post_init__(self) -> None:
         sides = self.size
-        if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        listed = isinstance(sides, Sequence) and len(sides) == 2 and all(is_integer(side) for side in sides)
+        if not listed or min(sides) < 1:
             raise ValueError(
-                f"image_size must be a positive whole number or a pair (height, width) of them, got {sides!r}"
+                f"image_size must be a positive whole number or a pair (height, width) of them, got {short(sides)}"
             )
-        if isinstance(self.channels, bool) or self.channels not in range(1, CHANNELS + 1):
-            raise ValueError(f"channels must be 1 (grey), 3 (RGB) or up to {CHANNELS}, got {self.channels!r}")
-        if self.bits not in BITS:
-            raise ValueError(f"bits must be 8 or 16, got {self.bits!r}")
-        if self.fit not in FITS:
-            raise ValueError(f"fit must be one of {', '.join(FITS)}, got {self.fit!r}")
-        if self.axes not in (None, *AXES):
-            raise ValueError(f"axes must be hwc or chw, got {self.axes!r}")
+        if not is_integer(self.channels) or self.channels not in range(1, CHANNELS + 1):
+            raise ValueError(f"channels must be 1 (grey), 3 (RGB) or up to {CHANNELS}, got {short(self.channels)}")
+        if not is_integer(self.bits) or self.bits not in BITS:
+            raise ValueError(f"bits must be 8 or 16, got {short(self.bits)}")
+        if not isinstance(self.fit, str) or self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, got {short(self.fit)}")
+        if self.axes is not None and not (isinstance(self.axes, str) and self.axes in AXES):
+            raise ValueError(f"axes must be hwc or chw, got {short(self.axes)}")
 
     @property
     def usual(self) -> bool:

@@ -64,7 +64,7 @@ def create_mask(
     one_of("mode", mode, MODES)
     if mask == "none":
         return None
-    if options.get("init") == "conv" and mode != "log":
+    if str(options.get("init")) == "conv" and mode != "log":
         raise ValueError(
             f"init='conv' of the mask needs mode='log', got mode={mode!r}: a factor on logits near zero moves no "
             "attention, its logarithm does"

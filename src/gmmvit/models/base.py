@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from gmmvit.checks import above_zero, fraction, integer, is_integer, one_of
 from gmmvit.masks import is_mask_parameter
 from gmmvit.models.layers import Block, Grid, init_weights, resample_position
+from gmmvit.text import short
 from gmmvit.weight_files import load_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -98,7 +99,7 @@ class VisionTransformer(nn.Module):
             fraction(name, given[name])
         options = given["mask_options"]
         if options is not None and not isinstance(options, dict):
-            raise TypeError(f"mask_options must be a dict of options of the mask, or None, got {options!r}")
+            raise TypeError(f"mask_options must be a dict of options of the mask, or None, got {short(options)}")
 
     def build_embedding(self, patch_embed: nn.Module, grid: Grid, dim: int, dropout: float, class_token: bool) -> None:
         """Patch embedding, learned positions and, if asked for, a class token."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.attention import MODES, gmm_attention, gmm_attention_packed
-from gmmvit.checks import above_zero, fraction, integer, one_of, pair, real
-from gmmvit.masks import check_mask_options, create_mask
+from gmmvit.checks import above_zero, boolean, fraction, integer, one_of, pair, real
+from gmmvit.masks import Mask, check_mask_options, create_mask
+from gmmvit.text import short
 
 Grid = tuple[int, int]  # (rows, cols) in patches
 QKV = Tensor | tuple[Tensor, Tensor, Tensor]  # [B, T, 3, H, D], or each [B, H, T, D]
@@ -61,7 +62,10 @@ class MaskedAttention(nn.Module):
             real("scale", scale)
         integer("prefix_tokens", prefix_tokens, 0)
         fraction("dropout", dropout)
+        boolean("qkv_bias", qkv_bias)
         one_of("mode", mode, MODES)
+        if mask is not None and not isinstance(mask, Mask):
+            raise TypeError(f"mask must be a mask such as gmmvit.GaussianMixtureMask, or None, got {short(mask)}")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
         self.scale, self.mode, self.prefix_tokens = scale, mode, prefix_tokens

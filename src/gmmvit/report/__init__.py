@@ -7,6 +7,7 @@ sections.
 from collections.abc import Sequence
 from pathlib import Path
 
+from gmmvit.checks import boolean, paths
 from gmmvit.data import DataError
 from gmmvit.device import choose_device
 from gmmvit.report.comparison import comparison
@@ -25,7 +26,7 @@ from gmmvit.report.runs import RunRecord, count_parameters, curves, head, read_r
 from gmmvit.runs.checkpoint import LoadedRun, load_run
 from gmmvit.runs.claim import own_if_run
 from gmmvit.runs.files import RunError, check_new, write_whole
-from gmmvit.runs.run_folder import CONFIG, fold_folders, is_folds
+from gmmvit.runs.run_folder import CONFIG, as_folder, fold_folders, is_folds
 
 __all__ = ["mask_picture", "write_report"]
 
@@ -61,9 +62,12 @@ def write_report(
         RecipeError: the device does not exist.
         ValueError: no run was given.
     """
-    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    folders = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
     if not folders:
         raise ValueError("runs must name at least one run folder, got none")
+    folders = [as_folder(folder) for folder in folders]
+    paths(out=out, data_dir=data_dir)
+    boolean("overwrite", overwrite)
     crossed = [Path(folder) for folder in folders if is_folds(folder)]
     path = Path(folders[0]) / FILE if out is None else Path(out)
     path = path / FILE if path.is_dir() else path

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gmmvit.attach.saved import SITE
 from gmmvit.augment import normalize
 from gmmvit.building import build_model, first_line
+from gmmvit.checks import one_of
 from gmmvit.config import Recipe, as_dict, fields_of
 from gmmvit.data import DataError, decode_image, each_image
 from gmmvit.runs.ensemble import Ensemble
@@ -33,6 +34,7 @@ from gmmvit.runs.run_folder import (
     recipe_of,
     recipe_of_folds,
 )
+from gmmvit.text import short
 from gmmvit.weight_files import load_safetensors, not_finite
 
 
@@ -175,8 +177,8 @@ class LoadedRun:
         Raises:
             DataError, TypeError, ValueError: an image cannot be read or is not an image; names it or its index.
         """
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        if type(batch_size) is not int or not 1 <= batch_size < 2**31:
+            raise ValueError(f"batch_size must be a whole number of at least 1 and below 2^31, got {short(batch_size)}")
         nothing = Predictions(self.classes, torch.empty(0, len(self.classes)), unknown_below)
         parts, pixels = [nothing.probabilities], []
         for number, image in enumerate(each_image(images)):
@@ -208,12 +210,11 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         ValueError: `weights` is neither "best" nor "last", or the device does not exist.
     """
     folder = as_folder(folder)
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {list(WEIGHTS)}, got {weights!r}")
+    one_of("weights", weights, WEIGHTS)
     try:
         torch.empty(1, device=torch.device(device)).cpu()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device must exist, such as cpu or cuda, got {device!r}") from error
+        raise ValueError(f"device must exist, such as cpu or cuda, got {short(device)}") from error
     if is_folds(folder):
         return _load_ensemble(folder, weights, device)
     data = load_config(folder)["data"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gmmvit.augment import normalize
+from gmmvit.checks import booleans, is_real, one_of, paths
 from gmmvit.data import DataError, Dataset, Split, numbered_classes
 from gmmvit.device import choose_device, choose_dtype
 from gmmvit.distributed import Team
@@ -17,6 +18,7 @@ from gmmvit.runs.checkpoint import LoadedRun, load_run
 from gmmvit.runs.files import RunError
 from gmmvit.runs.predictions import Predictions, check_csv, write_csv
 from gmmvit.runs.run_data import fingerprint, load_data, with_data_at
+from gmmvit.text import short
 
 EVAL_BATCH = 512
 
@@ -197,8 +199,11 @@ def unknown_threshold(run: LoadedRun, *, keep: float = 0.95, data_dir: str | Non
         RunError: the run's data cannot be read, has changed, or has no validation part.
         ValueError: `keep` is out of range.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, got {keep!r}")
+    paths(data_dir=data_dir)
+    if not isinstance(run, LoadedRun):
+        raise TypeError(f"run must be a loaded run, as gmmvit.load_run gives it, got {short(run)}")
+    if not is_real(keep) or not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, got {short(keep)}")
     try:
         data = load_parts(run, data_dir=data_dir, download=False)
         check_unchanged(run, data, "val")
@@ -248,6 +253,11 @@ def evaluate_run(
         RunError: the folder is not a run, its data lacks the part or has other classes or another split than in
             training, or the CSV exists or cannot be written.
     """
+    one_of("part", part, ("test", "val", "train"))
+    paths(data_dir=data_dir, csv=csv)
+    booleans(more=more, overwrite=overwrite)
+    if dataset is not None and not isinstance(dataset, str):
+        raise TypeError(f"dataset must be the name of a data set, as folder:PATH, got {short(dataset)}")
     if csv is not None:
         check_csv(csv, overwrite)
     run = load_run(folder, weights=weights, device=choose_device(device))

@@ -1,5 +1,6 @@
 """Atomic file writes: a temporary file beside the target replaces it in one step."""
 
+import glob
 import hashlib
 import json
 import os
@@ -69,12 +70,33 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _remove_leftovers(path)
         except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             if isinstance(error, RuntimeError):  # torch's zip writer reports a failed write so, without a reason
                 raise OSError("the disk is full, or a limit on file sizes was reached") from error
             raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the temporary files of processes that were killed while they wrote this path."""
+    start = temporary_name(path.name).removesuffix(f"{os.getpid()}.tmp")
+    for leftover in path.parent.glob(f"{glob.escape(start)}*.tmp"):
+        number = leftover.name[len(start) : -len(".tmp")]
+        if number.isdecimal() and not _is_running(int(number)):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -89,7 +111,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def check_new(path: Path, overwrite: bool, flag: str = "--out") -> None:
     """Raises RunError if a file exists and must not be overwritten; `flag` is the option that named it."""
-    if path.exists() and not overwrite:
+    with naming_faults(path, "write"):
+        there = path.exists()
+    if there and not overwrite:
         raise RunError(
             f"{path} exists; replace it with --overwrite (in Python overwrite=True), or choose another file with "
             f"{flag} ({flag.strip('-')}=)"

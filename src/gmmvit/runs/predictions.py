@@ -9,8 +9,9 @@ from typing import IO
 
 from torch import Tensor
 
+from gmmvit.checks import integer
 from gmmvit.runs.files import RunError, check_new, naming_faults, replace_file
-from gmmvit.text import shown
+from gmmvit.text import short, shown
 
 UNKNOWN = "unknown"  # predicted for images of no known class
 
@@ -25,7 +26,9 @@ class Predictions:
         unknown_below: an image whose highest probability is below it is "unknown"; None: never.
 
     Raises:
-        ValueError: `unknown_below` is not above 0 and at most 1, or the model has a class "unknown".
+        TypeError: `classes` or `probabilities` are of another kind.
+        ValueError: there are no classes, or not K of them; `unknown_below` is not above 0 and at most 1, or the model
+            has a class "unknown".
     """
 
     classes: tuple[str, ...]
@@ -33,11 +36,21 @@ class Predictions:
     unknown_below: float | None = None
 
     def __post_init__(self) -> None:
+        words = isinstance(self.classes, Sequence) and all(isinstance(name, str) for name in self.classes)
+        if isinstance(self.classes, str) or not words:
+            raise TypeError(f"classes must be the names of the classes, got {short(self.classes)}")
+        if not isinstance(self.probabilities, Tensor) or not self.probabilities.is_floating_point():
+            raise TypeError(f"probabilities must be a tensor of floats [N, K], got {short(self.probabilities)}")
+        if not self.classes or self.probabilities.shape[1:] != (len(self.classes),):
+            raise ValueError(
+                f"probabilities must have a column for each of {len(self.classes)} classes and there must be some, "
+                f"got {list(self.probabilities.shape)}"
+            )
         limit = self.unknown_below
         if limit is None:
             return
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit <= 1:
-            raise ValueError(f"unknown_below must be a number above 0 and at most 1, got {limit!r}")
+            raise ValueError(f"unknown_below must be a number above 0 and at most 1, got {short(limit)}")
         if UNKNOWN in self.classes:
             raise ValueError(
                 f"the model has a class {UNKNOWN!r} of its own, so the answer would be ambiguous: omit "
@@ -61,6 +74,7 @@ class Predictions:
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """The k likeliest classes of each image with their probabilities, likeliest first; all K if k is larger."""
+        integer("k", k)
         found = self.probabilities.topk(min(k, len(self.classes)))
         return [
             [(self.classes[i], p) for p, i in zip(values, indices, strict=True)]
@@ -70,7 +84,9 @@ class Predictions:
 
 def check_csv(path: str | Path, overwrite: bool) -> None:
     """Raises RunError if the CSV cannot be written, before any work is done."""
-    if Path(path).is_dir():
+    with naming_faults(Path(path), "write"):
+        is_folder = Path(path).is_dir()
+    if is_folder:
         raise RunError(f"{path} is a folder; give a file with --csv (in Python csv=)")
     check_new(Path(path), overwrite, "--csv")
 

@@ -75,7 +75,7 @@ _MODEL_SIZES = {
 def as_folder(folder: str | Path) -> Path:
     """A run folder as a path; raises TypeError if it is not a path."""
     if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"a run folder must be given as a path, got {folder!r}")
+        raise TypeError(f"a run folder must be given as a path, got {short(folder)}")
     return Path(folder)
 
 
@@ -168,7 +168,9 @@ def recipe_of(folder: str | Path) -> Recipe:
 
 def is_folds(folder: str | Path) -> bool:
     """Whether a folder holds a cross-validation."""
-    return (as_folder(folder) / FOLDS).is_file()
+    path = as_folder(folder) / FOLDS
+    with naming_faults(path, "read"):
+        return path.is_file()
 
 
 def fold_folder(folder: str | Path, fold: int) -> Path:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from gmmvit.checks import booleans, paths
 from gmmvit.config import Recipe, RecipeError
 from gmmvit.distributed import Team, join
 from gmmvit.runs import claim, files, run_folder
@@ -16,6 +17,7 @@ from gmmvit.runs.files import RunError
 from gmmvit.runs.run_data import absolute_paths, with_data_at
 from gmmvit.runs.run_folder import CONFIG, FOLDS, FOLDS_TABLE, REPORT
 from gmmvit.sweep.table import paired
+from gmmvit.text import short
 from gmmvit.training.progress import Progress
 from gmmvit.training.run import resume, run_name, train
 from gmmvit.training.session import prepare
@@ -51,7 +53,11 @@ def cross_validate(
     Raises what `train` raises.
     """
     if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be a Recipe, as gmmvit.load_recipe('digits', folds=5) makes it, got {recipe!r}")
+        raise TypeError(
+            f"recipe must be a Recipe, as gmmvit.load_recipe('digits', folds=5) makes it, got {short(recipe)}"
+        )
+    paths(out=out)
+    booleans(overwrite=overwrite, quiet=quiet)
     if recipe.folds is None or recipe.fold is not None:
         raise RecipeError(f"a cross-validation needs folds and no fold, got {recipe.folds} and {recipe.fold}")
     folder = Path(out) if out is not None else Path("runs") / f"{run_name(recipe)}-folds"
@@ -76,6 +82,8 @@ def resume_folds(folder: str | Path, *, data_dir: str | None = None, quiet: bool
 
     `data_dir` is where the data lies now, if it moved. Returns and raises as `cross_validate`.
     """
+    paths(data_dir=data_dir)
+    booleans(quiet=quiet)
     folder, team = run_folder.as_folder(folder), join()
     recipe = run_folder.recipe_of_folds(folder)
     with ExitStack() as locks:

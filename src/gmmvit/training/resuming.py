@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from gmmvit.building import first_line
+from gmmvit.checks import is_integer
 from gmmvit.config import Recipe, RecipeError, fields_of
 from gmmvit.data import Dataset
 from gmmvit.distributed import Team, full_weights, join
 from gmmvit.runs import checkpoint, claim, files, run_folder
 from gmmvit.runs.run_data import with_data_at
+from gmmvit.text import short
 from gmmvit.training.loop import is_over, save_weights
 from gmmvit.training.memory import check_memory, naming_memory
 from gmmvit.training.progress import Progress, clock
@@ -27,7 +29,9 @@ def shared_data(recipe: Recipe, known: Started | None) -> Dataset | None:
     for name in fields_of("process") + fields_of("Data"):
         mine, theirs = getattr(recipe, name), getattr(setting.recipe, name)
         if mine != theirs:
-            raise RecipeError(f"trainings in one process must share their {name}, got {theirs!r} and {mine!r}")
+            raise RecipeError(
+                f"trainings in one process must share their {name}, got {short(theirs)} and {short(mine)}"
+            )
     return setting.data
 
 
@@ -53,7 +57,7 @@ def continued(
     saved = checkpoint.load_checkpoint(folder, recipe)
     run_folder.read_rows(folder)  # report a damaged file before any work
     summary = run_folder.read_summary(folder)
-    if epochs is not None and (epochs != recipe.epochs or _was_stopped(recipe, saved)):
+    if epochs is not None and (not is_integer(epochs) or epochs != recipe.epochs or _was_stopped(recipe, saved)):
         recipe = _extended(folder, recipe, epochs, saved, team)
     if saved is not None:
         _say_more(progress, folder, recipe, saved["recipe"])
@@ -112,7 +116,7 @@ def _extended(folder: Path, recipe: Recipe, epochs: int, saved: dict[str, Any] |
     """
     done = 0 if saved is None else saved["epoch"]
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= done:
-        raise RecipeError(f"epochs must be a whole number above the {done} that {folder} has done, got {epochs!r}")
+        raise RecipeError(f"epochs must be a whole number above the {done} that {folder} has done, got {short(epochs)}")
     end = done if _was_stopped(recipe, saved) else recipe.epochs
     restarts = {epoch for epoch in (*(recipe.restarts or ()), end if done else epochs) if epoch < min(end + 1, epochs)}
     longer = dataclasses.replace(recipe, epochs=epochs, restarts=tuple(sorted(restarts)) or None)

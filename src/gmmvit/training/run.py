@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from gmmvit.building import first_line
+from gmmvit.checks import booleans, paths
 from gmmvit.config import Recipe, RecipeError
 from gmmvit.distributed import join, lost_contact
 from gmmvit.runs import claim, run_folder
 from gmmvit.runs.run_data import absolute_paths
+from gmmvit.text import short
 from gmmvit.training.budget import forecast, within_minutes
 from gmmvit.training.loop import fit
 from gmmvit.training.memory import Need, check_memory, measured_in_words, naming_memory
@@ -47,6 +49,8 @@ def train(
         TypeError, ValueError (RecipeError, DataError), RunError, TrainingError, MemoryError: one sentence each.
     """
     _check_recipe(recipe)
+    paths(out=out)
+    booleans(overwrite=overwrite, quiet=quiet)
     with ExitStack() as locks:
         return _finish(*_start_all([recipe], [_folder(recipe, out)], overwrite, quiet, locks)[0])
 
@@ -68,10 +72,12 @@ def train_several(
 
     Raises what `train` raises. Where one training fails, the others go on to their ends first.
     """
-    if isinstance(recipes, Recipe) or not recipes:
-        raise ValueError(f"recipes must be a list of at least one recipe, got {recipes!r}")
+    if not isinstance(recipes, Sequence) or not recipes:
+        raise ValueError(f"recipes must be a list of at least one recipe, got {short(recipes)}")
     for recipe in recipes:
         _check_recipe(recipe)
+    paths(out=out)
+    booleans(overwrite=overwrite, quiet=quiet)
     folders = [_folder(recipe, Path(out) / _name(recipe) if out is not None else None) for recipe in recipes]
     _check_different(folders)
     with ExitStack() as locks:
@@ -89,6 +95,8 @@ def resume(
 
     Returns and raises as `train`.
     """
+    paths(data_dir=data_dir)
+    booleans(quiet=quiet)
     with ExitStack() as locks:
         found = continued(run_folder.as_folder(folder), data_dir, quiet, locks, epochs=epochs)
         return found if isinstance(found, dict) else _finish(*found)
@@ -102,7 +110,7 @@ def resume_several(
     Where one of them cannot be resumed, the others go on to their ends first.
     """
     if isinstance(folders, str | Path) or not folders:
-        raise ValueError(f"folders must be a list of at least one run folder, got {folders!r}")
+        raise ValueError(f"folders must be a list of at least one run folder, got {short(folders)}")
     paths = [run_folder.as_folder(folder) for folder in folders]
     _check_different(paths)
     with ExitStack() as locks:
@@ -143,7 +151,7 @@ def comparison(summaries: Sequence[dict[str, Any]]) -> str:
 
 def _check_recipe(recipe: Any) -> None:
     if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be a Recipe, as gmmvit.load_recipe('digits') makes it, got {recipe!r}")
+        raise TypeError(f"recipe must be a Recipe, as gmmvit.load_recipe('digits') makes it, got {short(recipe)}")
     if recipe.folds is not None and recipe.fold is None:
         raise RecipeError("folds are trained by gmmvit.cross_validate; for one of them say which with fold")
 

@@ -8,6 +8,7 @@ extra file `gmmvit.json` of torch, and in OpenVINO's runtime information.
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gmmvit.checks import booleans, is_real, one_of, paths
 from gmmvit.runs.checkpoint import LoadedRun, load_run
 from gmmvit.runs.claim import own_if_run
 from gmmvit.runs.evaluate import load_parts
@@ -16,6 +17,7 @@ from gmmvit.runs.export.check import Check, Comparison, calibration_images, comp
 from gmmvit.runs.export.source import Made, Normalised, Precision, Source, describe, noise
 from gmmvit.runs.files import RunError, check_new, naming_faults, write_whole
 from gmmvit.runs.run_folder import EXPORTS, export_name
+from gmmvit.text import short
 
 MAKERS = {"onnx": onnx_file.make, "torch": torch_file.make, "openvino": openvino_file.make}
 # Allowed difference of logits, relative to the largest if that exceeds 1; int8 is judged only by its predictions.
@@ -73,10 +75,12 @@ def export_run(
         ValueError: an argument is invalid, or two do not fit together.
     """
     precision = _precision(format, dtype, quantize)
-    if part not in (None, "test", "val"):
-        raise ValueError(f"part must be 'test' or 'val', got {part!r}")
-    if not 0 <= max_drop <= 1:
-        raise ValueError(f"max_drop must be a fraction from 0 to 1, got {max_drop!r}")
+    paths(out=out, data_dir=data_dir)
+    booleans(check=check, overwrite=overwrite)
+    if part is not None and not (isinstance(part, str) and part in ("test", "val")):
+        raise ValueError(f"part must be 'test' or 'val', got {short(part)}")
+    if not is_real(max_drop) or not 0 <= max_drop <= 1:
+        raise ValueError(f"max_drop must be a fraction from 0 to 1, got {short(max_drop)}")
     run = load_run(folder, weights=weights)
     path = _place(Path(folder) if out is None else Path(out), export_name(format, precision), out is None)
     for place in _places(path, format):
@@ -99,12 +103,10 @@ def export_run(
 
 
 def _precision(format: str, dtype: str, quantize: str | None) -> Precision:
-    if format not in EXPORTS:
-        raise ValueError(f"format must be one of {list(EXPORTS)}, got {format!r}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}")
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize must be 'int8' or None, got {quantize!r}")
+    one_of("format", format, EXPORTS)
+    one_of("dtype", dtype, DTYPES)
+    if quantize is not None and not (isinstance(quantize, str) and quantize == "int8"):
+        raise ValueError(f"quantize must be 'int8' or None, got {short(quantize)}")
     if quantize is not None and dtype != "float32":
         raise ValueError(f"choose one of quantize={quantize!r} and dtype={dtype!r}: int8 leaves the rest in float32")
     precision: Any = quantize or dtype
