@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "gmmvit"
 # A module imports only modules above it; the leaves at the end are imported by nobody but the command. A package stands
 # here whole, or where two are needed by one another in turns, by its modules.
 ORDER = [
-    "version", "text", "yaml_files", "checks", "attention", "masks", "weight_files", "models", "attach",
+    "version", "text", "yaml_files", "checks", "tasks", "attention", "masks", "weight_files", "models", "attach",
     "original.sizes", "original.weights", "original", "data", "augment", "field_values", "config", "distributed",
     "device", "runs.files", "runs.run_folder", "runs.claim", "building", "runs.predictions", "runs.ensemble",
     "runs.checkpoint", "runs.run_data", "runs.evaluate", "runs", "original.convert", "training", "rows", "sweep",

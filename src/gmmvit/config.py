@@ -133,7 +133,9 @@ class Recipe:
     )
     mixup_alpha: float = _augment(1.0, "Beta distribution of mixup; 0 switches it off.", range=(0, 10**6))
     cutmix_alpha: float = _augment(1.0, "Beta distribution of cutmix; 0 switches it off.", range=(0, 10**6))
-    label_smoothing: float = _augment(0.1, "Part of the target spread over all classes.", range=(0, 0.99))
+    label_smoothing: float = _augment(
+        0.1, "Part of the target spread over all classes; of several labels, over both sides of each.", range=(0, 0.99)
+    )
     epochs: int = _optim(100, "Epochs; each is validated and checkpointed.", range=(1, 10**9))
     passes: int = _optim(1, "Sweeps over the training set in an epoch.", range=(1, 10**9))
     minutes: float | None = _optim(
@@ -173,15 +175,19 @@ class Recipe:
         0.0, "Weight decay of the mask parameters.", range=(0, 10**6), marks="mask_training"
     )
     class_weights: str = _optim(
-        "none", "Weight of an image in the loss: balanced gives every class the same sum.", ("none", "balanced")
+        "none",
+        "Weight of an image in the loss: balanced gives every class the same sum, and both sides of each of several "
+        "labels.",
+        ("none", "balanced"),
     )
     sampling: str = _optim(
         "shuffled", "Order of the images: balanced draws every class equally often.", ("shuffled", "balanced")
     )
     select: str = _optim(
         "top1",
-        "Validation metric that chooses the best epoch: top1, macro_f1 or balanced (accuracy).",
-        ("top1", "macro_f1", "balanced"),
+        "Validation metric that chooses the best epoch: top1 (map with several labels an image), macro_f1 or balanced "
+        "(accuracy); with several labels also micro_f1.",
+        ("top1", "macro_f1", "balanced", "map", "micro_f1"),
     )
     patience: int | None = _optim(
         None,

@@ -25,8 +25,9 @@ from gmmvit.report.results import (
     mistakes_section,
 )
 from gmmvit.runs.checkpoint import load_run
-from gmmvit.runs.evaluate import calibration, confused_pairs, confusion_counts, worst_mistakes
+from gmmvit.runs.evaluate import calibration, confused_pairs, worst_mistakes
 from gmmvit.runs.run_data import load_data
+from gmmvit.tasks import confusion_counts
 
 
 def test_the_confusion_matrix_counts_every_test_image(trained: Path, page: Page) -> None:

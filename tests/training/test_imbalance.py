@@ -8,8 +8,9 @@ from PIL import Image
 import gmmvit
 from gmmvit.augment import Augment
 from gmmvit.cli import main
-from gmmvit.runs.evaluate import evaluate_run, interval, scores
+from gmmvit.runs.evaluate import evaluate_run, interval
 from gmmvit.runs.run_folder import read_rows
+from gmmvit.tasks import ONE_LABEL
 from gmmvit.training.run import train
 from gmmvit.training.sampling import balanced_weights, drawn
 
@@ -62,7 +63,7 @@ def test_the_scores_are_those_of_torchmetrics():
     functional = pytest.importorskip("torchmetrics.functional.classification")
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(50, 6, generator=generator), torch.randint(0, 4, (50,), generator=generator)
-    ours, predicted = scores(logits, labels), logits.argmax(1)
+    ours, predicted = ONE_LABEL.scores(logits, labels), logits.argmax(1)
     f1 = functional.multiclass_f1_score(predicted, labels, 6, average="macro").item()
     assert ours["macro_f1"] == pytest.approx(f1, abs=1e-6)
     recall = functional.multiclass_recall(predicted, labels, 6, average="none")
@@ -72,7 +73,7 @@ def test_the_scores_are_those_of_torchmetrics():
 def test_one_class_answered_always_scores_as_chance():
     labels = torch.tensor([0] * 500 + [1] * 12)
     logits = torch.tensor([[1.0, 0.0]]).expand(512, 2)
-    measured = scores(logits, labels)
+    measured = ONE_LABEL.scores(logits, labels)
     assert measured["top1"] == pytest.approx(500 / 512)
     assert measured["balanced"] == 0.5
     assert measured["macro_f1"] == pytest.approx(0.5 * 2 * 500 / 1012)

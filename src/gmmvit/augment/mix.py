@@ -12,7 +12,9 @@ from torch import Tensor
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float, weights: Tensor | None = None) -> Tensor:
     """int64 [B] to float32 [B, K]: `smoothing` spread evenly over all classes, the rest on the label; times the label's
-    weight, of float32 [K]."""
+    weight, of float32 [K]. Of several labels, uint8 [B, K], each is spread over its two sides."""
+    if labels.ndim == 2:
+        return labels * (1 - smoothing) + smoothing / 2
     targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
     targets = targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
     return targets if weights is None else targets * weights[labels][:, None]

@@ -70,8 +70,10 @@ class Augment:
             area as a part of the image, range of height by width.
         mix_prob: probability that a batch is mixed, by mixup or cutmix at a fair coin.
         mixup_alpha, cutmix_alpha: the ratio is drawn from Beta(alpha, alpha), once per batch; 0 switches one off.
-        label_smoothing: part of the target that is spread evenly over all classes.
-        class_weights: weight of the targets of each class's images, 1 by default: the loss is linear in them.
+        label_smoothing: part of the target that is spread evenly over all classes; of several labels, over the two
+            sides of each.
+        class_weights: weight of the targets of each class's images, 1 by default: the loss is linear in them. Not with
+            several labels.
 
     Raises:
         TypeError, ValueError: with the name of the argument, the value and the values allowed.
@@ -130,14 +132,15 @@ class Augment:
 
         Args:
             images: uint8 or uint16 [B, C, H, W]; not changed. B may be 0.
-            labels: int64 [B], 0..num_classes-1 (checked on the CPU; on a GPU a look would wait for the device).
+            labels: int64 [B], 0..num_classes-1 (checked on the CPU; on a GPU a look would wait for the device), or
+                uint8 [B, num_classes] of 0 and 1 where an image may have several labels.
             generator: on any device. One on the CPU never makes the host wait for a GPU.
             share: the samples to compute, all by default. The draws are those of the whole batch, so that several
                 processes which each compute a share make the batch that one alone would.
 
         Returns:
-            float32 [S, C, H, W], normalised, and float32 [S, num_classes], whose rows sum to 1; both where the images
-            are. Sample i depends on image i and its draws alone, mixing aside.
+            float32 [S, C, H, W], normalised, and float32 [S, num_classes], whose rows sum to 1 where images have one
+            label; both where the images are. Sample i depends on image i and its draws alone, mixing aside.
         """
         return self.several(images, labels, [len(labels)], generator, lambda count: share or slice(None))[0]
 
@@ -232,13 +235,28 @@ class Augment:
 
     def _check_batch(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         check_images(images, len(self._mean))
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"labels must be an int64 tensor; got {got}")
-        if labels.shape != images.shape[:1]:
-            raise ValueError(f"labels must have the shape [{len(images)}], one per image; got {list(labels.shape)}")
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator; got {type(generator).__name__}")
+        several = isinstance(labels, Tensor) and labels.ndim == 2
+        if not isinstance(labels, Tensor) or labels.dtype != (torch.uint8 if several else torch.int64):
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise TypeError(f"labels must be an int64 tensor, or uint8 for several an image; got {got}")
+        if several:
+            self._check_several(images, labels)
+            return
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must have the shape [{len(images)}], one per image; got {list(labels.shape)}")
         if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self._num_classes:
             low, high = int(labels.min()), int(labels.max())
             raise ValueError(f"labels must be within 0..{self._num_classes - 1}; got {low}..{high}")
+
+    def _check_several(self, images: Tensor, labels: Tensor) -> None:
+        if labels.shape != (len(images), self._num_classes):
+            raise ValueError(
+                f"labels must have the shape [{len(images)}, {self._num_classes}], a row per image; got "
+                f"{list(labels.shape)}"
+            )
+        if self._weights is not None:
+            raise ValueError("class_weights are for one label an image; got labels of several")
+        if labels.device.type == "cpu" and len(labels) and labels.max() > 1:
+            raise ValueError(f"labels must be 0 and 1 where an image may have several; got {int(labels.max())}")

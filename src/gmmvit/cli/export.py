@@ -48,11 +48,12 @@ def export(
     weights
         The best on validation, or those of the last epoch.
     check
-        Measure top-1 of the model and the file, and write no file that lost too much.
+        Measure top-1 (mAP if an image may have several labels) of the model and the file, and write no file that lost
+        too much.
     part
         Part to measure on; default: test, or val if the run has no test part.
     max_drop
-        How far top-1 may fall, as a fraction of the images; default: 0.01.
+        How far that may fall, as a fraction; default: 0.01.
     data_dir
         For --check and --quantize: where the data is now, if it moved; for a folder of images, that folder.
     overwrite
@@ -100,15 +101,19 @@ def _figures(exported: "Exported") -> dict[str, object]:
 
 
 def _show(exported: "Exported", allowed: float, on_images: bool) -> None:
+    from gmmvit.tasks import WORDS
+
     comparison, check = exported.comparison, exported.check
     found = "not checked: onnxruntime is not installed"
     if comparison is not None:
         found = f"logits differ from the model by {comparison.difference:.1e} at most"
         if on_images:
-            found += f", {comparison.same} of {comparison.images} validation images keep their class"
+            found += f", {comparison.same} of {comparison.images} validation images keep their answer"
     size = sum(file.stat().st_size for file in exported.files) / 1e6
     say(f"{exported.path} ({size:.1f} MB; {found})")
     if check is not None:
-        for name, hits in (("model", check.before), ("file", check.after)):
-            say(f"{name:>6}  top-1 {hits / check.images:.2%}  {hits} of {check.images} images of the {check.part} part")
-        say(f"logits differ by {check.difference:.1e} at most; top-1 may fall by {100 * allowed:g} points")
+        metric = WORDS[check.metric]
+        rows = zip(("model", "file"), check.values, (check.before, check.after), strict=True)
+        for name, value, hits in rows:
+            say(f"{name:>6}  {metric} {value:.2%}  {hits} of {check.images} images of the {check.part} part are right")
+        say(f"logits differ by {check.difference:.1e} at most; {metric} may fall by {100 * allowed:g} points")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gmmvit.cli.app import EXIT_FAILED, Json, app, one_line, say
 from gmmvit.config import RecipeError
+from gmmvit.data.several import NO_LABEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +30,13 @@ def predict(
     weights: typing.Literal["best", "last"] = "best",
     device: str = "auto",
     unknown_below: str | None = None,
+    threshold: float | None = None,
     data_dir: str | None = None,
     csv: Path | None = None,
     overwrite: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Predict the class of images.
+    """Predict the class of images, or their labels.
 
     Parameters
     ----------
@@ -51,10 +53,12 @@ def predict(
     unknown_below
         Predict "unknown" if the highest probability is below this number; auto chooses one with which 95 % of the
         validation images keep their class.
+    threshold
+        For several labels an image: predict each label whose probability is at least this; default: 0.5.
     data_dir
         For auto: where the data is now, if it moved; for a folder of images, that folder.
     csv
-        File with one row per image: file, predicted class, probability of each class.
+        File with one row per image: file, predicted class (or labels, separated by |), probability of each class.
     overwrite
         Replace that file.
     as_json
@@ -70,12 +74,12 @@ def predict(
     from gmmvit.data.walk import expanded_folders
     from gmmvit.device import choose_device
     from gmmvit.runs.checkpoint import load_run
-    from gmmvit.runs.predictions import Predictions, check_csv, write_csv
+    from gmmvit.runs.predictions import check_csv, write_csv
 
     if csv is not None:
         check_csv(csv, overwrite)
     model = load_run(run, weights=weights, device=choose_device(device))
-    answers = Predictions(model.classes, torch.empty(0, len(model.classes)), 1.0 if limit == "auto" else limit)
+    answers = model.answers(1.0 if limit == "auto" else limit, threshold)
     if limit == "auto":
         answers = replace(answers, unknown_below=_chosen(model, data_dir))
     paths = list(expanded_folders(images, lambda line: say(line, error=True)))
@@ -83,7 +87,7 @@ def predict(
     parts = [answers.probabilities]
     for files, logits in _batches(model, paths):
         done += files
-        parts.append(logits.softmax(-1))
+        parts.append(model.task.probabilities(logits))
         if not as_json:
             _show(files, replace(answers, probabilities=parts[-1]), top)
     answers = replace(answers, probabilities=torch.cat(parts))
@@ -125,7 +129,8 @@ def _chosen(model: "LoadedRun", data_dir: str | None) -> float:
 def _show(files: list[str], answers: "Predictions", top: int) -> None:
     for file, answer, classes in zip(files, answers.predicted, answers.top(top), strict=True):
         shares = ", ".join(f"{name} {p:.1%}" for name, p in classes)
-        say(f"{file}: " + (shares if answer == classes[0][0] else f"{answer} ({shares})"))
+        words = answer if isinstance(answer, str) else ", ".join(answer) or NO_LABEL
+        say(f"{file}: " + (shares if answer == classes[0][0] else f"{words} ({shares})"))
 
 
 def _rows(files: list[str], answers: "Predictions", top: int) -> list[dict[str, object]]:

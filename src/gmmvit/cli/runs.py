@@ -181,6 +181,7 @@ def evaluate(
     device: str = "auto",
     metrics: bool = False,
     csv: Path | None = None,
+    threshold: float | None = None,
     overwrite: bool = False,
     as_json: Json = False,
 ) -> None:
@@ -203,7 +204,10 @@ def evaluate(
     metrics
         Also AUROC and calibration error (needs torchmetrics).
     csv
-        File with one row per image: file, true and predicted class, probability of each class.
+        File with one row per image: file, true and predicted class (or labels, separated by |), probability of each
+        class.
+    threshold
+        For several labels an image: predict each label whose probability is at least this; default: 0.5.
     overwrite
         Replace that file.
     as_json
@@ -220,6 +224,7 @@ def evaluate(
         device=device,
         more=metrics,
         csv=csv,
+        threshold=threshold,
         overwrite=overwrite,
     )
     if as_json:
@@ -230,7 +235,7 @@ def evaluate(
             say(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
     width = max(16, *(columns(name) for name in result["per_class"]))
     print()
-    say(f"{'class':>{width}}  images    top1")
+    say(f"{'class':>{width}}  images  {'AP' if 'map' in result else 'top1':>6}")
     for name, value in result["per_class"].items():
         score = "no images" if value is None else f"{value:.4f}"
         say(f"{' ' * (width - columns(name))}{name}  {result['class_images'][name]:>6}  {score}")

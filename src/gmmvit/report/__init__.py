@@ -18,6 +18,7 @@ from gmmvit.report.results import (
     calibration_section,
     classes_section,
     confusion_section,
+    labels_section,
     looking_section,
     measure,
     mistakes_section,
@@ -27,6 +28,7 @@ from gmmvit.runs.checkpoint import LoadedRun, load_run
 from gmmvit.runs.claim import own_if_run
 from gmmvit.runs.files import RunError, check_new, write_whole
 from gmmvit.runs.run_folder import CONFIG, as_folder, fold_folders, is_folds
+from gmmvit.tasks import ONE_LABEL
 
 __all__ = ["mask_picture", "write_report"]
 
@@ -42,7 +44,7 @@ def write_report(
     overwrite: bool = False,
 ) -> Path:
     """Writes the report of a run: figures, curves, confusion matrix, classes, calibration, worst mistakes,
-    masks, attention.
+    masks, attention. Of several labels an image a table of the labels stands in the place of the matrix.
 
     A sentence replaces what cannot be shown (no weights yet, data set moved).
 
@@ -109,15 +111,19 @@ def _details(run: LoadedRun, data_dir: str | None, record: RunRecord) -> list[tu
         outcome = measure(run, data_dir)
     except DataError as error:
         missing = (
-            f"No test images, so the confusion matrix, the mistakes and the attention maps are left out: {error}. "
+            f"No test images, so the scores of the classes, the mistakes and the attention maps are left out: {error}. "
             "Masks and curves need no images."
         )
         return [("images", "Test images", paragraph(missing, "warn")), learned]
     if outcome.part == "test":
         record.facts["test_images"] = len(outcome.split)
+    if run.task is ONE_LABEL:
+        answers = [("confusion", "Confusion matrix", confusion_section(outcome))]
+        answers.append(("classes", "Classes", classes_section(outcome)))
+    else:
+        answers = [("labels", "Labels", labels_section(outcome))]
     return [
-        ("confusion", "Confusion matrix", confusion_section(outcome)),
-        ("classes", "Classes", classes_section(outcome)),
+        *answers,
         ("calibration", "Calibration", calibration_section(outcome)),
         ("mistakes", "Worst mistakes", mistakes_section(outcome)),
         learned,

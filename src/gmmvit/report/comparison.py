@@ -10,11 +10,10 @@ from typing import Any
 from gmmvit.config import as_dict, fields_of
 from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, percent, row, table
-from gmmvit.report.runs import RunRecord, count, epochs_of, plain, seed_of, time_taken
+from gmmvit.report.runs import RunRecord, count, epochs_of, figure_words, plain, seed_of, time_taken
 from gmmvit.sweep.files import difference_words, spread_words
 from gmmvit.sweep.table import difference
 
-ACCURACIES = ("test_top1_best", "test_top1_last", "val_top1")
 HEADS = ["mask", "data, model", "seeds", "test %, best", "test %, last", "validation %"]
 HEADS += ["gain, points [95 %]", "parameters", "images/s", "wall time"]
 RUN_HEADS = ["run", "mask", "data, model", "seed", "epochs", "test, best", "test, last", "validation"]
@@ -35,6 +34,11 @@ class Arm:
         """The recipe fields that its runs share."""
         return _distinct_fields(self.records[0])
 
+    @property
+    def accuracies(self) -> tuple[str, str, str]:
+        """The facts that are compared."""
+        return accuracies_of(self.records[0])
+
     def values(self, fact: str) -> list[float]:
         """The values of a fact, from the runs that have it."""
         known = [record.facts.get(fact) for record in self.records]
@@ -51,6 +55,12 @@ class Arm:
             return "–"
         few = f" (n={len(values)})" if len(values) < len(self.records) else ""
         return spread_words(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None) + few
+
+
+def accuracies_of(record: RunRecord) -> tuple[str, str, str]:
+    """The facts that runs like this one are compared by: on test, best and last epoch, and on validation."""
+    main = record.task.main
+    return f"test_{main}_best", f"test_{main}_last", f"val_{main}"
 
 
 def _distinct_fields(record: RunRecord) -> dict[str, Any]:
@@ -118,7 +128,7 @@ def comparison(records: Sequence[RunRecord]) -> str:
 
 def _arm_row(arm: Arm, compared: Sequence[Arm]) -> str:
     seeds = ", ".join(map(seed_of, arm.records))
-    cells = [arm.name, _kind(arm.records[0]), seeds, *(arm.spread(name) for name in ACCURACIES)]
+    cells = [arm.name, _kind(arm.records[0]), seeds, *(arm.spread(name) for name in arm.accuracies)]
     counts = set(arm.values("num_parameters"))
     cells += [_gain(arm, compared), count(counts.pop() if len(counts) == 1 else None)]
     cells += [count(arm.mean("train_images_per_s")), time_taken(arm.mean("wall_s"))]
@@ -134,7 +144,8 @@ def _gain(arm: Arm, compared: Sequence[Arm]) -> str:
         return {name: value for name, value in other.recipe.items() if name not in _MASK}
 
     def rows(other: Arm) -> list[dict[str, Any]]:
-        return [{"seed": (r.recipe.seed, r.recipe.fold), "test": r.facts.get("test_top1_last")} for r in other.records]
+        fact = arm.accuracies[1]
+        return [{"seed": (r.recipe.seed, r.recipe.fold), "test": r.facts.get(fact)} for r in other.records]
 
     controls = [other for other in compared if other.recipe["mask"] == "none" and other.records[0].finished]
     found = [difference(rows(arm), rows(other), "test") for other in controls if rest(other) == rest(arm)]
@@ -146,7 +157,7 @@ def _gain(arm: Arm, compared: Sequence[Arm]) -> str:
 def _best_cells(arm: Arm, compared: Sequence[Arm]) -> list[int]:
     """Columns in which an arm has the best mean on its data set; empty if the data set has one arm."""
     cells = []
-    for column, fact in enumerate(ACCURACIES, 3):
+    for column, fact in enumerate(arm.accuracies, 3):
         rivals = [other.mean(fact) for other in compared if other.recipe["dataset"] == arm.recipe["dataset"]]
         known = [value for value in rivals if value is not None]
         if len(known) > 1 and arm.mean(fact) == max(known):
@@ -157,7 +168,7 @@ def _best_cells(arm: Arm, compared: Sequence[Arm]) -> list[int]:
 def _run_row(label: str, record: RunRecord) -> str:
     facts = record.facts
     cells = [label, record.recipe.mask, _kind(record), seed_of(record), epochs_of(record)]
-    cells += [percent(facts.get(name)) for name in ACCURACIES]
+    cells += [percent(facts.get(name)) for name in accuracies_of(record)]
     return row([*cells, count(facts.get("train_images_per_s")), time_taken(facts.get("wall_s"))], left=3)
 
 
@@ -165,15 +176,19 @@ def _shared_curves(compared: Sequence[Arm]) -> str:
     """Validation accuracy and loss of the arms, or training values for runs without validation."""
     several = len({_kind(arm.records[0]) for arm in compared}) > 1
     charts = []
-    for key, heading in (("top1", "Accuracy (top-1), validation"), ("loss", "Loss, validation")):
+    kinds = {arm.records[0].task.main for arm in compared}
+    for key, heading in ((None, f"{figure_words(kinds)}, validation"), ("loss", "Loss, validation")):
         lines = [_mean_line(arm, key, several) for arm in compared]
-        charts.append(line_chart(heading, lines, percent=key == "top1"))
+        charts.append(line_chart(heading, lines, percent=key is None))
     intro = paragraph("Lines are means over the seeds, the shade reaches from the lowest run to the highest.", "note")
     return f'<h3>Curves by mask</h3>{intro}<div class="pair">{"".join(charts)}</div>'
 
 
-def _mean_line(arm: Arm, key: str, several: bool) -> Line:
-    held_out = all(record.has(f"val_{key}") for record in arm.records)
+def _mean_line(arm: Arm, given: str | None, several: bool) -> Line:
+    """A column of metrics.jsonl, of the main figure where none is given."""
+    task = arm.records[0].task
+    held_out = all(record.has(f"val_{given or task.main}") for record in arm.records)
+    key = given or (task.main if held_out else task.trained)
     label = f"{_kind(arm.records[0])}, {arm.name}" if several else arm.name
     if len(arm.records) > 1:
         label += f", {len(arm.records)} seeds"

@@ -12,7 +12,7 @@ from torch import Tensor
 from gmmvit.augment import take_rows
 from gmmvit.config import Recipe
 from gmmvit.data import Dataset
-from gmmvit.data.several import has_class, words_of
+from gmmvit.data.several import NO_LABEL, has_class, words_of
 from gmmvit.report.page import paragraph, picture
 from gmmvit.report.pictures import LOSSLESS_SIDE, about_view, image_address
 from gmmvit.training.session import make_augment
@@ -34,7 +34,7 @@ def augmentation_section(data: Dataset, recipe: Recipe) -> str:
             [(image_address(original), str(data.train.names[index]))], f"<b>{escape(name)}</b>", smooth=smooth
         )
         for image, target in zip(images[:, place], targets[:, place], strict=True):
-            words = _shares(target, data.classes, kept)
+            words = _shares(target, data.classes, kept, data.several)
             cards += picture([(image_address(image), words)], f"<small>{escape(words)}</small>", smooth=smooth)
         parts.append(f'<div class="cards">{cards}</div>')
     policy, flip = recipe.policy or data.policy, data.flip if recipe.flip is None else recipe.flip
@@ -68,10 +68,10 @@ def previews(data: Dataset, recipe: Recipe, rows: Sequence[int], draws: int) -> 
     return images, torch.stack([targets for _, targets in drawn])
 
 
-def _shares(target: Tensor, classes: Sequence[str], smoothing: float) -> str:
+def _shares(target: Tensor, classes: Sequence[str], smoothing: float, several: bool = False) -> str:
     """The classes of a soft target float32 [K] without label smoothing, such as "cat 62%, dog 38%"."""
-    shares = target / target.sum()
+    shares = target if several else target / target.sum()
     if smoothing < 1:
-        shares = (shares - smoothing / len(classes)) / (1 - smoothing)
+        shares = (shares - smoothing / (2 if several else len(classes))) / (1 - smoothing)
     order = shares.argsort(descending=True)[:3].tolist()
-    return ", ".join(f"{classes[i]} {shares[i]:.0%}" for i in order if shares[i] >= 0.005)
+    return ", ".join(f"{classes[i]} {shares[i]:.0%}" for i in order if shares[i] >= 0.005) or NO_LABEL

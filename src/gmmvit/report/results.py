@@ -1,4 +1,5 @@
-"""How a trained model performs on its test part: confusion matrix, class scores, calibration, worst mistakes.
+"""How a trained model performs on its test part: confusion matrix, class scores, calibration, worst mistakes. If an
+image may have several labels, scores of the labels replace the first two.
 
 Letters: N images.
 """
@@ -10,6 +11,8 @@ from pathlib import PurePath
 from torch import Tensor
 
 from gmmvit.data import DataError, Split
+from gmmvit.data.records import listing as listing_of
+from gmmvit.data.several import class_counts, numbers_of, words_of
 from gmmvit.report.attention import attention_section
 from gmmvit.report.charts import reliability_chart
 from gmmvit.report.page import colour_scale, name_html, paragraph, percent, picture, row, scrolling, table
@@ -30,14 +33,13 @@ from gmmvit.runs.evaluate import (
     check_unchanged,
     class_scores,
     confused_pairs,
-    confusion_counts,
     interval,
     load_parts,
     measured_logits,
-    scores,
     worst_mistakes,
 )
 from gmmvit.runs.files import RunError
+from gmmvit.tasks import ONE_LABEL, THRESHOLD, Task, confusion_counts
 
 WORST = 24
 PAIRS = 15
@@ -56,8 +58,19 @@ class Outcome:
     split: Split
     logits: Tensor
 
+    @property
+    def task(self) -> Task:
+        return self.run.task
+
+    def named(self, index: int) -> str:
+        """The labels that an image was given, of a model that gives several."""
+        return words_of(self.task.answers(self.logits[index : index + 1])[0], self.run.classes)
+
     def caption(self, index: int) -> str:
-        """An image's true class, and the predicted one with its probability."""
+        """An image's true class, and the predicted one with its probability; of several labels all of them."""
+        if self.task is not ONE_LABEL:
+            true, named = words_of(self.split.labels[index].cpu(), self.run.classes), self.named(index)
+            return f"{true}, {'right' if true == named else f'taken for {named}'}"
         probabilities = self.logits[index].softmax(-1)
         predicted = int(probabilities.argmax())
         true, guess = self.run.classes[int(self.split.labels[index])], self.run.classes[predicted]
@@ -86,7 +99,7 @@ def measure(run: LoadedRun, data_dir: str | None) -> Outcome:
 def confusion_section(outcome: Outcome) -> str:
     """The confusion matrix and the most confused pairs."""
     counts = confusion_counts(outcome.logits, outcome.split.labels)
-    result = scores(outcome.logits, outcome.split.labels)
+    result = outcome.task.scores(outcome.logits, outcome.split.labels)
     classes = outcome.run.classes
     low, high = interval(result["top1"], len(outcome.split))
     intro = (
@@ -99,6 +112,33 @@ def confusion_section(outcome: Outcome) -> str:
     matrix = _matrix_table(counts, classes) if few else _matrix_picture(counts, classes)
     pairs = _pairs(counts, classes)
     return f"{paragraph(intro)}{matrix}{pairs}"
+
+
+def labels_section(outcome: Outcome) -> str:
+    """Average precision of each label with precision, recall and F1 at the threshold, the lowest first."""
+    logits, truth, classes, task = outcome.logits, outcome.split.labels, outcome.run.classes, outcome.task
+    result, precisions = task.scores(logits, truth), task.class_values(logits, truth)
+    totals, found = class_counts(truth, len(classes)).tolist(), class_scores(logits, truth, task)
+    known = {i: value for i, value in enumerate(precisions) if value is not None}
+    rows = []
+    for i in sorted(known, key=known.__getitem__):
+        cells = [classes[i], f"{totals[i]:,}", f"{known[i]:.1%}"]
+        cells += [percent(found[name][i]) for name in ("precision", "recall", "f1")]
+        bar = f'<td class="track"><span class="bar" style="width:{known[i]:.1%}"></span></td></tr>'
+        rows.append(row(cells).removesuffix("</tr>") + bar)
+    listing = table(["label", "images", "AP", "precision", "recall", "F1", ""], rows)
+    if len(known) > OPEN_CLASSES:
+        listing = f"<details><summary>all {len(known)} labels, the weakest first</summary>{listing}</details>"
+    lacking = [name for name, value in zip(classes, precisions, strict=True) if value is None]
+    right = task.right(logits, truth).double().mean().item()
+    intro = (
+        f"{len(outcome.split):,} {outcome.part} images, weights of the best epoch: mAP {result['map']:.2%}, the mean "
+        "over the labels of their average precision (AP), which depends on no threshold. At a threshold of "
+        f"{THRESHOLD:g}: macro F1 {result['macro_f1']:.2%}, micro F1 {result['micro_f1']:.2%}, and {right:.2%} of the "
+        f"images have all of their labels and no other. Loss {result['loss']:.4f}. The lowest AP comes first."
+    )
+    note = f"No {outcome.part} image has the label {listing_of(lacking)}, so no AP can be given." if lacking else ""
+    return paragraph(intro) + listing + (paragraph(note, "note") if note else "")
 
 
 def classes_section(outcome: Outcome) -> str:
@@ -130,7 +170,7 @@ def classes_section(outcome: Outcome) -> str:
 
 def calibration_section(outcome: Outcome) -> str:
     """Whether the model's probabilities are trustworthy: calibration error and reliability plot."""
-    found = calibration(outcome.logits, outcome.split.labels)
+    found = calibration(outcome.logits, outcome.split.labels, outcome.task)
     points = [
         (confidence, accuracy, *interval(accuracy, images), images)
         for confidence, accuracy, images in zip(found.confidence, found.accuracy, found.images, strict=True)
@@ -138,6 +178,14 @@ def calibration_section(outcome: Outcome) -> str:
     mean = sum(c * n for c, n in zip(found.confidence, found.images, strict=True)) / sum(found.images)
     top1 = sum(a * n for a, n in zip(found.accuracy, found.images, strict=True)) / sum(found.images)
     side = "underconfident" if mean < top1 else "overconfident"
+    if outcome.task is not ONE_LABEL:
+        intro = (
+            f"Expected calibration error {found.error:.2%}: the mean distance between the probability of a label and "
+            f"how often it is there, over all images and labels, in {CALIBRATION_BINS} steps. The mean probability is "
+            f"{mean:.2%}; {top1:.2%} of the labels are there. Points below the line are probabilities too high, "
+            "points above it too low; bars are 95 % intervals, larger points have more labels."
+        )
+        return paragraph(intro) + f'<div class="narrow">{reliability_chart("Frequency by probability", points)}</div>'
     intro = (
         f"Expected calibration error {found.error:.2%}: the mean distance between the probability of the predicted "
         f"class and how often it is right, in {CALIBRATION_BINS} bins. Mean confidence {mean:.2%}, accuracy "
@@ -214,26 +262,35 @@ def _pairs(counts: Tensor, classes: tuple[str, ...]) -> str:
 
 def mistakes_section(outcome: Outcome) -> str:
     """The wrongly classified images with the highest loss."""
-    worst = worst_mistakes(outcome.logits, outcome.split.labels, WORST)
+    worst = worst_mistakes(outcome.logits, outcome.split.labels, WORST, outcome.task)
     if not worst:
         return paragraph(f"All {len(outcome.split):,} {outcome.part} images were classified right.")
     cards = []
     for index in worst:
-        probabilities = outcome.logits[index].softmax(-1)
-        true, predicted = int(outcome.split.labels[index]), int(probabilities.argmax())
         name = str(outcome.split.names[index])
-        classes = outcome.run.classes
-        caption = (
-            f"<b>{escape(classes[true])}</b> mistaken for <b>{escape(classes[predicted])}</b>"
-            f"<small>{probabilities[predicted]:.1%}, true class {probabilities[true]:.1%}</small>"
-            f"<small>{escape(short_name(name))}</small>"
-        )
+        caption = f"{_mistake(outcome, index)}<small>{escape(short_name(name))}</small>"
         image = outcome.split.images[index]
         text = f"{name}: {outcome.caption(index)}"
         cards.append(picture([(image_address(image), text)], caption, smooth=max(image.shape) > 64))
     intro = f"The {len(cards)} wrong {outcome.part} images with the highest loss, the highest first."
     intro += about_view(outcome.run.channels, outcome.run.bits)
     return paragraph(intro) + f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _mistake(outcome: Outcome, index: int) -> str:
+    """What an image is, and what it was taken for, as HTML."""
+    classes, label = outcome.run.classes, outcome.split.labels[index].cpu()
+    probabilities = outcome.task.probabilities(outcome.logits[index])
+    if outcome.task is not ONE_LABEL:
+        wrong = (outcome.task.answers(outcome.logits[index : index + 1])[0] != label).nonzero().flatten().tolist()
+        shares = ", ".join(f"{classes[i]} {probabilities[i]:.1%}" for i in wrong)
+        true, named = words_of(label, classes), outcome.named(index)
+        return f"<b>{escape(true)}</b> taken for <b>{escape(named)}</b><small>{escape(shares)}</small>"
+    true, predicted = int(label), int(probabilities.argmax())
+    return (
+        f"<b>{escape(classes[true])}</b> taken for <b>{escape(classes[predicted])}</b>"
+        f"<small>{probabilities[predicted]:.1%}, true class {probabilities[true]:.1%}</small>"
+    )
 
 
 def short_name(name: str, length: int = 40) -> str:
@@ -244,14 +301,14 @@ def short_name(name: str, length: int = 40) -> str:
 def looked_at(outcome: Outcome) -> list[int]:
     """Indices of the images whose attention is drawn: the most confident right ones, of different classes, then the
     worst mistakes."""
-    hits = outcome.logits.argmax(1) == outcome.split.labels.cpu()
-    sure = outcome.logits.softmax(-1).amax(1).masked_fill(~hits, -1)
-    chosen: dict[int, int] = {}
+    task, labels = outcome.task, outcome.split.labels.cpu()
+    sure = task.confidence(outcome.logits).masked_fill(~task.right(outcome.logits, labels), -1)
+    chosen: dict[tuple[int, ...], int] = {}
     for index in sure.argsort(descending=True, stable=True).tolist():
         if sure[index] < 0 or len(chosen) == ATTENTION_EACH:
             break
-        chosen.setdefault(int(outcome.split.labels[index]), index)
-    return [*chosen.values(), *worst_mistakes(outcome.logits, outcome.split.labels, ATTENTION_EACH)]
+        chosen.setdefault(numbers_of(labels[index]), index)
+    return [*chosen.values(), *worst_mistakes(outcome.logits, labels, ATTENTION_EACH, task)]
 
 
 def looking_section(outcome: Outcome) -> str:

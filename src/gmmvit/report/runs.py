@@ -2,6 +2,7 @@
 
 import shlex
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path, PurePath
@@ -15,6 +16,7 @@ from gmmvit.report.charts import Line, line_chart
 from gmmvit.report.page import paragraph, percent, row, table
 from gmmvit.runs.evaluate import interval
 from gmmvit.runs.run_folder import CONFIG, load_config, read_rows, read_summary, recipe_of
+from gmmvit.tasks import TASKS, WORDS, Task
 from gmmvit.training.progress import clock
 
 
@@ -28,6 +30,7 @@ class RunRecord:
     rows: list[dict[str, Any]]
     finished: bool
     facts: dict[str, Any]
+    task: Task
 
     def line(self, key: str, label: str) -> Line:
         """A column of metrics.jsonl over the epochs."""
@@ -41,19 +44,27 @@ class RunRecord:
 def read_run(folder: str | Path) -> RunRecord:
     """Reads everything about a run except its weights. Raises RunError if the folder is not a run."""
     folder = Path(folder)
-    versions = load_config(folder)["versions"]
+    config = load_config(folder)
+    versions, task = config["versions"], TASKS[config["data"]["task"]]
     rows = read_rows(folder)
     summary = read_summary(folder)
-    return RunRecord(folder, recipe_of(folder), versions, rows, bool(summary), summary or _facts_so_far(rows))
+    facts = summary or _facts_so_far(rows, task)
+    return RunRecord(folder, recipe_of(folder), versions, rows, bool(summary), facts, task)
 
 
-def _facts_so_far(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def figure_words(metrics: Iterable[str]) -> str:
+    """The title of the curve of the main metrics."""
+    return " or ".join("Accuracy (top-1)" if name == "top1" else WORDS[name] for name in sorted(metrics, reverse=True))
+
+
+def _facts_so_far(rows: list[dict[str, Any]], task: Task) -> dict[str, Any]:
     """The facts of an unfinished run, from its rows."""
     facts: dict[str, Any] = {}
-    measured = [r for r in rows if isinstance(r.get("val_top1"), int | float)]
+    main = f"val_{task.main}"
+    measured = [r for r in rows if isinstance(r.get(main), int | float)]
     if measured:
-        best = max(measured, key=lambda r: r["val_top1"])
-        facts |= {"val_top1": best["val_top1"], "best_epoch": best["epoch"]}
+        best = max(measured, key=lambda r: r[main])
+        facts |= {main: best[main], "best_epoch": best["epoch"]}
     if rows:
         speeds = [r["images_per_s"] for r in rows if "images_per_s" in r]
         facts |= {"wall_s": rows[-1].get("wall_s"), "train_images_per_s": statistics.median(speeds) if speeds else None}
@@ -101,12 +112,14 @@ def head(record: RunRecord) -> str:
         text = f"This training is not finished: {done} of {recipe.epochs} epochs. Continue it with: {command}"
         notice = paragraph(text, "warn")
     number = f" ({facts['best_epoch']})" if facts.get("best_epoch") else ""
+    main, last = record.task.main, record.task.metrics[-1]
+    best, ended = f"test_{main}_best", f"test_{main}_last"
     cards = [
-        (f"test top-1, best epoch{number}{_between(facts, 'test_top1_best')}", percent(facts.get("test_top1_best"))),
-        (f"test top-1, last epoch{_between(facts, 'test_top1_last')}", percent(facts.get("test_top1_last"))),
-        ("validation top-1, best", percent(facts.get("val_top1"))),
+        (f"test {WORDS[main]}, best epoch{number}{_between(facts, best)}", percent(facts.get(best))),
+        (f"test {WORDS[main]}, last epoch{_between(facts, ended)}", percent(facts.get(ended))),
+        (f"validation {WORDS[main]}, best", percent(facts.get(f"val_{main}"))),
         ("test macro F1, best epoch", percent(facts.get("test_macro_f1_best"))),
-        ("test balanced accuracy", percent(facts.get("test_balanced_best"))),
+        (f"test {WORDS[last]}", percent(facts.get(f"test_{last}_best"))),
         ("parameters", count(facts.get("num_parameters"))),
         ("of these in masks", count(facts.get("mask_parameters"))),
         ("training images/s", count(facts.get("train_images_per_s"))),
@@ -141,8 +154,8 @@ def epochs_of(record: RunRecord) -> str:
 
 
 def _between(facts: dict[str, Any], name: str) -> str:
-    """The 95 % interval of an accuracy as text, if the number of test images is known."""
-    if facts.get(name) is None or "test_images" not in facts:
+    """The 95 % interval of an accuracy as text, if the number of test images is known; mAP has none."""
+    if facts.get(name) is None or "test_images" not in facts or "_map_" in name:
         return ""
     low, high = interval(facts[name], facts["test_images"])
     return f"; 95 % interval {low:.1%} to {high:.1%}"
@@ -168,9 +181,11 @@ def curves(record: RunRecord) -> str:
     kinds = [("train_{}", "training, augmented images"), ("val_{}", "validation")]
     kept = [(key, label) for key, label in kinds if record.has(key.format("loss"))]
     loss = [record.line(key.format("loss"), label) for key, label in kept]
-    top1 = [record.line(key.format("top1"), label) for key, label in kept]
+    names = {"train_{}": record.task.trained, "val_{}": record.task.main}
+    words = "" if record.task.trained == record.task.main else f", {WORDS[record.task.trained]}"
+    right = [record.line(key.format(names[key]), label + (words if key == "train_{}" else "")) for key, label in kept]
     note = "" if record.has("val_loss") else paragraph("Nothing was held out for validation.", "note")
-    charts = line_chart("Loss", loss) + line_chart("Accuracy (top-1)", top1, percent=True)
+    charts = line_chart("Loss", loss) + line_chart(figure_words([record.task.main]), right, percent=True)
     charts += line_chart("Learning rate at the end of the epoch", _rates(record))
     return f'{note}<div class="pair">{charts}</div>'
 

@@ -9,6 +9,7 @@ from gmmvit.report.page import document, paragraph, percent, row, table
 from gmmvit.runs.files import write_whole
 from gmmvit.sweep.files import PAGE, table_cells
 from gmmvit.sweep.plan import Plan
+from gmmvit.sweep.table import metrics_of
 from gmmvit.training.progress import clock
 
 _TRIALS = ["trial", "validation, best", "test, last", "test, best", "epochs", "core-seconds", "wall time"]
@@ -37,7 +38,7 @@ def write_study_page(out: Path, plan: Plan, rows: Sequence[dict[str, Any]], line
 
 
 def _trial(one: dict[str, Any]) -> str:
-    accuracies = [percent(one[name]) for name in ("val_top1", "test_top1_last", "test_top1_best")]
+    accuracies = [percent(one[name]) for name in metrics_of(one)]
     cost = "–" if one["core_s"] is None else f"{one['core_s']:,.0f}"
     return row([one["trial"], *accuracies, str(one["epochs"]), cost, clock(one["wall_s"])])
 

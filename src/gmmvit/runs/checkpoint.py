@@ -34,6 +34,7 @@ from gmmvit.runs.run_folder import (
     recipe_of,
     recipe_of_folds,
 )
+from gmmvit.tasks import ONE_LABEL, TASKS, SeveralLabels, Task, at_threshold
 from gmmvit.text import short
 from gmmvit.weight_files import load_safetensors, not_finite
 
@@ -78,7 +79,7 @@ def _check_tensors(path: Path, state: dict[str, Any]) -> None:
     fault = f"{path} is damaged and cannot be resumed from"
     cure = f"restore a copy of it, or {ANEW}"
     model, best = state["model"], state["best"].get("weights")
-    fits = isinstance(best, dict) and _shapes(best) == _shapes(model) and {"epoch", "val_top1"} <= set(state["best"])
+    fits = isinstance(best, dict) and _shapes(best) == _shapes(model) and "epoch" in state["best"]
     if not fits:
         raise RunError(f"{fault}: its best weights do not belong to its model; {cure}")
     for part, weights in (("model", model), ("best", best), ("average", state.get("average") or {})):
@@ -143,6 +144,7 @@ class LoadedRun:
     fit: str
     fingerprints: dict[str, str]
     device: torch.device
+    task: Task = ONE_LABEL
 
     @torch.no_grad()
     def logits(self, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -164,7 +166,14 @@ class LoadedRun:
             axes=self.recipe.axes,
         )
 
-    def predict(self, images: Any, *, unknown_below: float | None = None, batch_size: int = 256) -> Predictions:
+    def predict(
+        self,
+        images: Any,
+        *,
+        unknown_below: float | None = None,
+        threshold: float | None = None,
+        batch_size: int = 256,
+    ) -> Predictions:
         """Predicts the classes of one or many images, prepared as in training and computed in batches.
 
         Args:
@@ -172,14 +181,16 @@ class LoadedRun:
                 [C, H, W], uint8, uint16 or floats from 0 to 1; or many: a list or other iterable of these, an array
                 [N, H, W, C] or a tensor [N, C, H, W]. Sizes may differ.
             unknown_below: predict "unknown" if the highest probability is below it (`unknown_threshold` finds one).
+            threshold: for a model of several labels an image, the least probability of a predicted label; default: 0.5.
             batch_size: images in memory at a time.
 
         Raises:
-            DataError, TypeError, ValueError: an image cannot be read or is not an image; names it or its index.
+            DataError, TypeError, ValueError: an image cannot be read or is not an image (names it or its index), or an
+                argument is out of range or made for the other kind of model.
         """
         if type(batch_size) is not int or not 1 <= batch_size < 2**31:
             raise ValueError(f"batch_size must be a whole number of at least 1 and below 2^31, got {short(batch_size)}")
-        nothing = Predictions(self.classes, torch.empty(0, len(self.classes)), unknown_below)
+        nothing = self.answers(unknown_below, threshold)
         parts, pixels = [nothing.probabilities], []
         for number, image in enumerate(each_image(images)):
             try:
@@ -193,7 +204,13 @@ class LoadedRun:
                 pixels = []
         if pixels:
             parts.append(self.logits(torch.stack(pixels), batch_size))
-        return replace(nothing, probabilities=torch.cat(parts).softmax(-1))
+        return replace(nothing, probabilities=self.task.probabilities(torch.cat(parts)))
+
+    def answers(self, unknown_below: float | None = None, threshold: float | None = None) -> Predictions:
+        """Answers to no image, which others are made of; raises ValueError as `predict`."""
+        task = at_threshold(self.task, threshold)
+        limit = task.threshold if isinstance(task, SeveralLabels) else None
+        return Predictions(self.classes, torch.empty(0, len(self.classes)), unknown_below, limit)
 
 
 def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.device = "cpu") -> LoadedRun:
@@ -246,10 +263,11 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
         fit=data["fit"],
         fingerprints=data["fingerprints"],
         device=torch.device(device),
+        task=TASKS[data["task"]],
     )
 
 
-_SAME = ("classes", "image_size", "channels", "bits", "fit")  # in the runs of all folds
+_SAME = ("classes", "image_size", "channels", "bits", "fit", "task")  # in the runs of all folds
 
 
 def _load_ensemble(folder: Path, weights: str, device: str | torch.device) -> LoadedRun:
@@ -265,7 +283,7 @@ def _load_ensemble(folder: Path, weights: str, device: str | torch.device) -> Lo
     for run in runs:
         if any(getattr(run, name) != getattr(first, name) for name in _SAME):
             raise RunError(f"{run.folder} has other classes or images than {first.folder}: they do not belong together")
-    model = Ensemble([run.model for run in runs], [(run.mean, run.std) for run in runs])
+    model = Ensemble([run.model for run in runs], [(run.mean, run.std) for run in runs], first.task)
     return dataclasses.replace(
         first,
         folder=folder,

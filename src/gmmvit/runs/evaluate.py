@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from gmmvit.augment import normalize
 from gmmvit.checks import booleans, is_real, one_of, paths
 from gmmvit.data import DataError, Dataset, Split, numbered_classes
+from gmmvit.data.several import cell_of, class_counts, numbers_of
 from gmmvit.device import choose_device, choose_dtype
 from gmmvit.distributed import Team
 from gmmvit.runs.checkpoint import LoadedRun, load_run
 from gmmvit.runs.files import RunError
-from gmmvit.runs.predictions import Predictions, check_csv, write_csv
+from gmmvit.runs.predictions import check_csv, write_csv
 from gmmvit.runs.run_data import fingerprint, load_data, with_data_at
+from gmmvit.tasks import ONE_LABEL, SeveralLabels, Task, at_threshold, task_of
 from gmmvit.text import short
 
 EVAL_BATCH = 512
@@ -41,20 +43,6 @@ def predict(
     return (team or Team()).spread(split.images, logits).cpu()
 
 
-def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Loss, top-1, macro F1 and balanced accuracy (fractions) of logits [N, classes]. Macro F1 is the mean over classes
-    that occur or were predicted, balanced accuracy the mean top-1 over classes that occur."""
-    labels = labels.cpu()
-    counts = confusion_counts(logits, labels).double()
-    hits, there, said = counts.diagonal(), counts.sum(1), counts.sum(0)
-    return {
-        "loss": nn.functional.cross_entropy(logits, labels).item(),
-        "top1": (logits.argmax(1) == labels).double().mean().item(),
-        "macro_f1": (2 * hits / (there + said))[there + said > 0].mean().item(),
-        "balanced": (hits / there)[there > 0].mean().item(),
-    }
-
-
 def interval(part: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a fraction of `count` images (Wilson's score interval)."""
     z = 1.96
@@ -62,13 +50,17 @@ def interval(part: float, count: int) -> tuple[float, float]:
     return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
 
 
-def class_scores(logits: Tensor, labels: Tensor) -> dict[str, list[float | None]]:
+def class_scores(logits: Tensor, labels: Tensor, task: Task = ONE_LABEL) -> dict[str, list[float | None]]:
     """Precision, recall and f1 of each class by scikit-learn; None where the denominator is zero: no image predicted as
     the class, no image of it, or neither."""
     from sklearn.metrics import precision_recall_fscore_support
 
     found = precision_recall_fscore_support(
-        labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), labels=range(logits.shape[1]), zero_division=math.nan
+        labels.cpu().numpy(),
+        task.answers(logits).cpu().numpy(),
+        labels=range(logits.shape[1]),
+        average=None,
+        zero_division=math.nan,
     )
     lists = [[None if math.isnan(value) else float(value) for value in column] for column in found[:3]]
     return dict(zip(("precision", "recall", "f1"), lists, strict=True))
@@ -77,7 +69,8 @@ def class_scores(logits: Tensor, labels: Tensor) -> dict[str, list[float | None]
 @dataclass(frozen=True)
 class Calibration:
     """Images binned by the confidence of their prediction in `CALIBRATION_BINS` equal steps: mean confidence, accuracy
-    and count of each non-empty bin; `error` is the expected calibration error."""
+    and count of each non-empty bin; `error` is the expected calibration error. If an image may have several labels,
+    each label counts, by its probability, and `accuracy` is how often it is there."""
 
     error: float
     confidence: list[float]
@@ -88,23 +81,15 @@ class Calibration:
 CALIBRATION_BINS = 15  # as in Guo et al., arXiv 1706.04599
 
 
-def calibration(logits: Tensor, labels: Tensor) -> Calibration:
+def calibration(logits: Tensor, labels: Tensor, task: Task = ONE_LABEL) -> Calibration:
     """Compares the model's confidence with its accuracy."""
-    sure, predicted = logits.double().softmax(-1).max(-1)
-    hits = (predicted == labels.cpu()).double()
+    sure, hits = task.claims(logits, labels)
     bins = (sure * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
     images = bins.bincount(minlength=CALIBRATION_BINS)
     there = images > 0
     confidence, accuracy = ((bins.bincount(x, minlength=CALIBRATION_BINS) / images)[there] for x in (sure, hits))
     error = ((confidence - accuracy).abs() * images[there]).sum() / len(sure)
     return Calibration(error.item(), confidence.tolist(), accuracy.tolist(), images[there].tolist())
-
-
-def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """The confusion matrix: int64 [classes, classes], rows true, columns predicted."""
-    classes = logits.shape[1]
-    cells = labels.cpu() * classes + logits.argmax(1).cpu()
-    return cells.bincount(minlength=classes * classes).reshape(classes, classes)
 
 
 def confused_pairs(counts: Tensor, limit: int) -> list[tuple[int, int, int]]:
@@ -114,11 +99,11 @@ def confused_pairs(counts: Tensor, limit: int) -> list[tuple[int, int, int]]:
     return [(*divmod(cell, len(counts)), int(mistakes[cell])) for cell in order if mistakes[cell]]
 
 
-def worst_mistakes(logits: Tensor, labels: Tensor, limit: int) -> list[int]:
-    """Indices of the wrongly classified images with the highest loss, the highest first."""
+def worst_mistakes(logits: Tensor, labels: Tensor, limit: int, task: Task = ONE_LABEL) -> list[int]:
+    """Indices of the images that are not answered right with the highest loss, the highest first."""
     labels = labels.cpu()
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    wrong = (logits.argmax(1) != labels).nonzero().flatten()
+    losses = task.losses(logits, labels)
+    wrong = (~task.right(logits, labels)).nonzero().flatten()
     return wrong[losses[wrong].argsort(descending=True, stable=True)[:limit]].tolist()
 
 
@@ -128,7 +113,8 @@ def load_parts(
     """The data of a run, or of `dataset`, at the run's image size.
 
     `data_dir` is where the data is now, if it moved; for a folder of images, that folder.
-    Raises RunError if its classes differ from those the model learned.
+    Raises RunError if its classes differ from those the model learned, or only one of the two has several labels an
+    image.
     """
     recipe = run.recipe
     if dataset is not None:
@@ -139,6 +125,11 @@ def load_parts(
         recipe = with_data_at(recipe, data_dir)
     recipe = dataclasses.replace(recipe, image_size=run.image_size, channels=run.channels, bits=run.bits)
     data = load_data(recipe, download=download)
+    if task_of(data.train.labels) is not run.task:
+        raise RunError(
+            f"an image of {recipe.dataset} has {task_of(data.train.labels).words}, and {run.folder} learned images of "
+            f"{run.task.words}"
+        )
     if run.classes != data.classes and list(run.classes) != numbered_classes(len(data.classes)):
         missing = [name for name in run.classes if name not in data.classes]
         more = [name for name in data.classes if name not in run.classes]
@@ -197,11 +188,12 @@ def unknown_threshold(run: LoadedRun, *, keep: float = 0.95, data_dir: str | Non
 
     Raises:
         RunError: the run's data cannot be read, has changed, or has no validation part.
-        ValueError: `keep` is out of range.
+        ValueError: `keep` is out of range, or the model answers with several labels.
     """
     paths(data_dir=data_dir)
     if not isinstance(run, LoadedRun):
         raise TypeError(f"run must be a loaded run, as gmmvit.load_run gives it, got {short(run)}")
+    run.answers(unknown_below=1.0)  # raises if the model cannot answer "unknown"
     if not is_real(keep) or not 0 < keep <= 1:
         raise ValueError(f"keep must be above 0 and at most 1, got {short(keep)}")
     try:
@@ -230,6 +222,7 @@ def evaluate_run(
     device: str = "auto",
     more: bool = False,
     csv: str | Path | None = None,
+    threshold: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measures a trained model on a part of its data.
@@ -243,11 +236,14 @@ def evaluate_run(
         device: "auto" or a torch device.
         more: also AUROC and calibration error, which needs torchmetrics.
         csv: file with one row per image: name, true and predicted class, and the probability of each class.
+        threshold: for several labels an image, the least probability of a predicted label; default: 0.5.
         overwrite: replaces that file.
 
     Returns:
         run, dataset, part, weights, images, loss, and as fractions top1, macro_f1, balanced, top5 (with six or more
-        classes); per_class, the top-1 of each class (None without images), and class_images, their numbers.
+        classes); per_class, the top-1 of each class (None without images), and class_images, their numbers. With
+        several labels an image, map, macro_f1, micro_f1 and exact (the fraction of images whose labels are all right)
+        replace these figures, and per_class holds average precisions.
 
     Raises:
         RunError: the folder is not a run, its data lacks the part or has other classes or another split than in
@@ -261,6 +257,7 @@ def evaluate_run(
     if csv is not None:
         check_csv(csv, overwrite)
     run = load_run(folder, weights=weights, device=choose_device(device))
+    task = at_threshold(run.task, threshold)
     data = load_parts(run, data_dir=data_dir, dataset=dataset)
     split: Split | None = getattr(data, part)
     if run.recipe.folds and not run.recipe.fold and dataset is None and (split is None or part != "test"):
@@ -271,30 +268,41 @@ def evaluate_run(
     if dataset is None or split is None or not len(split):
         split = part_of(run, data, part)
     logits, labels = measured_logits(run, split), split.labels.cpu()
-    counts = confusion_counts(logits, labels)
-    totals, hits = counts.sum(1).tolist(), counts.diag().tolist()
     result: dict[str, Any] = {"run": str(folder), "dataset": data.name, "part": part, "weights": weights}
-    result |= {"images": len(split), **scores(logits, labels)}
-    if logits.shape[1] > 5:  # else always right
+    result |= {"images": len(split), **task.scores(logits, labels)}
+    if data.several:
+        result["exact"] = task.right(logits, labels).double().mean().item()
+    elif logits.shape[1] > 5:  # else always right
         result["top5"] = (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
     if more:
-        result |= _more_metrics(logits, labels)
-    per_class = [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
-    result |= {"per_class": dict(zip(data.classes, per_class, strict=True))}
+        result |= _more_metrics(logits, labels, task)
+    result |= {"per_class": dict(zip(data.classes, task.class_values(logits, labels), strict=True))}
     if csv is not None:
-        answers = Predictions(data.classes, logits.softmax(-1))
-        write_csv(csv, split.names, answers, [data.classes[label] for label in labels.tolist()])
+        answers = dataclasses.replace(
+            run.answers(threshold=threshold), classes=data.classes, probabilities=task.probabilities(logits)
+        )
+        write_csv(csv, split.names, answers, [_true_cell(label, data) for label in labels])
+    totals = class_counts(labels, len(data.classes)).tolist()
     return result | {"class_images": dict(zip(data.classes, totals, strict=True))}
 
 
-def _more_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """AUROC by torchmetrics, and the calibration error."""
+def _true_cell(label: Tensor, data: Dataset) -> str:
+    names = [data.classes[number] for number in numbers_of(label)]
+    return cell_of(names) if data.several else names[0]
+
+
+def _more_metrics(logits: Tensor, labels: Tensor, task: Task) -> dict[str, float]:
+    """AUROC by torchmetrics, of several labels the mean over those that some images have and others not, and the
+    calibration error."""
+    error = calibration(logits, labels, task).error
     try:
-        from torchmetrics.functional.classification import multiclass_auroc
+        from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
     except ImportError as error:
         raise ModuleNotFoundError("--metrics needs torchmetrics; install it: pip install torchmetrics") from error
-    probabilities, classes = logits.softmax(-1), logits.shape[1]
-    return {
-        "auroc_macro": multiclass_auroc(probabilities, labels, classes, average="macro").item(),
-        "calibration_error": calibration(logits, labels).error,
-    }
+    probabilities, classes = task.probabilities(logits), logits.shape[1]
+    if isinstance(task, SeveralLabels):
+        mixed = ((labels.sum(0) > 0) & (labels.sum(0) < len(labels))).nonzero().flatten().tolist()
+        each = [binary_auroc(probabilities[:, k], labels[:, k].long()).item() for k in mixed]
+        return {"auroc_macro": sum(each) / max(1, len(each)), "calibration_error": error}
+    auroc = multiclass_auroc(probabilities, labels, classes, average="macro").item()
+    return {"auroc_macro": auroc, "calibration_error": error}

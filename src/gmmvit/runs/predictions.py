@@ -10,6 +10,7 @@ from typing import IO
 from torch import Tensor
 
 from gmmvit.checks import integer
+from gmmvit.data.several import cell_of
 from gmmvit.runs.files import RunError, check_new, naming_faults, replace_file
 from gmmvit.text import short, shown
 
@@ -22,18 +23,20 @@ class Predictions:
 
     Attributes:
         classes: the names of the model's K classes.
-        probabilities: float32 [N, K] on the CPU, in the order of `classes`; rows sum to 1.
+        probabilities: float32 [N, K] on the CPU, in the order of `classes`; rows sum to 1, except with several labels.
         unknown_below: an image whose highest probability is below it is "unknown"; None: never.
+        threshold: with several labels an image, the least probability of a predicted label; None: one label an image.
 
     Raises:
         TypeError: `classes` or `probabilities` are of another kind.
-        ValueError: there are no classes, or not K of them; `unknown_below` is not above 0 and at most 1, or the model
-            has a class "unknown".
+        ValueError: there are no classes, or not K of them; `unknown_below` is not above 0 and at most 1, the model
+            has a class "unknown", or images may have several labels.
     """
 
     classes: tuple[str, ...]
     probabilities: Tensor
     unknown_below: float | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         words = isinstance(self.classes, Sequence) and all(isinstance(name, str) for name in self.classes)
@@ -51,6 +54,11 @@ class Predictions:
             return
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit <= 1:
             raise ValueError(f"unknown_below must be a number above 0 and at most 1, got {short(limit)}")
+        if self.threshold is not None:
+            raise ValueError(
+                "unknown_below needs one label an image: with several, an image has none of the labels if no "
+                "probability reaches the threshold"
+            )
         if UNKNOWN in self.classes:
             raise ValueError(
                 f"the model has a class {UNKNOWN!r} of its own, so the answer would be ambiguous: omit "
@@ -66,11 +74,19 @@ class Predictions:
         return self.probabilities.amax(1)
 
     @property
-    def predicted(self) -> list[str]:
-        """The likeliest class of each image, or "unknown" if its probability is below `unknown_below`."""
+    def predicted(self) -> list[str] | list[list[str]]:
+        """The likeliest class of each image, or "unknown" if its probability is below `unknown_below`; with several
+        labels an image, its labels, the likeliest first."""
+        if self.threshold is not None:
+            return [[name for name, p in all if p >= self.threshold] for all in self.top(len(self.classes))]
         limit = self.unknown_below or 0
         likeliest = zip(self.confidence.tolist(), self.probabilities.argmax(1).tolist(), strict=True)
         return [UNKNOWN if sure < limit else self.classes[index] for sure, index in likeliest]
+
+    @property
+    def cells(self) -> list[str]:
+        """`predicted` as cells of a table."""
+        return [answer if isinstance(answer, str) else cell_of(answer) for answer in self.predicted]
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """The k likeliest classes of each image with their probabilities, likeliest first; all K if k is larger."""
@@ -96,8 +112,8 @@ def write_csv(
 ) -> None:
     """Writes one row per image as UTF-8, atomically.
 
-    Columns: `file`, `true` if classes are given, `predicted`, and `p_CLASS` for each class. Unprintable characters in
-    file names become `\\xNN`.
+    Columns: `file`, `true` if classes are given, `predicted`, and `p_CLASS` for each class. Several labels share a
+    cell, as `cell_of` writes them. Unprintable characters in file names become `\\xNN`.
     """
     known = [] if true is None else [true]
     header = ["file", *(["true"] if known else []), "predicted", *(f"p_{name}" for name in predictions.classes)]
@@ -106,7 +122,7 @@ def write_csv(
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
-        columns = [list(map(shown, files)), *known, predictions.predicted]
+        columns = [list(map(shown, files)), *known, predictions.cells]
         for *words, row in zip(*columns, predictions.probabilities.tolist(), strict=True):
             writer.writerow([*words, *(f"{value:.6g}" for value in row)])
         text.flush()

@@ -10,6 +10,7 @@ from typing import Any
 
 from gmmvit.config import Recipe, fields_of, library_of
 from gmmvit.data import Dataset, Inspection, Split, inspect_dataset, load_dataset
+from gmmvit.tasks import task_of
 
 
 def load_data(recipe: Recipe, report: Callable[[str], None] | None = None, *, download: bool = True) -> Dataset:
@@ -65,6 +66,7 @@ def describe_data(data: Dataset, fit: str) -> dict[str, Any]:
     parts = {"train": data.train, "val": data.val, "test": data.test}
     return {
         "classes": list(data.classes),
+        "task": task_of(data.train.labels).name,
         "image_size": [height, width],
         "channels": channels,
         "bits": 8 * data.train.images.element_size(),

@@ -14,6 +14,7 @@ import torch
 
 from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
 from gmmvit.runs.files import RunError, is_there, naming_faults, write_whole
+from gmmvit.tasks import ONE_LABEL, TASKS
 from gmmvit.text import short, shown
 from gmmvit.version import __version__
 from gmmvit.yaml_files import YamlError, read_yaml, yaml_bytes
@@ -49,7 +50,7 @@ def _is_number(value: Any) -> bool:
 
 
 # The numeric columns of metrics.jsonl.
-_MEASURED = re.compile(r"(train|val)_(loss|top1|macro_f1|balanced)|lr$|images_per_s|wall_s")
+_MEASURED = re.compile(r"(train|val)_(loss|top1|macro_f1|balanced|map|micro_f1|label_accuracy)|lr$|images_per_s|wall_s")
 # The data entries of config.yaml: a description, and whether a value matches it.
 _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": (
@@ -63,6 +64,7 @@ _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "std": ("a list of finite numbers above 0", _list_of(lambda value: _is_number(value) and value > 0, 1)),
     "fit": ("crop, stretch or pad", lambda value: value in ("crop", "stretch", "pad")),
     "fingerprints": ("a mapping", lambda value: isinstance(value, dict)),
+    "task": (" or ".join(TASKS), lambda value: value in TASKS),
 }
 # The data sizes in the model's description: for our families, timm and transformers.
 _MODEL_SIZES = {
@@ -126,6 +128,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
             raise RunError(f"{path} is not the configuration of a run: it has no mapping {name!r}")
     if not all(isinstance(text, str) and len(text) <= 100 for pair in content["versions"].items() for text in pair):
         raise RunError(f"{path} is damaged: versions must be names of libraries and their versions")
+    content["data"].setdefault("task", ONE_LABEL.name)  # missing in the runs of older versions
     _check_data(path, content["data"])
     _check_same_sizes(path, content["model"], content["data"])
     return content

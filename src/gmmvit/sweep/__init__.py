@@ -23,7 +23,7 @@ from gmmvit.sweep.pool import Pool, make_slots, visible_gpus
 from gmmvit.sweep.process import make_job
 from gmmvit.sweep.search import Search
 from gmmvit.sweep.study import StudyError, read_study
-from gmmvit.sweep.table import Row
+from gmmvit.sweep.table import Row, metrics_of
 
 __all__ = ["Plan", "StudyError", "Sweep", "make_cluster", "make_plan", "make_pool", "out_folder", "read_study"]
 Report = Callable[[str], None]
@@ -136,7 +136,7 @@ class Sweep:
         write_tables(self.out, self.plan, self.rows)
         text = f"failed: {row['sentence']}"
         if row["status"] == "done":
-            shown = {name: row[name] for name in ("val_top1", "test_top1_last") if row[name] is not None}
+            shown = {name: row[name] for name in metrics_of(row)[:2] if row[name] is not None}
             text = "  ".join(f"{name} {value:.2%}" for name, value in shown.items())
         self.report(f"{len(self.rows)}/{self._total}  {trial.name}  {text}")
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from gmmvit.runs.files import RunError, write_json, write_whole
 from gmmvit.sweep.plan import Plan, Trial
-from gmmvit.sweep.table import CHOSEN_BY, METRICS, REPORTED, Row, make_table
+from gmmvit.sweep.table import Row, make_table, metrics_of
+from gmmvit.tasks import WORDS
 
 TRIALS, TABLE, MARKDOWN, PAGE = "trials.csv", "table.csv", "table.md", "report.html"
-_FROM_SUMMARY = (*METRICS, "best_epoch", "epochs", "passes", "train_images", "images_seen", "num_parameters",
+_FROM_SUMMARY = ("best_epoch", "epochs", "passes", "train_images", "images_seen", "num_parameters",
                  "mask_parameters", "core_s", "wall_s", "device", "dtype")  # fmt: skip
 _OF_MACHINE = ("machine", "threads", "commit")
 HEAD = ("trial", "data", "arm", "seed", "setting", "status")
@@ -24,7 +25,7 @@ def make_row(trial: Trial, outcome: dict[str, Any]) -> Row:
     summary = outcome.get("summary", {})
     row: Row = {"trial": trial.name, "data": trial.data, "arm": trial.arm.name, "seed": trial.seed}
     row |= {"setting": trial.number, "status": "done" if summary else "failed", **trial.arm.levels, **trial.setting}
-    row |= {name: summary.get(name) for name in _FROM_SUMMARY}
+    row |= {name: summary.get(name) for name in (*metrics_of(summary), *_FROM_SUMMARY)}
     row |= {name: outcome.get(name) for name in _OF_MACHINE}
     row |= {"torch": summary.get("versions", {}).get("torch"), "date": datetime.date.today().isoformat()}
     return row | {"sentence": outcome.get("sentence")}
@@ -86,16 +87,23 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def table_cells(plan: Plan, table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table for readers: percent, and differences in points with their intervals."""
     controls, ranges = plan.study.controls, plan.study.ranges
-    heads = ["data", "arm", *ranges, "n", "validation top-1 %", "test top-1 %, last epoch"]
+    mains = " or ".join(dict.fromkeys(WORDS[_main(row)] for row in table)) or WORDS["top1"]
+    heads = ["data", "arm", *ranges, "n", f"validation {mains} %", f"test {mains} %, last epoch"]
     heads += [f"test minus control {name}, points [95 %]" for name in controls] + ["core-seconds a trial"]
     cells = []
     for row in table:
         line = [row["data"], row["arm"], *(f"{row[name]:.4g}" if row[name] is not None else "–" for name in ranges)]
         line += [f"{row['n']}" + (f" ({row['failed']} failed)" if row["failed"] else "")]
-        line += [spread_words(row[f"{metric}_mean"], row[f"{metric}_sd"]) for metric in (CHOSEN_BY, REPORTED)]
-        line += [_difference(row, f"{REPORTED}_minus_{name}") for name in controls]
+        chosen_by, reported = f"val_{_main(row)}", f"test_{_main(row)}_last"
+        line += [spread_words(row[f"{metric}_mean"], row[f"{metric}_sd"]) for metric in (chosen_by, reported)]
+        line += [_difference(row, f"{reported}_minus_{name}") for name in controls]
         cells.append([*line, "–" if row["core_s_mean"] is None else f"{row['core_s_mean']:,.0f}"])
     return heads, cells
+
+
+def _main(row: Row) -> str:
+    """The main metric of a row of the table."""
+    return "map" if "val_map_mean" in row else "top1"
 
 
 def markdown(plan: Plan, table: Sequence[Row]) -> str:

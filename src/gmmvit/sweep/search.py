@@ -6,12 +6,11 @@ from typing import Any
 
 from gmmvit.sweep.plan import Arm, Plan, Trial
 from gmmvit.sweep.study import Fields, Range
-
-METRIC = "val_top1"
+from gmmvit.sweep.table import worth
 
 
 class Search:
-    """The settings of one arm on one data set. A setting is rated by its mean validation top-1 over the seeds."""
+    """The settings of one arm on one data set. A setting is rated by its mean validation metric over the seeds."""
 
     def __init__(self, plan: Plan, data: str, arm: Arm, out: Path) -> None:
         optuna = _optuna()
@@ -61,7 +60,7 @@ class Search:
         """Records a trial's row; a setting with a failed trial gets no rating."""
         assert trial.number is not None
         found = self._waiting[trial.number]
-        found[trial.name] = row.get(METRIC)
+        found[trial.name] = worth(row)
         if len(found) < len(self._plan.study.seeds):
             return
         values = list(found.values())

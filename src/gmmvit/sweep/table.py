@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmmvit.sweep.plan import Plan
+from gmmvit.tasks import task_in
 
-METRICS = ("val_top1", "test_top1_last", "test_top1_best")
-CHOSEN_BY, REPORTED = METRICS[0], METRICS[1]
 CONFIDENCE = 0.95
 Row = dict[str, Any]
+
+
+def metrics_of(row: Row) -> tuple[str, str, str]:
+    """What the row of a trial, or a summary, measured: the metric that settings are chosen by, the one that is
+    reported, and that of the best epoch."""
+    main = task_in(row).main
+    return f"val_{main}", f"test_{main}_last", f"test_{main}_best"
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,13 @@ def _chosen(plan: Plan, rows: list[Row]) -> list[Row]:
     settings: dict[int, list[Row]] = defaultdict(list)
     for row in done:
         settings[row["setting"]].append(row)
-    whole = [s for s in settings.values() if len(s) == len(plan.study.seeds) and s[0][CHOSEN_BY] is not None]
-    return max(whole, key=lambda members: statistics.mean(row[CHOSEN_BY] for row in members), default=[])
+    known = [s for s in settings.values() if len(s) == len(plan.study.seeds) and worth(s[0]) is not None]
+    return max(known, key=lambda members: statistics.mean(worth(row) or 0 for row in members), default=[])
+
+
+def worth(row: Row) -> float | None:
+    """By what settings are chosen: the validation metric of a trial; None where it has none."""
+    return row.get(metrics_of(row)[0])
 
 
 def _line(plan: Plan, data: str, arm: str, rows: list[Row], chosen: dict[tuple[str, str], list[Row]]) -> Row:
@@ -73,13 +84,14 @@ def _line(plan: Plan, data: str, arm: str, rows: list[Row], chosen: dict[tuple[s
     for name in plan.study.ranges:
         line[name] = mine[0][name] if mine else None
     line |= {"n": len(mine), "failed": sum(row["status"] == "failed" for row in rows)}
-    for metric in METRICS:
+    metrics = metrics_of(mine[0] if mine else {})
+    for metric in metrics:
         values = _known(mine, metric)
         line[f"{metric}_mean"] = statistics.mean(values) if values else None
         line[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else None
     for control in plan.study.controls:
         other = plan.control(plan.arms[arm], control)
-        for metric in (CHOSEN_BY, REPORTED):
+        for metric in metrics[:2]:
             found = None if other is None else difference(mine, chosen.get((data, other.name), []), metric)
             line |= _difference_cells(f"{metric}_minus_{control}", found)
     line["settings"] = len({row["setting"] for row in rows}) if plan.study.ranges else 1

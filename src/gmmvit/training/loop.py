@@ -16,7 +16,8 @@ from gmmvit.config import Recipe, as_dict
 from gmmvit.distributed import full_weights, load_weights
 from gmmvit.masks import is_mask_parameter
 from gmmvit.runs import checkpoint, files, run_folder
-from gmmvit.runs.evaluate import predict, scores
+from gmmvit.runs.evaluate import predict
+from gmmvit.tasks import WORDS
 from gmmvit.training.optim import learning_rate, set_learning_rate
 from gmmvit.training.progress import open_loggers
 from gmmvit.training.sampling import drawn
@@ -25,13 +26,13 @@ from gmmvit.training.step import Parts, TrainingError
 from gmmvit.training.writer import Writer
 from gmmvit.weight_files import not_finite
 
-_VALIDATED = ("val_top1", "val_macro_f1", "val_balanced")
 Loggers = Sequence[Callable[[dict[str, Any]], None]]
 WARM_UP = 10  # steps of an epoch in which a GPU may still compile and record its graphs
 
 
 def train_epoch(setting: Setting, state: State, look: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """One epoch: augment, forward, loss, backward, step. Returns the mean loss and the accuracy on augmented images.
+    """One epoch: augment, forward, loss, backward, step. Returns the mean loss and the accuracy on augmented images, of
+    several labels the part of them that is right.
 
     `look` is called after every step.
     """
@@ -58,7 +59,7 @@ def train_epoch(setting: Setting, state: State, look: Callable[[], None] = lambd
     loss_sum, hits_sum, seen = team.total(sums).tolist()
     _check_finite(loss_sum, state.epoch, setting.steps_per_epoch, recipe)
     state.images_seen += int(seen)
-    return {"train_loss": loss_sum / seen, "train_top1": hits_sum / seen}
+    return {"train_loss": loss_sum / seen, f"train_{setting.task.trained}": hits_sum / seen}
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
             _hand_over(setting, state, writer, row, weights, loggers)
         team.from_leader(writer.finish)
     if state.epoch < recipe.epochs:
-        setting.progress.line(_stopped_line(recipe, state))
+        setting.progress.line(_stopped_line(setting, state))
     summary = _summary(setting, state)
     team.from_leader(lambda: files.write_json(setting.folder / run_folder.SUMMARY, summary))
     return summary
@@ -127,12 +128,18 @@ def _waited(recipe: Recipe, epoch: int, best: dict[str, Any]) -> int:
     return epoch - max(begun, best.get("risen", best["epoch"]))
 
 
-def _stopped_line(recipe: Recipe, state: State) -> str:
-    judged, waited = f"val_{recipe.select}", _waited(recipe, state.epoch, state.best)
+def _stopped_line(setting: Setting, state: State) -> str:
+    recipe = setting.recipe
+    judged, waited = _judged(setting), _waited(recipe, state.epoch, state.best)
     return (
         f"stopped early after epoch {state.epoch} of {recipe.epochs}: {judged} has not risen above "
         f"{state.best[judged]:.2%} for {waited} {'epoch' if waited == 1 else 'epochs'}"
     )
+
+
+def _judged(setting: Setting) -> str:
+    """The column of the metric by which an epoch is the best."""
+    return f"val_{setting.task.selected(setting.recipe.select)}"
 
 
 def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,7 +152,7 @@ def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[di
     state.train_s += seconds
     if data.val is not None:
         logits = predict(state.evaluated(), data.val, data, setting.device, setting.dtype, team)
-        row |= {f"val_{name}": value for name, value in scores(logits, data.val.labels).items()}
+        row |= {f"val_{name}": value for name, value in setting.task.scores(logits, data.val.labels).items()}
     lr = learning_rate(state.epoch * setting.steps_per_epoch - 1, setting.steps_per_epoch, recipe)
     row |= {"lr": lr, "images_per_s": (state.images_seen - seen) / seconds}
     state.wall_s += time.perf_counter() - start
@@ -153,10 +160,11 @@ def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[di
     row["wall_s"] = state.wall_s
     weights = full_weights(state.evaluated())
     team.from_leader(lambda: _check_good(row, weights, recipe))
-    judged = f"val_{recipe.select}"
+    judged = _judged(setting)
     # Of equals the later, whose rate was lower; without a validation part the last.
     if row.get(judged, float("inf")) >= state.best.get(judged, -1.0):
-        measured = {"val_top1": row.get("val_top1", -1.0)} | {name: row[name] for name in _VALIDATED if name in row}
+        main, *others = setting.task.validated
+        measured = {main: row.get(main, -1.0)} | {name: row[name] for name in others if name in row}
         # Patience counts from where the value was first reached: a small part gives the same value again and again.
         same = row.get(judged) == state.best.get(judged) and "risen" in state.best
         risen = state.best["risen"] if same else state.epoch
@@ -174,7 +182,7 @@ def _hand_over(
 
     def safe() -> None:
         state.kept = row["epoch"]
-        setting.progress.line(_epoch_line(row, setting.recipe, setting.progress.time_left()))
+        setting.progress.line(_epoch_line(row, setting, setting.progress.time_left()))
         for log in loggers:
             log(row)
 
@@ -183,19 +191,23 @@ def _hand_over(
 
 
 def _step_line(setting: Setting, state: State, step: int, so_far: Tensor, images_per_s: float) -> str:
-    loss, top1 = (so_far[:2] / so_far[2]).tolist()
-    best = f"  best val {state.best['val_top1']:.1%}" if state.best["val_top1"] >= 0 else ""
+    loss, right = (so_far[:2] / so_far[2]).tolist()
+    known = state.best.get(setting.task.validated[0], -1.0)
+    best = f"  best val {known:.1%}" if known >= 0 else ""
     return (
         f"epoch {state.epoch + 1}/{setting.recipe.epochs} step {step}/{setting.steps_per_epoch}  loss {loss:.3f}  "
-        f"train {top1:.1%}{best}  {images_per_s:,.0f} images/s"
+        f"train {right:.1%}{best}  {images_per_s:,.0f} images/s"
     )
 
 
-def _epoch_line(row: dict[str, Any], recipe: Recipe, left: str) -> str:
-    val = f"  val {row['val_top1']:.2%}, macro F1 {row['val_macro_f1']:.2%}" if "val_top1" in row else ""
+def _epoch_line(row: dict[str, Any], setting: Setting, left: str) -> str:
+    task = setting.task
+    main = f"val_{task.main}"
+    name = "" if task.main == "top1" else f"{WORDS[task.main]} "
+    val = f"  val {name}{row[main]:.2%}, macro F1 {row['val_macro_f1']:.2%}" if main in row else ""
     return (
-        f"epoch {row['epoch']:>3}/{recipe.epochs}  loss {row['train_loss']:.3f}  train {row['train_top1']:.2%}{val}"
-        f"  {row['images_per_s']:,.0f} images/s  left {left}"
+        f"epoch {row['epoch']:>3}/{setting.recipe.epochs}  loss {row['train_loss']:.3f}  "
+        f"train {row[f'train_{task.trained}']:.2%}{val}  {row['images_per_s']:,.0f} images/s  left {left}"
     )
 
 
@@ -254,14 +266,14 @@ def augmented(setting: Setting, generator: torch.Generator) -> Iterator[Parts]:
 def _summary(setting: Setting, state: State) -> dict[str, Any]:
     recipe, data = setting.recipe, setting.data
     parameters = {name: p.numel() for name, p in state.model.named_parameters() if p.requires_grad}
-    names = [name.removeprefix("val_") for name in _VALIDATED]
+    names = setting.task.metrics
     test: dict[str, float | None] = {f"test_{name}_{which}": None for name in names for which in ("best", "last")}
     if data.test is not None:
         last = full_weights(state.evaluated())
         for which, weights in (("last", last), ("best", state.best["weights"])):
             load_weights(state.evaluated(), weights)
             logits = predict(state.evaluated(), data.test, data, setting.device, setting.dtype, setting.team)
-            measured = scores(logits, data.test.labels)
+            measured = setting.task.scores(logits, data.test.labels)
             test |= {f"test_{name}_{which}": measured[name] for name in names}
         load_weights(state.evaluated(), last)
     return {
@@ -284,8 +296,8 @@ def _summary(setting: Setting, state: State) -> dict[str, Any]:
         "dtype": str(setting.dtype).removeprefix("torch."),
         "seed": recipe.seed,
         "best_epoch": state.best["epoch"],
-        "select": recipe.select,
-        **{name: None if data.val is None else state.best.get(name) for name in _VALIDATED},
+        "select": setting.task.selected(recipe.select),
+        **{name: None if data.val is None else state.best.get(name) for name in setting.task.validated},
         **test,
         "versions": run_folder.versions(),
     }

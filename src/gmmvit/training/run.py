@@ -17,6 +17,7 @@ from gmmvit.config import Recipe, RecipeError
 from gmmvit.distributed import join, lost_contact
 from gmmvit.runs import claim, run_folder
 from gmmvit.runs.run_data import absolute_paths
+from gmmvit.tasks import WORDS, task_in
 from gmmvit.text import short
 from gmmvit.training.budget import forecast, within_minutes
 from gmmvit.training.loop import fit
@@ -136,12 +137,14 @@ def resume_several(
 
 
 def comparison(summaries: Sequence[dict[str, Any]]) -> str:
-    """A line a mask: test accuracy over the seeds, mean and standard deviation in percent, best and last weights."""
-    lines = [f"{'mask':<6} {'seeds':>5}  {'test top-1 %, best':>20}  {'last epoch':>20}"]
+    """A line a mask: test accuracy over the seeds, mean and standard deviation in percent, best and last weights; of
+    several labels an image mAP."""
+    main = task_in(summaries[0]).main
+    lines = [f"{'mask':<6} {'seeds':>5}  {f'test {WORDS[main]} %, best':>20}  {'last epoch':>20}"]
     for mask in dict.fromkeys(summary["mask"] for summary in summaries):
         runs = [summary for summary in summaries if summary["mask"] == mask]
         cells = []
-        for which in ("test_top1_best", "test_top1_last"):
+        for which in (f"test_{main}_best", f"test_{main}_last"):
             values = [100 * run[which] for run in runs if run[which] is not None]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "no test part")
@@ -265,7 +268,9 @@ def _finish(setting: Setting, state: State, waiting: Sequence[Started] = ()) -> 
     setting.progress.begin(setting.recipe.epochs * steps, state.epoch * steps)
     _say_warmup(setting)
     summary = _interruptible(setting, state, waiting)
-    shown = {name: summary[name] for name in ("val_top1", "test_top1_best", "test_top1_last", "test_macro_f1_last")}
+    main = setting.task.main
+    names = (f"val_{main}", f"test_{main}_best", f"test_{main}_last", "test_macro_f1_last")
+    shown = {name: summary[name] for name in names}
     words = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
     setting.progress.line(f"done in {clock(state.wall_s)}: {words}  ->  {setting.folder}")
     return summary

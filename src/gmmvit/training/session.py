@@ -13,6 +13,7 @@ from gmmvit.augment import Augment
 from gmmvit.building import check_model, start_model
 from gmmvit.config import Recipe, RecipeError, fields_of
 from gmmvit.data import Dataset
+from gmmvit.data.records import listing
 from gmmvit.data.several import class_counts
 from gmmvit.device import choose_device, choose_dtype
 from gmmvit.distributed import (
@@ -26,6 +27,7 @@ from gmmvit.distributed import (
 from gmmvit.runs.checkpoint import empty_model
 from gmmvit.runs.run_data import describe_data, load_data, with_recorded_pixels
 from gmmvit.runs.run_folder import load_config
+from gmmvit.tasks import WORDS, SeveralLabels, Task, positive_weights, task_of
 from gmmvit.training.optim import (
     Average,
     check_optimizer_state,
@@ -58,7 +60,7 @@ class State:
     train_s: float = 0.0
     wall_s: float = 0.0
     core_s: float = 0.0  # CPU time of all threads, kernel included
-    best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "val_top1": -1.0, "weights": {}})
+    best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "weights": {}})
 
     def evaluated(self) -> nn.Module:
         """The weights that are validated and kept: the average where there is one."""
@@ -104,6 +106,7 @@ class Setting:
     steps_per_epoch: int
     progress: Progress
     team: Team
+    task: Task
 
 
 def step_images(recipe: Recipe, train_images: int) -> int:
@@ -142,12 +145,35 @@ def _on_device(data: Dataset, device: torch.device) -> Dataset:
 
 def make_augment(recipe: Recipe, data: Dataset) -> Augment:
     """The recipe's augmentation; what it leaves open is what suits the data set."""
-    balanced = recipe.class_weights == "balanced"
+    balanced = recipe.class_weights == "balanced" and not data.several  # whose weights are the loss's
     weights = balanced_weights(data.train.labels, len(data.classes)).tolist() if balanced else None
     options = {name: getattr(recipe, name) for name in fields_of("Augmentation")}
     options["flip"] = data.flip if recipe.flip is None else recipe.flip
     options["policy"] = recipe.policy or data.policy
     return Augment(num_classes=len(data.classes), mean=data.mean, std=data.std, class_weights=weights, **options)
+
+
+def make_task(recipe: Recipe, data: Dataset, device: torch.device) -> Task:
+    """The kind of training that the labels are for, with the recipe's weights.
+
+    Raises RecipeError for fields that mean nothing where an image may have several labels.
+    """
+    task = task_of(data.train.labels)
+    try:
+        task.selected(recipe.select)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    if not data.several:
+        return task
+    if recipe.sampling == "balanced":
+        raise RecipeError(
+            "sampling balanced draws every class equally often, which no order of images with several labels does: "
+            "take --class-weights balanced"
+        )
+    if recipe.class_weights == "none":
+        return task
+    counts = torch.from_numpy(class_counts(data.train.labels, len(data.classes)))
+    return SeveralLabels(positive=positive_weights(counts, len(data.train)).to(device))
 
 
 def _compiled(model: nn.Module, own_graphs: bool) -> Callable[[Tensor], Tensor]:
@@ -173,19 +199,36 @@ def _held_out(data: Dataset) -> str:
 
 
 def told_of_classes(data: Dataset, recipe: Recipe) -> list[str]:
-    """The classes with the numbers of their training images, and a warning where those differ much."""
+    """The classes with the numbers of their training images, and a warning where those differ much, or of labels that
+    another part lacks."""
     counts = class_counts(data.train.labels, len(data.classes)).tolist()
     order = sorted(range(len(counts)), key=lambda number: -counts[number])
     shown = [f"{data.classes[number]} {counts[number]:,}" for number in order]
     if len(shown) > _SHOWN:
         shown[_SHOWN // 2 : -_SHOWN // 2] = ["..."]
     lines = ["training images of the classes: " + ", ".join(shown)]
+    if data.several:
+        return lines + _told_of_labels(data, recipe)
     most, least = counts[order[0]], counts[order[-1]]
     if most >= _UNEVEN * least and "balanced" not in (recipe.class_weights, recipe.sampling):
         lines.append(
             f"the classes are uneven ({most:,} to {least:,} images): top-1 hardly sees the small ones, macro F1 does; "
             "--class-weights balanced or --sampling balanced weighs all alike, --select macro_f1 chooses by it"
         )
+    return lines
+
+
+def _told_of_labels(data: Dataset, recipe: Recipe) -> list[str]:
+    task, none = task_of(data.train.labels), int((data.train.labels.sum(1) == 0).sum())
+    lines = [
+        f"an image may have several labels ({none:,} training images have none): a sigmoid for each, the best epoch is "
+        f"that of the highest {WORDS[task.selected(recipe.select)]}"
+    ]
+    for name, part in (("validation", data.val), ("test", data.test)):
+        counts = [] if part is None else class_counts(part.labels, len(data.classes)).tolist()
+        lacking = [label for label, count in zip(data.classes, counts, strict=False) if not count]
+        if lacking:
+            lines.append(f"no {name} image has the label {listing(lacking)}: {WORDS['map']} is over the others")
     return lines
 
 
@@ -224,8 +267,7 @@ def prepare(
             f"patience needs a validation part, and {recipe.dataset} has none here: hold images out by --val-fraction "
             "0.1, or leave --patience away"
         )
-    if data.several:
-        raise RecipeError(f"images of {recipe.dataset} have several labels, and only one an image can be trained yet")
+    task = make_task(recipe, data, device)
     described = describe_data(data, recipe.fit)
     seed_everything(recipe.seed, 0)
     if resumed:
@@ -239,7 +281,7 @@ def prepare(
         forward = _compiled(wrapped, device.type == "cuda" and not recordable(recipe, device, team))
     optimizer, average = make_optimizer(model, recipe, dtype), make_average(model, recipe.ema)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    step = Step(forward, model, optimizer, average, scaler, recipe, dtype, device, team)
+    step = Step(forward, model, optimizer, average, scaler, recipe, dtype, device, team, task)
     state = State(model, optimizer, average, scaler, step)
     setting = Setting(
         recipe=recipe,
@@ -251,6 +293,7 @@ def prepare(
         steps_per_epoch=steps_per_epoch(recipe, len(data.train)),
         progress=progress,
         team=team,
+        task=task,
     )
     height, width = described["image_size"]
     parameters = sum(p.numel() for p in model.parameters())

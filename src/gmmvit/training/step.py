@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gmmvit.config import Recipe
 from gmmvit.distributed import Team
+from gmmvit.tasks import ONE_LABEL, Task
 from gmmvit.training.optim import Average
 
 Parts = Sequence[
@@ -47,9 +48,10 @@ class Step:
         dtype: torch.dtype,
         device: torch.device,
         team: Team,
+        task: Task = ONE_LABEL,
     ) -> None:
         self.forward, self.model, self.optimizer, self.average, self.scaler = forward, model, optimizer, average, scaler
-        self.recipe, self.dtype, self.device, self.team = recipe, dtype, device, team
+        self.recipe, self.dtype, self.device, self.team, self.task = recipe, dtype, device, team, task
         self._exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         self.sums = torch.zeros(3, dtype=self._exact, device=device)  # loss, hits, images
         self._records = recordable(recipe, device, team)
@@ -77,12 +79,12 @@ class Step:
                 torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is done with
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 logits = self.forward(inputs)
-                loss = nn.functional.cross_entropy(logits.float(), targets)
+                loss = self.task.loss(logits.float(), targets)
             # The team takes the mean of its gradients; the gradient of the batch is the sum of all shares.
             self.scaler.scale(loss * (len(inputs) * self.team.size / images)).backward()
             if self._keeps_gradients and self.taken == 0:
                 self._own_gradients()
-            hits = (logits.detach().argmax(1) == targets.argmax(1)).sum()
+            hits = self.task.hits(logits.detach(), targets)
             count = loss.new_full((), len(inputs), dtype=self._exact)
             self.sums += torch.stack([loss.detach().to(self._exact) * count, hits.to(self._exact), count])
         if self.recipe.clip_norm is not None:

@@ -17,6 +17,7 @@ from gmmvit.runs.export.check import Check, Comparison, calibration_images, comp
 from gmmvit.runs.export.source import Made, Normalised, Precision, Source, describe, noise
 from gmmvit.runs.files import RunError, check_new, naming_faults, write_whole
 from gmmvit.runs.run_folder import EXPORTS, export_name
+from gmmvit.tasks import ONE_LABEL, WORDS
 from gmmvit.text import short
 
 MAKERS = {"onnx": onnx_file.make, "torch": torch_file.make, "openvino": openvino_file.make}
@@ -62,9 +63,9 @@ def export_run(
             OpenVINO only the weights are halved.
         quantize: "int8" for ONNX and OpenVINO: weight products in int8, calibrated on the validation part.
         weights: "best" on validation, or "last".
-        check: measures top-1 of model and file.
+        check: measures top-1 of model and file (mAP if an image may have several labels).
         part: "test" or "val" for the check; default: the test part, or the validation part if there is no test part.
-        max_drop: how far top-1 may fall, as a fraction of the images.
+        max_drop: how far that may fall, as a fraction.
         data_dir: where the data is now, if it moved; for a folder of images, that folder.
         overwrite: replaces an existing file.
 
@@ -94,7 +95,7 @@ def export_run(
     if made.compute is not None:
         # Batch sizes the tracer has not seen.
         batches = [noise(run, 1), noise(run, 5)] if images is None else list(images.split(50))
-        comparison = compare(model, made.compute, batches)
+        comparison = compare(model, made.compute, batches, run.task)
         _refuse_different(comparison.difference, precision, path)
     if check:
         found = _checked(run, data, made, part, max_drop, path)
@@ -144,9 +145,11 @@ def _checked(run: LoadedRun, data: Any, made: Made, part: str | None, max_drop: 
         raise ModuleNotFoundError("--check needs onnxruntime to run the file; install it: pip install onnxruntime")
     found = measure(run, data, made.compute, part)
     if found.drop > max_drop + 1e-9:
+        values = " to ".join(f"{value:.2%}" for value in found.values)
+        change = f"{found.before} to {found.after} right" if run.task is ONE_LABEL else values
         raise RunError(
-            f"top-1 on the {found.images} images of the {found.part} part falls from {found.before} to {found.after} "
-            f"right, by {100 * found.drop:.2f} points ({100 * max_drop:g} are allowed, see --max-drop, in Python "
+            f"{WORDS[found.metric]} on the {found.images} images of the {found.part} part falls from {change}"
+            f", by {100 * found.drop:.2f} points ({100 * max_drop:g} are allowed, see --max-drop, in Python "
             f"max_drop=): {path} is not written"
         )
     return found

@@ -11,28 +11,32 @@ from gmmvit.runs.checkpoint import LoadedRun
 from gmmvit.runs.evaluate import check_unchanged, part_of
 from gmmvit.runs.export.source import Compute
 from gmmvit.runs.files import RunError
+from gmmvit.tasks import ONE_LABEL, Task
 
 CALIBRATION_IMAGES = 256
 _BATCH = 64
 
 
 class Check(NamedTuple):
-    """How many images of a part the model and the file get right, and the largest difference of their logits."""
+    """Images of a part, how many of them the model and the file get right, the largest difference of their logits, and
+    the metric that judges them with its values as fractions."""
 
     part: str
     images: int
     before: int
     after: int
     difference: float
+    metric: str
+    values: tuple[float, float]
 
     @property
     def drop(self) -> float:
-        """The fall of top-1 as a fraction; negative if the file is better."""
-        return (self.before - self.after) / self.images
+        """The fall of the metric as a fraction; negative if the file is better."""
+        return self.values[0] - self.values[1]
 
 
 class Comparison(NamedTuple):
-    """The largest difference of logits, and how many of how many images keep their class."""
+    """The largest difference of logits, and how many of how many images keep their prediction."""
 
     difference: float
     same: int
@@ -41,28 +45,29 @@ class Comparison(NamedTuple):
 
 @torch.no_grad()
 def measure(run: LoadedRun, data: Dataset, compute: Compute, part: str | None) -> Check:
-    """The top-1 of model and file. `part` None takes the test part, or the validation part if there is no test part.
-    Raises RunError if the part does not exist or was used in training."""
+    """Measures model and file by top-1, or by mAP if an image may have several labels. `part` None takes the test part,
+    or the validation part if there is no test part. Raises RunError if the part does not exist or was used in
+    training."""
     name, split = _chosen(run, data, part)
     labels = split.labels.cpu()
-    before, after, worst = 0, 0, 0.0
-    for images, truth in zip(split.images.split(_BATCH), labels.split(_BATCH), strict=True):
-        expected, got = run.logits(images), compute(from_0_to_1(images.cpu()))
-        before += int((expected.argmax(1) == truth).sum())
-        after += int((got.argmax(1) == truth).sum())
-        worst = max(worst, _largest(got - expected))
-    return Check(name, len(split), before, after, worst)
+    batches = split.images.split(_BATCH)
+    expected = torch.cat([run.logits(images) for images in batches])
+    got = torch.cat([compute(from_0_to_1(images.cpu())) for images in batches])
+    before, after = (int(run.task.right(logits, labels).sum()) for logits in (expected, got))
+    main = run.task.main
+    values = tuple(run.task.metric_values(logits, labels)[main] for logits in (expected, got))
+    return Check(name, len(split), before, after, _largest(got - expected), main, values)
 
 
 @torch.no_grad()
-def compare(model: torch.nn.Module, compute: Compute, batches: list[Tensor]) -> Comparison:
+def compare(model: torch.nn.Module, compute: Compute, batches: list[Tensor], task: Task = ONE_LABEL) -> Comparison:
     """Compares model and file on images from 0 to 1. The difference is relative to the largest logit if that exceeds 1,
     and infinite for NaN."""
     worst, same = 0.0, 0
     for images in batches:
         expected, got = model(images), compute(images)
         worst = max(worst, _largest(got - expected) / max(1.0, expected.abs().max().item()))
-        same += int((got.argmax(1) == expected.argmax(1)).sum())
+        same += int(task.same(task.answers(got), task.answers(expected)).sum())
     return Comparison(worst, same, sum(map(len, batches)))
 
 
@@ -98,4 +103,6 @@ def calibration_images(run: LoadedRun, data: Dataset) -> Tensor:
 
 def as_json(check: Check) -> dict[str, Any]:
     """The figures of a check by name."""
-    return check._asdict() | {"top1_before": check.before / check.images, "top1_after": check.after / check.images}
+    known = {name: value for name, value in check._asdict().items() if name != "values"}
+    before, after = check.values
+    return known | {f"{check.metric}_before": before, f"{check.metric}_after": after}

@@ -72,7 +72,8 @@ def describe(run: LoadedRun, precision: Precision = "float32") -> dict[str, Any]
         "bits": run.bits,
         "fit": run.fit,
         "input": "images: float32 [batch, channels, height, width], pixels from 0 to 1, not normalised",
-        "output": "logits: float32 [batch, classes]",
+        "output": f"logits: float32 [batch, classes], {run.task.reading}",
+        "task": run.task.name,
     }
 
 

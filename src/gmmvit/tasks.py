@@ -1,0 +1,299 @@
+"""What a model learns: one label an image, or several. Whatever depends on that asks a `Task`.
+
+Letters: M models, N images, K classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+THRESHOLD = 0.5  # of the probability of a label, from which on it is named
+WORDS = {
+    "top1": "top-1",
+    "macro_f1": "macro F1",
+    "balanced": "balanced accuracy",
+    "map": "mAP",
+    "micro_f1": "micro F1",
+    "label_accuracy": "label accuracy",
+}
+
+
+class Task(ABC):
+    """A kind of training.
+
+    Attributes:
+        name: as config.yaml records it.
+        metrics: what is measured beside the loss, as fractions; by the first, `main`, an epoch is the best unless the
+            recipe selects another.
+        trained: what is measured on training images.
+        of_class: what is measured of each class.
+        reading: what a program makes of the logits.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    trained: ClassVar[str]
+    of_class: ClassVar[str]
+    reading: ClassVar[str]
+
+    @property
+    def main(self) -> str:
+        return self.metrics[0]
+
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """The columns of metrics.jsonl and summary.json that hold the metrics of the validation part."""
+        return tuple(f"val_{name}" for name in self.metrics)
+
+    def selected(self, select: str) -> str:
+        """The metric that `select` of a recipe means: its default, top1, is the main one of every kind.
+
+        Raises ValueError for one of another kind.
+        """
+        chosen = self.main if select == "top1" else select
+        if chosen not in self.metrics:
+            raise ValueError(
+                f"select {select} is not measured where an image has {self.words}: take {' or '.join(self.metrics)}"
+            )
+        return chosen
+
+    @property
+    def words(self) -> str:
+        return self.name.replace("_", " ")
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of logits and soft targets, float32 [N, K] both."""
+
+    @abstractmethod
+    def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """How many of the images of a training step are right, of which `trained` is the mean."""
+
+    @abstractmethod
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each image, float32 [N]; `labels` are those of a `Split`, here and below."""
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class, [N, K]."""
+
+    @abstractmethod
+    def mean_logits(self, logits: Tensor) -> Tensor:
+        """Of logits [M, N, K] of several models those [N, K] whose probabilities are the mean of theirs."""
+
+    @abstractmethod
+    def answers(self, logits: Tensor) -> Tensor:
+        """What is answered, equal rows for equal answers: [N] or [N, K]."""
+
+    @abstractmethod
+    def confidence(self, logits: Tensor) -> Tensor:
+        """The probability of the least sure part of each answer, [N]."""
+
+    @abstractmethod
+    def claims(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities that were given, and whether each came true: float64 both, of equal length."""
+
+    @abstractmethod
+    def metric_values(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """The `metrics`, as fractions."""
+
+    @abstractmethod
+    def class_values(self, logits: Tensor, labels: Tensor) -> list[float | None]:
+        """`of_class` of each class; None where no image has it."""
+
+    def right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Which images are answered right in all, bool [N]."""
+        return self.same(self.answers(logits), labels.cpu())
+
+    @staticmethod
+    def same(answers: Tensor, others: Tensor) -> Tensor:
+        """Which answers are equal, bool [N]."""
+        equal = answers == others
+        return equal.all(1) if equal.ndim == 2 else equal
+
+    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Of logits [N, K] on the CPU the loss and the `metrics`."""
+        labels = labels.cpu()
+        return {"loss": self.mean_loss(logits, labels), **self.metric_values(logits, labels)}
+
+    @abstractmethod
+    def mean_loss(self, logits: Tensor, labels: Tensor) -> float: ...
+
+
+class OneLabel(Task):
+    """Every image has one class: softmax and cross-entropy. Labels are int64 [N]."""
+
+    name = "one_label"
+    metrics = ("top1", "macro_f1", "balanced")
+    trained = "top1"
+    of_class = "top1"
+    reading = "whose softmax are the probabilities"
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, targets)
+
+    def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return (logits.argmax(1) == targets.argmax(1)).sum()
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def mean_loss(self, logits: Tensor, labels: Tensor) -> float:
+        return nn.functional.cross_entropy(logits, labels).item()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
+
+    def mean_logits(self, logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(logits))).log()
+
+    def answers(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1)
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1).amax(1)
+
+    def claims(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        sure, predicted = logits.double().softmax(-1).max(-1)
+        return sure, (predicted == labels.cpu()).double()
+
+    def metric_values(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Top-1, macro F1 and balanced accuracy: the mean of F1 over classes that occur or were predicted, and of the
+        top-1 of each class that occurs."""
+        counts = confusion_counts(logits, labels).double()
+        hits, there, said = counts.diagonal(), counts.sum(1), counts.sum(0)
+        return {
+            "top1": (logits.argmax(1) == labels).double().mean().item(),
+            "macro_f1": (2 * hits / (there + said))[there + said > 0].mean().item(),
+            "balanced": (hits / there)[there > 0].mean().item(),
+        }
+
+    def class_values(self, logits: Tensor, labels: Tensor) -> list[float | None]:
+        counts = confusion_counts(logits, labels)
+        totals, hits = counts.sum(1).tolist(), counts.diag().tolist()
+        return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class SeveralLabels(Task):
+    """An image may have several of the classes, or none: a sigmoid and a binary cross-entropy for each, the loss their
+    mean. Labels are uint8 [N, K].
+
+    Attributes:
+        threshold: probability from which on a label is named.
+        positive: weight of each class's images in the loss of that class, float32 [K] on the device; 1 by default.
+    """
+
+    name = "several_labels"
+    metrics = ("map", "macro_f1", "micro_f1")
+    trained = "label_accuracy"
+    of_class = "AP"
+    reading = f"whose sigmoid are the probabilities: an image has each label from {THRESHOLD:g} on"
+
+    threshold: float = THRESHOLD
+    positive: Tensor | None = None
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.positive)
+
+    def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return ((logits > 0) == (targets > 0.5)).float().mean(1).sum()
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(1)
+
+    def mean_loss(self, logits: Tensor, labels: Tensor) -> float:
+        return self.losses(logits, labels).mean().item()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def mean_logits(self, logits: Tensor) -> Tensor:
+        with_label, without = (nn.functional.logsigmoid(x).logsumexp(0) for x in (logits, -logits))
+        return with_label - without
+
+    def answers(self, logits: Tensor) -> Tensor:
+        return (logits.sigmoid() >= self.threshold).to(torch.uint8)
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        found = logits.sigmoid()
+        return torch.maximum(found, 1 - found).amin(1)
+
+    def claims(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return logits.double().sigmoid().flatten(), labels.cpu().double().flatten()
+
+    def metric_values(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Mean average precision over the classes that occur, and F1 at the threshold: the mean over the classes that
+        occur or were named, and that of all images and classes together."""
+        hits, there, said = (count.double() for count in label_counts(self.answers(logits), labels))
+        known = [value for value in self.class_values(logits, labels) if value is not None]
+        each = (2 * hits / (there + said))[there + said > 0]
+        return {
+            "map": sum(known) / len(known) if known else 0.0,
+            "macro_f1": each.mean().item() if len(each) else 0.0,
+            "micro_f1": (2 * hits.sum() / (there + said).sum().clamp_min(1)).item(),
+        }
+
+    def class_values(self, logits: Tensor, labels: Tensor) -> list[float | None]:
+        """The average precision of each class, by scikit-learn."""
+        from sklearn.metrics import average_precision_score
+
+        # Of a training that diverges; its loss says so.
+        ranked, truth = logits.nan_to_num().numpy(), labels.cpu().numpy()
+        return [
+            float(average_precision_score(truth[:, k], ranked[:, k])) if truth[:, k].any() else None
+            for k in range(truth.shape[1])
+        ]
+
+
+ONE_LABEL, SEVERAL_LABELS = OneLabel(), SeveralLabels()
+TASKS: dict[str, Task] = {task.name: task for task in (ONE_LABEL, SEVERAL_LABELS)}
+
+
+def task_of(labels: Tensor) -> Task:
+    """The kind of training that the labels of a `Split` are for."""
+    return SEVERAL_LABELS if labels.ndim == 2 else ONE_LABEL
+
+
+def task_in(facts: Mapping[str, Any]) -> Task:
+    """The kind of training that a summary, or the row of a trial, is of."""
+    return SEVERAL_LABELS if "val_map" in facts else ONE_LABEL
+
+
+def at_threshold(task: Task, threshold: float | None) -> Task:
+    """The task with that threshold; None leaves it.
+
+    Raises ValueError where the task has none, or for a number that is no probability.
+    """
+    if threshold is None:
+        return task
+    if not isinstance(task, SeveralLabels):
+        raise ValueError(
+            "threshold is for models of several labels an image: of this one the likeliest class is the answer"
+        )
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < 1:
+        raise ValueError(f"threshold must be a number above 0 and below 1, got {threshold!r}")
+    return SeveralLabels(float(threshold), task.positive)
+
+
+def positive_weights(counts: Tensor, images: int) -> Tensor:
+    """For how many images without a class one with it counts, float32 [K], so that both sides of each class weigh the
+    same; `counts` are the images that have each class."""
+    return (images - counts).clamp_min(1).float() / counts.clamp_min(1)
+
+
+def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """How often each class was taken for each: int64 [K, K], rows true, columns predicted."""
+    classes = logits.shape[1]
+    cells = labels.cpu() * classes + logits.argmax(1).cpu()
+    return cells.bincount(minlength=classes * classes).reshape(classes, classes)
+
+
+def label_counts(answers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each class the images that have it and were given it, that have it, and that were given it: int64 [K] each."""
+    labels = labels.cpu().long()
+    return (answers.long() * labels).sum(0), labels.sum(0), answers.long().sum(0)
