@@ -119,7 +119,7 @@ def test_unlabelled_test_part_is_left_out(load, tmp_path, write_parquet, lines):
     [
         ([0, 1, None], "the label in row 2 of the all part is missing: fill it in"),
         (["a", None], "label in row 1 of the all part is missing"),
-        ([0, 1, -1, 1], "label -1 of pets/0#2 is outside of 0..1"),
+        ([0, 1, -1, 1], "label -1 in row 2 of the all part is negative: number the classes from 0"),
         (["Cat", "cat"], "differ by case only"),
         ([0.5, 1.5], "label 0.5 in row 0"),
         ([0, 0], "at least two classes are needed"),

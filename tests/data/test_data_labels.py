@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import io
+import json
 
 import pandas as pd
 import pyarrow as pa
@@ -47,6 +48,103 @@ LABELS = {
 }
 
 
+# Numbers that are not 0, 1, 2: each is a class of its own.
+NUMBERS = {
+    "nnUNet#274: a gap": (pa.array([3, 5] * 4), ("3", "5")),
+    "LightCNN#5: from 1": (pa.array([1, 2] * 4), ("1", "2")),
+    "DIGITS#1065: spread over a byte": (pa.array([0, 255] * 4, pa.uint8()), ("0", "255")),
+    "maskrcnn-benchmark#1169, tensorflow/models#6641: above a byte": (pa.array([255, 256] * 4), ("255", "256")),
+    "deeplabv3#15: values of pixels": (pa.array([1, 78] * 4), ("1", "78")),
+    "caffe#648: from 21": (pa.array([21.0, 22.0] * 4), ("21", "22")),
+    "continuum#130: numbers of a catalogue": (pa.array([0, 2**40] * 4), ("0", str(2**40))),
+    "the largest of 64 bits without a sign": (pa.array([1, 2**64 - 1] * 4, pa.uint64()), ("1", str(2**64 - 1))),
+    "categories of numbers with a gap": (pa.array([3, 5] * 4).dictionary_encode(), ("3", "5")),
+}
+
+
+@pytest.mark.parametrize(("labels", "classes"), NUMBERS.values(), ids=NUMBERS)
+def test_numbers_with_gaps_are_classes_and_reported(load, tmp_path, lines, labels, classes):
+    write(tmp_path / "set" / "0.parquet", labels)
+    data = load(f"hf:{tmp_path / 'set'}", **ALL)
+    assert data.classes == classes
+    assert data.train.labels.tolist() == ZERO_ONE
+    assert f"set: the labels are {', '.join(classes)}, not 0 to 1: each of them is a class" in lines
+
+
+# Texts that other readers take for something else.
+TEXTS = {
+    "pandas#11839: a text NA": ("EUR", "NA"),
+    "pandas#24681: a text n/a": ("n/a", "test/ok"),
+    "cellxgene#1115: a text nan": ("nan", "other"),
+    "datasets#1989: one within the other": ("not nurse", "nurse"),
+    "evidently#1872: texts that look like numbers among others": ("101", "foo"),
+    "fastai#1008: leading zeros": ("007", "8"),
+    "vision#714, pytorch-image-models#222: numbers in order": ("9", "10"),
+    "flair#2068: NONE": ("NONE", "some"),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("classes", TEXTS.values(), ids=TEXTS)
+def test_texts_stay_as_they_are(load, tmp_path, draw, classes, kind):
+    labels = [classes[number] for number in ZERO_ONE]
+    if kind == "parquet":
+        write(tmp_path / "set" / "0.parquet", pa.array(labels))
+    else:
+        files = [draw(tmp_path / "set" / f"{row}.png", shade=row * 9).name for row in range(COUNT)]
+        rows = [f"{file},{label}" for file, label in zip(files, labels, strict=True)]
+        if kind == "jsonl":
+            rows = [json.dumps({"file_name": f, "label": b}) for f, b in zip(files, labels, strict=True)]
+        (tmp_path / "set" / f"metadata.{kind}").write_text("\n".join([*["file_name,label"][: kind == "csv"], *rows]))
+    data = load(f"{'hf' if kind == 'parquet' else 'folder'}:{tmp_path / 'set'}", **ALL)
+    assert data.classes == classes
+    assert data.train.labels.tolist() == ZERO_ONE
+
+
+SPELLED = {
+    "FARM#66, sparkling-water#2711: truth in capitals": (("True", "TRUE"), "case"),
+    "frictionless-py#1172: a space behind": (("english", "english "), "case, spaces or the encoding of letters"),
+    "affinity-vae#156: a space before": (("item2", " item2"), "case, spaces or the encoding of letters"),
+    "fuse-t#16: accents in two encodings": (("caf\u00e9", "cafe\u0301"), "case, spaces or the encoding of letters"),
+}
+
+
+@pytest.mark.parametrize("kind", ["hf", "folder"])
+@pytest.mark.parametrize(("labels", "by"), SPELLED.values(), ids=SPELLED)
+def test_one_class_in_two_spellings_is_refused(data_error, load, tmp_path, fill, kind, labels, by):
+    if kind == "hf":
+        write(tmp_path / "set" / "0.parquet", pa.array([*labels] * 4))
+    else:
+        fill(tmp_path / "set", dict.fromkeys(labels, 4))
+    assert f"differ by {by} only: merge them" in data_error(load, f"{kind}:{tmp_path / 'set'}", **ALL)
+
+
+def with_names(path, names):
+    """The class names that the datasets library writes into a parquet file."""
+    described = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({b"huggingface": json.dumps(described).encode()}), path)
+
+
+@pytest.mark.parametrize("seen", ["CLIP#235", "vision#1734", "OverFeat#28"])
+def test_classes_of_one_name_get_their_numbers(load, tmp_path, lines, seen):
+    names = {"CLIP#235": ["missile", "missile", "hen"], "vision#1734": ["crane", "hen", "crane"]}
+    names = names.get(seen, ["hen", "crane", "crane"])
+    write(tmp_path / "set" / "0.parquet", pa.array([0, 1, 2] * 3))
+    with_names(tmp_path / "set" / "0.parquet", names)
+    twice = max(names, key=names.count)
+    data = load(f"hf:{tmp_path / 'set'}", **ALL)
+    assert data.classes == tuple(f"{n} ({i})" if n == twice else n for i, n in enumerate(names))
+    assert any(f"several classes are called {twice}: their numbers are put behind" in line for line in lines)
+
+
+def test_numbers_without_a_name_are_refused(data_error, load, tmp_path):
+    """datasets#8596, #8494: numbers beyond the class names went unseen."""
+    write(tmp_path / "set" / "0.parquet", pa.array([0, 1, 5, 1]))
+    with_names(tmp_path / "set" / "0.parquet", ["neg", "pos", "oth"])
+    assert "label 5 of set/0#2 is outside of 0..2" in data_error(load, f"hf:{tmp_path / 'set'}", **ALL)
+
+
 @pytest.mark.parametrize(("labels", "classes"), LABELS.values(), ids=LABELS)
 def test_labels_of_every_type_become_classes(load, tmp_path, lines, labels, classes):
     write(tmp_path / "set" / "0.parquet", labels)
@@ -67,10 +165,12 @@ def test_labels_of_every_type_become_classes(load, tmp_path, lines, labels, clas
         pa.array([-1.0] * 4),
         pa.array([float("nan")] * 4),
         pa.array([[None]] * 4, pa.list_(pa.int64())),
+        pa.array([""] * 4),
     ],
     ids=lambda array: f"{array.type} {array[0]}",
 )
 def test_a_part_without_labels_is_left_out_and_told(load, tmp_path, lines, unlabelled):
+    """datasets#183, #245, #5624, #6506, tensorflow/datasets#1356: test parts whose labels are all -1."""
     write(tmp_path / "set" / "train.parquet", pa.array(ZERO_ONE))
     write(tmp_path / "set" / "test.parquet", unlabelled)
     data = load(f"hf:{tmp_path / 'set'}", test_fraction=0.25, val_fraction=0)
@@ -86,6 +186,18 @@ def test_a_part_without_labels_is_left_out_and_told(load, tmp_path, lines, unlab
         (pa.array([True, None]), "the label in row 1 of the all part is missing"),
         (pa.array([[0], []]), "0 labels in row 1 of the all part: one is needed"),
         (pa.array([[0], [0, 1]]), "2 labels in row 1 of the all part: one is needed"),
+        # PaddleClas#2918, icevision#820: several at once, by number or one-hot.
+        (pa.array([[0, 4], [1, 5]]), "2 labels in row 0 of the all part: one is needed"),
+        (pa.array([[0, 1, 0], [1, 0, 0]]), "one is needed, and this looks one-hot: give the number of the class"),
+        (pa.array([[False, True]] * 2), "one is needed, and this looks one-hot: give the number of the class"),
+        # projection-space-explorer#140, cartodb#9366, arkouda#1298: empty texts are no class.
+        (pa.array(["", "a", "b"]), "the label in row 0 of the all part is missing: fill it in, or remove the row"),
+        (pa.array(["a", "  ", "b"]), "the label in row 1 of the all part is missing"),
+        # pytorch#1204: -1 among others.
+        (
+            pa.array([0, 1, -1, 1]),
+            "label -1 in row 2 of the all part is negative: number the classes from 0, and remove unlabelled rows",
+        ),
         (
             pa.array([0.0, 0.5]),
             "label 0.5 in row 1 of the all part is neither a whole number nor text nor True or False",

@@ -67,6 +67,30 @@ def test_path_of_the_table_itself_and_changes_of_it(load, table):
         ('file_name,label,note\n0.png,a,"two\nlines"\n1.png,,x\n', "row 4: the label is empty"),
         ("file_name,label\r\n\r\n0.png,\r\n", "row 3: the label is empty"),
         ("file_name;label\n\n0.png;\n", "row 3: the label is empty"),
+        # Blank lines between rows: datatable#838, frictionless-py#268. Before the header: readr#680, DataHarmonizer#40.
+        ("file_name,label\n0.png,a\n\n1.png,b\n\n\n2.png,\n", "row 7: the label is empty"),
+        ("\n\n\nfile_name,label\n0.png\n", "row 5: 1 values for 2 columns"),
+        # An empty row above the header and an empty column before it: csv-importer#54.
+        ("\n,,\n,file_name,label\n,0.png,a\n,1.png,\n", "row 5: the label is empty"),
+        # Rows of separators or spaces alone: smartcsv#9, pandas#10728, #23694.
+        ("file_name,label\n,\n,\n0.png,\n", "row 4: the label is empty"),
+        ("file_name,label\n   \n0.png,a\n1.png,\n", "row 4: the label is empty"),
+        ("file_name,label\n\t\n , \n0.png,a\n1.png,\n   ", "row 5: the label is empty"),
+        # The header counts: e-ks#824, prime-reportstream#4677, app.zetkin.org#2325, importX#44.
+        ("file_name,label\n0.png,a\n1.png,\n", "row 3: the label is empty"),
+        ("file_name,label\n0.png,a\n1.png,b,c\n", "row 3: 3 values for 2 columns"),
+        # Cells of several lines: pandas#16286, #22789, csvlint.rb#31, fast-cpp-csv-parser#69.
+        ('file_name,label,note\n0.png,a,"1\n2\n3"\n1.png,b,x\n2.png,,x\n', "row 6: the label is empty"),
+        ('file_name,label,note\r\n0.png,a,"two\r\nlines"\r\n\r\n1.png,,x\r\n', "row 5: the label is empty"),
+        ('file_name,label,note\n0.png,a,"say ""hi\nthere"""\n0.png,b,x\n', "row 4: 0.png is listed in row 2 already"),
+        # A quote that is not closed takes the rows below into its cell: pandas#22140, #5500, PapaParse#929.
+        ('file_name,label,note\n0.png,a,x\n1.png,b,"x\n2.png,a,y\n', "row 3: a quote is not closed"),
+        ('file_name,label,note\n\n0.png,a,"x\n1.png,b,y\n2.png,a,"z\n', "row 3: a quote is not closed"),
+        ('file_name,label\n0.png,"a "tame" cat"\n1.png,b\n', "row 2: a quote is not closed"),
+        # Two columns of one name, of which the last won: cpython#61739, csv-diff#45, SwiftCSV#134.
+        ("file_name,label,label\n0.png,a,b\n1.png,b,a\n", "has several columns label: keep one"),
+        # Notes above the header: readr#680.
+        ("# notes\n\nfile_name,label\n0.png,a\n", "has the columns # notes; it needs file_name and label"),
         # A row without a file in the middle: FERPlus#17.
         ("split,file_name,label\ntrain,0.png,a\n\ntrain,,b\ntrain,1.png,b\n", "row 4: the file_name is empty"),
     ],
@@ -88,9 +112,29 @@ def test_other_encodings(data_error, load, table):
         (["", '{"file_name": "0.png", "label"'], "row 2: it is no JSON object"),
         (['{"image": "0.png", "label": "a"}'], "has the columns image, label; it needs file_name and label"),
         ([], "has no rows"),
+        # Blank lines count: graphrag#2424, PyRIT#1479, rai-toolkit#88.
+        (['{"file_name": "0.png", "label": "a"}', "", "  ", "{"], "row 4: it is no JSON object"),
+        # Values of JSON that are no labels: datasets#6460, #6106.
+        (['{"file_name": "0.png", "label": ["a", "b"]}'], "2 labels in row 1: one is needed"),
+        (["", '{"file_name": "0.png", "label": {"a": 1}}'], "label {'a': 1} in row 2 is neither a whole number nor"),
+        (['{"file_name": "0.png", "label": -0.2253}'], "label -0.2253 in row 1 is neither a whole number nor text"),
+        (['{"file_name": "0.png", "label": NaN}'], "row 1: the label is empty"),
+        (['{"file_name": "0.png", "label": "  "}'], "row 1: the label is empty"),
     ],
 )
 def test_faults_of_json_lines(data_error, load, tmp_path, draw, lines, fault):
     draw(tmp_path / "set" / "0.png")
     (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(lines))
     assert fault in data_error(load, tmp_path / "set")
+
+
+def test_numbers_of_json_lines_are_one_class_however_they_are_written(load, tmp_path, draw):
+    """datasets#7635: 1 and 1.0; datasets#6324: numbers among texts."""
+    labels = ["1", "1.0", "[1]", '"1"', '"1a"', "true"]
+    for index in range(len(labels)):
+        draw(tmp_path / "set" / f"{index}.png", shade=index * 40)
+    rows = [f'{{"file_name": "{index}.png", "label": {label}}}\n' for index, label in enumerate(labels)]
+    (tmp_path / "set" / "metadata.jsonl").write_text("".join(rows))
+    data = load(tmp_path / "set", val_fraction=0, test_fraction=0)
+    assert data.classes == ("1", "1a", "True")
+    assert sorted(data.train.labels.tolist()) == [0, 0, 0, 0, 1, 2]

@@ -122,7 +122,10 @@ def test_lists_in_parquet(load, tmp_path, write_parquet, lines):
     [
         ([[0, 1, 0], [1, 1, 0]], "row 0 of the all part are [0, 1, 0], with one of them twice"),
         ([["a"], None, ["a", "b"]], "the labels in row 1 of the all part are missing: no label is an empty list"),
-        ([[0, 1], [-1]], "label -1 in row 1 of the all part is outside of 0..1"),
+        (
+            [[0, 1], [-1]],
+            "label -1 in row 1 of the all part is negative: number the classes from 0, and give images without",
+        ),
         ([[0.5, 1.0], [1.0]], "label 0.5 in row 0 of the all part is neither a whole number"),
     ],
 )

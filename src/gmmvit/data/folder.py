@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from gmmvit.data.classes import check_classes
 from gmmvit.data.layout import check_classes_hold_images, check_no_parts, find_parts, tell_unused
 from gmmvit.data.records import (
     Contents,
@@ -18,7 +19,6 @@ from gmmvit.data.records import (
     Source,
     counted,
     listing,
-    ordered_classes,
     relative,
     shown,
 )
@@ -127,7 +127,7 @@ def entries_source(name: str, root: Path, entries: Entries, also: Sequence[str] 
     count for the cache.
 
     Raises:
-        DataError: one class, class names that differ by case only, or a class that the training part lacks; or one
+        DataError: one class, class names that are spelled in two ways, or a class that the training part lacks; or one
             part has one label an image, and another several.
     """
     training = "all" if "all" in entries else "train"
@@ -169,41 +169,3 @@ def files_part(root: Path, files: Sequence[str], labels: Sequence[int] | np.ndar
 
     names = [shown(relative(file, root)) for file in files]
     return Part(labels if isinstance(labels, np.ndarray) else np.array(labels, dtype=np.int64), names, sources)
-
-
-def check_names(classes: Iterable[str], where: str) -> None:
-    """Raise DataError for class names that YAML, JSON and HTML files cannot hold as they are."""
-    unprintable = sorted(repr(label) for label in classes if shown(label) != label)
-    if unprintable:
-        raise DataError(
-            f"{where} has class {listing(unprintable)}, a name with control characters or bytes that are not UTF-8: "
-            "rename the folder (or the label)"
-        )
-
-
-def check_classes(found: Mapping[str, set[str]], training: str, where: str) -> tuple[str, ...]:
-    """The classes of the training part in order.
-
-    Args:
-        found: the class names in every part.
-        training: the key of the part that decides.
-        where: the place, for the errors.
-
-    Raises:
-        DataError: see `entries_source`.
-    """
-    check_names(set().union(*found.values()), where)
-    spelled: dict[str, str] = {}
-    for label in sorted(set().union(*found.values())):
-        other = spelled.setdefault(label.casefold(), label)
-        if other != label:
-            raise DataError(f"classes {other!r} and {label!r} in {where} differ by case only: merge them")
-    classes = ordered_classes(found[training])
-    if len(classes) < 2:
-        only = f"only class {classes[0]!r}" if classes else "no class"
-        raise DataError(f"{where} has {only}: at least two classes are needed")
-    for part, labels in found.items():
-        extra = sorted(repr(label) for label in labels.difference(classes))
-        if extra:
-            raise DataError(f"the {part} part of {where} has class {listing(extra)}, which the training part lacks")
-    return classes

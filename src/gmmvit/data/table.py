@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from gmmvit.data.classes import label_fault, plain_label
 from gmmvit.data.label_cells import from_columns, split_cells
 from gmmvit.data.parts import part_of
 from gmmvit.data.records import DataError, Label, Report, listing
@@ -67,23 +68,13 @@ def _labels(
     path: Path, header: Sequence[str], rows: Sequence[tuple[int, dict[str, str]]], report: Report
 ) -> Sequence[Label]:
     """What each row says of its image's classes; "" where it says nothing and one is needed."""
-    if "label" in header and "labels" in header:
-        raise DataError(
-            f"{path} has the columns label and labels: keep label where every image has one, labels where it may have "
-            "several"
-        )
-    if "file_name" in header and "label" in header:
+    if "label" in header:
         return [row["label"] for _, row in rows]
-    if "file_name" in header and "labels" in header:
+    if "labels" in header:
         return split_cells(str(path), [(number, row["labels"]) for number, row in rows])
-    if "file_name" in header:
-        others = [name for name in header if name not in ("file_name", "split")]
-        if (found := from_columns(str(path), others, rows, report)) is not None:
-            return found
-    raise DataError(
-        f"{path} has the columns {listing(header)}; it needs file_name and label (and may have split), or labels where "
-        "an image may have several"
-    )
+    if (found := from_columns(str(path), _others(header), rows, report)) is None:
+        raise _lacking(path, header)
+    return found
 
 
 def _rows(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
@@ -94,24 +85,56 @@ def _rows(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
             return (_json_rows if path.suffix.lower() == ".jsonl" else _csv_rows)(path, file)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: save it as CSV UTF-8") from error
-    except (OSError, csv.Error) as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _others(header: Sequence[str]) -> list[str]:
+    """The columns that may each stand for a label."""
+    return [name for name in header if name not in ("file_name", "split")]
+
+
+def _check_columns(path: Path, header: Sequence[str]) -> None:
+    """Raise DataError for columns that cannot be read, whatever the rows hold."""
+    named = "label" in header or "labels" in header
+    if "file_name" not in header or not (named or len(_others(header)) > 1):
+        raise _lacking(path, header)
+    if "label" in header and "labels" in header:
+        raise DataError(
+            f"{path} has the columns label and labels: keep label where every image has one, labels where it may have "
+            "several"
+        )
+    read = ("file_name", "label", "labels", "split") if named else dict.fromkeys(header)
+    if twice := [name for name in read if header.count(name) > 1]:
+        raise DataError(f"{path} has several columns {listing(twice)}: keep one")
+
+
+def _lacking(path: Path, header: Sequence[str]) -> DataError:
+    return DataError(
+        f"{path} has the columns {listing(header)}; it needs file_name and label (and may have split), or labels where "
+        "an image may have several"
+    )
 
 
 def _csv_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
     first = next((line for line in file if line.strip()), "")
     file.seek(0)
     # What spreadsheets write where a comma stands in numbers.
-    reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
+    reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
     lines: list[tuple[int, list[str]]] = []
     begins = 1
-    for line in reader:
-        if any(line):
-            lines.append((begins, [cell.strip() for cell in line]))
-        begins = reader.line_num + 1
+    try:
+        for line in reader:
+            cells = [cell.strip() for cell in line]
+            if any(cells):
+                lines.append((begins, cells))
+            begins = reader.line_num + 1
+    except csv.Error as error:  # mostly a quote that is not closed, which would take the rows below into its cell
+        raise DataError(f"{path}, row {begins}: a quote is not closed or a cell is damaged ({error})") from error
     if not lines:
         raise DataError(f"{path} is empty; it needs the columns file_name and label")
     header = lines[0][1]
+    _check_columns(path, header)
     for number, line in lines[1:]:
         if len(line) != len(header):
             raise DataError(f"{path}, row {number}: {len(line)} values for {len(header)} columns")
@@ -129,16 +152,21 @@ def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int,
             raise DataError(f"{path}, row {number}: it is no JSON object") from error
         if not isinstance(values, dict):
             raise DataError(f"{path}, row {number}: it is no JSON object")
-        rows.append((number, {key: _text(value) for key, value in values.items()}))
+        rows.append((number, {key: _json_text(path, number, key, value) for key, value in values.items()}))
     columns = list(rows[0][1]) if rows else ["file_name", "label"]
+    _check_columns(path, columns)
     for number, row in rows:
         if missing := [column for column in columns if column not in row]:
             raise DataError(f"{path}, row {number}: it has no {listing(missing)}, which the first row has")
     return columns, rows
 
 
-def _text(value: object) -> str:
-    """A value of JSON as a cell of a CSV."""
+def _json_text(path: Path, number: int, key: str, value: object) -> str:
+    """The cell as a CSV would have it; a `label` as in other tables, so that 1.0 and [1] are the class 1."""
+    if key == "label":
+        value = plain_label(value)
+        if value is not None and (fault := label_fault(value, f"in row {number}")):
+            raise DataError(f"{path}: {fault}")
     return "" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
 
 
