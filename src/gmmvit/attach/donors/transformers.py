@@ -74,6 +74,8 @@ class InterfaceAttention(MaskedDonor):
 
     @classmethod
     def gmm_refusal(cls, module: Any, ancestors: list[nn.Module]) -> str:
+        if not hasattr(module, "config"):
+            return "comes from a transformers older than 5.24, the oldest that attach knows"
         return "" if hasattr(module.config, "patch_size") else "attends to words, not patches"
 
     @classmethod
