@@ -8,6 +8,7 @@ from gmmvit.checks import known_options, one_of
 from gmmvit.masks.base import Drawing, Grid, Mask, Picture
 from gmmvit.masks.elementwise import ElementwiseMask
 from gmmvit.masks.gaussian import COVARIANCES, INITS, GaussianMixtureMask, stencil
+from gmmvit.masks.together import tables_together
 
 __all__ = [
     "COVARIANCES",
@@ -23,6 +24,7 @@ __all__ = [
     "create_mask",
     "is_mask_parameter",
     "stencil",
+    "tables_together",
 ]
 
 KINDS: dict[str, type[Mask]] = {cls.kind: cls for cls in (ElementwiseMask, GaussianMixtureMask)}

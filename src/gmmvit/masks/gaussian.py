@@ -4,7 +4,7 @@ Letters: N patches (rows * cols), H heads, K Gaussians per head.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ _CONSTANT_SIGMA = 6e4
 # Of the start "conv": a peak that leaves exp(-1.39) of itself on the cell beside it, over a constant.
 _PEAK_SIGMA, _FLOOR = 0.6, 0.02
 _MOST_KERNELS = 1024
+_PARAMETERS = ("sigma", "alpha", "correlation", "center")
 
 
 def stencil(heads: int, depth: float = 0.0) -> list[tuple[int, int]]:
@@ -171,8 +172,9 @@ class GaussianMixtureMask(Mask):
         device = self.alpha.device if self.offsets.is_meta else self.offsets.device
         self.offsets = patch_offsets(self.grid, device, self.steps.shift).to(self.offsets.dtype)
 
-    def table(self, grid: int | Grid | None = None) -> Tensor:
-        """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider."""
+    def table(self, grid: int | Grid | None = None, beside: Sequence["GaussianMixtureMask"] = ()) -> Tensor:
+        """The mask over all offsets of `grid` (its own by default): [H, 2*rows-1, 2*cols-1], float32 or wider. With
+        masks `beside`, of the same `likeness`, their heads follow its own."""
         wanted = self._grid(grid)
         own = all(type(side) is int for side in wanted) and wanted == self.grid
         offsets = self.offsets if own else patch_offsets(wanted, self.offsets.device, self.steps.shift)
@@ -180,20 +182,30 @@ class GaussianMixtureMask(Mask):
             offsets = _as_in_float32(offsets)
         device = self.sigma.device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # there is no autocast for meta
-            return gaussian_mixture_table(
-                self.sigma, self.alpha, offsets, correlation=self.correlation, center=self.center
-            )
+            sigma, alpha, correlation, center = (self._joined(name, beside) for name in _PARAMETERS)
+            return gaussian_mixture_table(sigma, alpha, offsets, correlation=correlation, center=center)
+
+    def _joined(self, name: str, beside: Sequence["GaussianMixtureMask"]) -> Any:
+        """A parameter with those of the masks `beside` behind it, None where the masks have none."""
+        own = getattr(self, name)
+        return torch.cat([own, *(getattr(mask, name) for mask in beside)]) if beside and own is not None else own
+
+    def likeness(self) -> tuple[Any, ...]:
+        """What masks share whose tables one computation can make."""
+        shapes = [None if extra is None else extra.shape[1:] for extra in (self.sigma, self.correlation, self.center)]
+        return self.grid, self.steps.shift, self.float32_table, self.alpha.dtype, self.alpha.device, *shapes
 
     def _grid(self, grid: int | Grid | None) -> Grid:
         return self.grid if grid is None or grid is self.grid else checked_grid(grid)
 
-    def dense(self, grid: int | Grid | None = None) -> Tensor:
+    def dense(self, grid: int | Grid | None = None, table: Tensor | None = None) -> Tensor:
         """The mask for every pair of patches: [H, N, N], or [H, Nq, Nk] with `steps`."""
-        return dense_mask(self(grid), self.steps)
+        return dense_mask(self(grid, table), self.steps)
 
-    def forward(self, grid: int | Grid | None = None) -> OffsetTable:
-        """What `gmm_attention` takes; another grid than at construction needs no new parameters."""
-        return OffsetTable(self.table(grid), self._grid(grid))
+    def forward(self, grid: int | Grid | None = None, table: Tensor | None = None) -> OffsetTable:
+        """What `gmm_attention` takes; another grid than at construction needs no new parameters. `table`: the one of
+        that grid, where `tables_together` has computed it."""
+        return OffsetTable(self.table(grid) if table is None else table, self._grid(grid))
 
     def extra_repr(self) -> str:
         heads, kernels = self.alpha.shape

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gmmvit.checks import above_zero, fraction, integer, is_integer, one_of
-from gmmvit.masks import is_mask_parameter
-from gmmvit.models.layers import Block, Grid, init_weights, resample_position
+from gmmvit.masks import is_mask_parameter, tables_together
+from gmmvit.models.layers import Block, Grid, MaskedAttention, init_weights, resample_position
 from gmmvit.text import short
 from gmmvit.weight_files import load_safetensors
 
@@ -153,17 +153,28 @@ class VisionTransformer(nn.Module):
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)  # type: ignore[union-attr]
         return self.dropout(x + resample_position(self.pos_embed, self.grid, grid, self.prefix_tokens)), grid
 
-    def run(self, step: nn.Module, x: Tensor, context: Any) -> Tensor:
+    def tables(self, x: Tensor, grid: Grid) -> dict[nn.Module, dict[str, Tensor]]:
+        """By step, the table of its mask where it is computed together with others, as `run` takes it; not in
+        torch.compile, which makes as many kernels of both, nor in torch.export, which may keep the grid open."""
+        if torch.compiler.is_compiling() or grid != self.grid:
+            return {}
+        layers = {step: step.attn for step in self.steps() if isinstance(step, Block)}
+        masks = {step: layer.mask for step, layer in layers.items() if isinstance(layer, MaskedAttention)}
+        tables = tables_together(masks.values(), x.device)
+        return {step: {"table": tables[mask]} for step, mask in masks.items() if mask in tables}
+
+    def run(self, step: nn.Module, x: Tensor, context: Any, **made: Tensor) -> Tensor:
         """One step; with gradient checkpointing its activations are computed again in the backward pass."""
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(step, x, context, use_reentrant=False)
-        return step(x, context)
+            return checkpoint(step, x, context, use_reentrant=False, **made)
+        return step(x, context, **made)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Tokens after the last block, prefix first: [B, T, dim]."""
         x, grid = self.embed(images)
+        tables = self.tables(x, grid)
         for step in self.steps():
-            x = self.run(step, x, grid)
+            x = self.run(step, x, grid, **tables.get(step, {}))
             grid = step.next_grid(grid)
         return x
 
@@ -205,11 +216,12 @@ class VisionTransformer(nn.Module):
             raise ValueError("stop_early=True leaves out the last tokens: it needs intermediates_only=True")
         wanted = self._wanted_steps(indices)
         x, grid = self.embed(images)
+        tables = self.tables(x, grid)
         features = []
         for index, step in enumerate(self.steps()):
             if stop_early and index > max(wanted):
                 break
-            x = self.run(step, x, grid)
+            x = self.run(step, x, grid, **tables.get(step, {}))
             grid = step.next_grid(grid)
             if index in wanted:
                 patches = self.norm(x) if norm and x.shape[-1] == self.num_features else x

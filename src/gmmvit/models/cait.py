@@ -55,9 +55,9 @@ class TalkingHeadsAttention(MaskedAttention):
         super().__init__(dim, num_heads, **options)
         self.talk = TalkingHeads(num_heads)
 
-    def attend(self, qkv: QKV, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+    def attend(self, qkv: QKV, grid: Grid | None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
         q, k, v = unpack(qkv) if isinstance(qkv, Tensor) else qkv
-        mask = None if self.mask is None else self.mask.dense(grid)  # type: ignore[operator]
+        mask = None if self.mask is None else self.mask.dense(grid, **made)  # type: ignore[operator]
         return self.talk(q, k, v, mask, self.mode)
 
 

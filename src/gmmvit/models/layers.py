@@ -79,9 +79,9 @@ class MaskedAttention(nn.Module):
         """q, k, v of [B, T, dim], packed: [B, T, 3, H, D]."""
         return self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
 
-    def attend(self, qkv: QKV, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+    def attend(self, qkv: QKV, grid: Grid | None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
         """Packed as `project` gives them, whose gradient then takes no copy, or apart -> [B, H, T, D]."""
-        mask = None if self.mask is None else self.mask(grid)
+        mask = None if self.mask is None else self.mask(grid, **made)
         options: Any = {"scale": self.scale, "bias": bias, "prefix_tokens": self.prefix_tokens, "mode": self.mode}
         if isinstance(qkv, Tensor):
             return gmm_attention_packed(qkv, mask, **options)
@@ -91,10 +91,10 @@ class MaskedAttention(nn.Module):
         """Heads joined and projected: [B, H, T, D] -> [B, T, out_dim]."""
         return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
 
-    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
         """[B, T, dim] -> [B, T, out_dim]; `grid` of the patches if it is not the one of construction, `bias` as in
-        `gmm_attention`."""
-        return self.merge(self.attend(self.project(x), grid, bias))
+        `gmm_attention`, `made` for the mask: its `table`, if that is computed already."""
+        return self.merge(self.attend(self.project(x), grid, bias, **made))
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,9 @@ class Block(nn.Module):
         self.scale1 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
         self.scale2 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
 
-    def forward(self, x: Tensor, context: Any) -> Tensor:
-        """[B, T, dim] -> [B, T, dim]; `context`, the grid, goes on to the attention."""
-        branch = self.attn(self.norm1(x), context)
+    def forward(self, x: Tensor, context: Any, **made: Tensor) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]; `context`, the grid, and `made` go on to the attention."""
+        branch = self.attn(self.norm1(x), context, **made)
         x = x + self.drop_path(branch if self.scale1 is None else branch * self.scale1)
         branch = self.mlp(self.norm2(x))
         return x + self.drop_path(branch if self.scale2 is None else branch * self.scale2)

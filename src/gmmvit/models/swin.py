@@ -48,13 +48,13 @@ class WindowAttention(MaskedAttention):
         shifted = shift_bias(image_grid, window, shift) if any(shift) else None
         self.register_buffer("shift_bias", shifted, persistent=False)
 
-    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
         """[B, N, dim] -> [B, N, dim]; `grid` of the whole image. `bias` is the layer's own: None."""
         if bias is not None:
             raise ValueError("WindowAttention computes its own bias, got another")
         grid = self.image_grid if grid is None else grid
         windows = self._split(x, grid)  # [B*W, T, C]
-        out = super().forward(windows, self.window, self._bias(grid))
+        out = super().forward(windows, self.window, self._bias(grid), **made)
         return self._join(out, grid)
 
     def _bias(self, grid: Grid) -> Tensor:

@@ -21,16 +21,16 @@ from gmmvit.models.layers import MLP, Block, Grid, MaskedAttention, Masking, che
 class ResidualAttention(MaskedAttention):
     """Attention that adds its own normed input to its output, as the paper's code does."""
 
-    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
-        return super().forward(x, grid, bias) + x
+    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
+        return super().forward(x, grid, bias, **made) + x
 
 
 class TokenAttention(MaskedAttention):
     """Attention from one width to another: its values stand in for the input on the residual path."""
 
-    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
         q, k, v = unpack(self.project(x))  # apart, since v has a second gradient
-        return self.merge(self.attend((q, k, v), grid, bias)) + v.transpose(1, 2).flatten(2)
+        return self.merge(self.attend((q, k, v), grid, bias, **made)) + v.transpose(1, 2).flatten(2)
 
 
 class TokenTransformer(nn.Module):

@@ -87,14 +87,14 @@ def _recording(layer: MaskedAttention, name: str, whole: Grid | None, images: in
     """A `layer.attend` that also records its weights."""
     attend = layer.attend
 
-    def recording(qkv: QKV, grid: Grid | None, bias: Tensor | None = None) -> Tensor:
+    def recording(qkv: QKV, grid: Grid | None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
         q, k, _ = unpack(qkv) if isinstance(qkv, Tensor) else qkv
         patches = grid or getattr(layer.mask, "grid", None) or whole
         # Windows enlarge the batch; a layer with other tokens than patches and prefix has another geometry.
         if patches and q.shape[0] == images and q.shape[2] == patches[0] * patches[1] + layer.prefix_tokens:
             weights = layer_weights(layer, q, k, grid, bias)
             maps.append(AttentionMap(name, weights.cpu(), (patches[0], patches[1]), layer.prefix_tokens))
-        return attend(qkv, grid, bias)
+        return attend(qkv, grid, bias, **made)
 
     return recording
 
