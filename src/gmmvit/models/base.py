@@ -163,7 +163,7 @@ class VisionTransformer(nn.Module):
         tables = tables_together(masks.values(), x.device)
         return {step: {"table": tables[mask]} for step, mask in masks.items() if mask in tables}
 
-    def run(self, step: nn.Module, x: Tensor, context: Any, **made: Tensor) -> Tensor:
+    def run(self, step: nn.Module, x: Tensor, context: Any, **made: Any) -> Tensor:
         """One step; with gradient checkpointing its activations are computed again in the backward pass."""
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(step, x, context, use_reentrant=False, **made)
