@@ -52,7 +52,7 @@ def measured_by(
         held = _of_one_label(fold, folds, labels, groups, seed)
     missing = np.flatnonzero((counts > 0) & (class_counts(labels[~held], len(classes)) == 0))
     if len(missing):
-        names = listing([repr(classes[label]) for label in missing])
+        names = listing([repr(classes[label]) for label in missing.tolist()])
         raise DataError(
             f"class {names} is not in the training part of fold {fold}: all of its images are copies of one picture; "
             "add images, or leave --dedupe away"

@@ -72,7 +72,8 @@ def own_pixels(source: str, channels: int | None, axes: str | None) -> tuple[int
 
 def _has_bands(image: Image) -> bool:
     """Whether a TIFF holds more than Pillow would read of it: pages of grey, a fourth band, colours of 16 bits."""
-    arguments = image.tile[0][3] if image.tile else ""
+    tile = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else ""
     raw = arguments if isinstance(arguments, str) else str(arguments[0])
     grey_pages = len(image.getbands()) == 1 and image.mode != "P" and getattr(image, "n_frames", 1) > 1
     return grey_pages or image.mode == "RGBX" or (image.mode == "RGB" and ";16" in raw)

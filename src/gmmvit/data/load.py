@@ -176,8 +176,10 @@ def count_training(
 
 def target_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """(height, width) of an argument `image_size`; None where it leaves the size to the data set."""
-    if image_size is None or is_integer(image_size):
-        return None if image_size is None else (image_size, image_size)
+    if image_size is None:
+        return None
+    if isinstance(image_size, int) and is_integer(image_size):
+        return image_size, image_size
     if not isinstance(image_size, Sequence) or len(image_size) != 2:
         raise ValueError(f"image_size must be a whole number or a pair (height, width), got {short(image_size)}")
     return image_size[0], image_size[1]

@@ -57,7 +57,7 @@ class TalkingHeadsAttention(MaskedAttention):
 
     def attend(self, qkv: QKV, grid: Grid | None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
         q, k, v = unpack(qkv) if isinstance(qkv, Tensor) else qkv
-        mask = None if self.mask is None else self.mask.dense(grid, **made)  # type: ignore[operator]
+        mask = None if self.mask is None else self.mask.dense(grid, **made)
         return self.talk(q, k, v, mask, self.mode)
 
 

@@ -51,7 +51,7 @@ def layer_weights(
     layer: MaskedAttention, q: Tensor, k: Tensor, grid: tuple[int, int] | None, bias: Tensor | None = None
 ) -> Tensor:
     """The attention weights [B, H, T, T] of one layer for q and k [B, H, T, D]."""
-    mask = None if layer.mask is None else with_prefix(layer.mask.dense(grid), layer.prefix_tokens)  # type: ignore[operator]
+    mask = None if layer.mask is None else with_prefix(layer.mask.dense(grid), layer.prefix_tokens)
     return attention_weights(_scores(q, k, layer.scale), mask, bias, layer.mode)
 
 

@@ -284,11 +284,11 @@ def _mistake(outcome: Outcome, index: int) -> str:
     if outcome.task is not ONE_LABEL:
         wrong = (outcome.task.answers(outcome.logits[index : index + 1])[0] != label).nonzero().flatten().tolist()
         shares = ", ".join(f"{classes[i]} {probabilities[i]:.1%}" for i in wrong)
-        true, named = words_of(label, classes), outcome.named(index)
-        return f"<b>{escape(true)}</b> taken for <b>{escape(named)}</b><small>{escape(shares)}</small>"
+        there, named = words_of(label, classes), outcome.named(index)
+        return f"<b>{escape(there)}</b> mistaken for <b>{escape(named)}</b><small>{escape(shares)}</small>"
     true, predicted = int(label), int(probabilities.argmax())
     return (
-        f"<b>{escape(classes[true])}</b> taken for <b>{escape(classes[predicted])}</b>"
+        f"<b>{escape(classes[true])}</b> mistaken for <b>{escape(classes[predicted])}</b>"
         f"<small>{probabilities[predicted]:.1%}, true class {probabilities[true]:.1%}</small>"
     )
 

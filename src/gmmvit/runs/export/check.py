@@ -55,8 +55,8 @@ def measure(run: LoadedRun, data: Dataset, compute: Compute, part: str | None) -
     got = torch.cat([compute(from_0_to_1(images.cpu())) for images in batches])
     before, after = (int(run.task.right(logits, labels).sum()) for logits in (expected, got))
     main = run.task.main
-    values = tuple(run.task.metric_values(logits, labels)[main] for logits in (expected, got))
-    return Check(name, len(split), before, after, _largest(got - expected), main, values)
+    model, file = (run.task.metric_values(logits, labels)[main] for logits in (expected, got))
+    return Check(name, len(split), before, after, _largest(got - expected), main, (model, file))
 
 
 @torch.no_grad()
