@@ -82,3 +82,11 @@ def test_the_setting_is_chosen_by_validation_and_not_by_test(write):
     assert (gmm["lr"], gmm["n"], gmm["settings"]) == (3e-3, 2, 3)
     assert gmm["test_top1_last_minus_mask"] == pytest.approx(0.1)
     assert gmm["core_s_all"] == 50
+
+
+def test_studies_of_several_labels_an_image_compare_map(plan, tmp_path):
+    rows = rows_of("none", [0.5, 0.6]) + rows_of("gmm", [0.6, 0.8])
+    rows = [{name.replace("top1", "map"): value for name, value in row.items()} for row in rows]
+    _, gmm = write_tables(tmp_path, plan, rows)
+    assert (gmm["test_map_last_mean"], gmm["test_map_last_minus_mask"]) == (pytest.approx(0.7), pytest.approx(0.15))
+    assert "validation mAP %" in (tmp_path / "table.md").read_text()

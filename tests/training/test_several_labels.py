@@ -113,8 +113,8 @@ def test_predict_names_the_labels_above_the_threshold(place, run, capsys):
     assert found.predicted == [answer["predicted"] for answer in answers]
     assert torch.equal(found.probabilities, loaded.logits(torch.stack([*map(loaded.decode, images)])).sigmoid())
     assert main(["predict", str(run), images[0], "--threshold", "0.000001"]) == 0
-    said = capsys.readouterr().out.partition("(")[0]
-    assert all(name in said for name in LABELS)
+    named = capsys.readouterr().out.removeprefix(f"{images[0]}: ").partition(" (")[0]
+    assert sorted(named.split(", ")) == list(LABELS)
     assert main(["predict", str(run), images[0], "--threshold", "0.999999"]) == 0
     assert f"{images[0]}: no label (" in capsys.readouterr().out
 
@@ -127,15 +127,14 @@ def test_the_report_shows_labels_in_the_place_of_the_confusion_matrix(run):
 
 
 def test_an_export_is_checked_by_map(run, capsys):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    assert main(["export", str(run), "--check", "--json"]) == 0
+    assert main(["export", str(run), "--format", "torch", "--check", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["task"] == "several_labels"
     assert "sigmoid" in found["output"]
     assert found["check"]["map_after"] == pytest.approx(found["check"]["map_before"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_page_to_try_a_model_answers(run):
     pytest.importorskip("gradio")
     from gmmvit.report.demo import make_demo
@@ -187,17 +186,6 @@ def test_folds_and_their_ensemble(place, run, capsys):
     both, each = gmmvit.load_run("runs/cv"), [gmmvit.load_run(f"runs/cv/fold-{fold}") for fold in (1, 2)]
     mean = torch.stack([one.predict("shapes/000.png").probabilities for one in each]).mean(0)
     assert torch.allclose(both.predict("shapes/000.png").probabilities, mean, atol=1e-6)
-
-
-def test_a_study_compares_map(place, run):
-    study = f"recipe: {run}/config.yaml\nfields: {{epochs: 1}}\ndata: ['folder:{place}/shapes']\n"
-    study += "variants: {gmm: {}, none: {mask: none}}\nseeds: [0]\ncontrols: {plain: none}\n"
-    (place / "study.yaml").write_text(study)
-    assert main(["sweep", "study.yaml", "--out", "runs/study", "--workers", "1", "--quiet"]) == 0
-    rows = table_of("runs/study/table.csv")
-    assert all(float(row["test_map_last_mean"]) > 0 for row in rows)
-    assert rows[0]["test_map_last_minus_plain"]
-    assert "validation mAP %" in (place / "runs/study/table.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ class Augment:
         several = isinstance(labels, Tensor) and labels.ndim == 2
         if not isinstance(labels, Tensor) or labels.dtype != (torch.uint8 if several else torch.int64):
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"labels must be an int64 tensor, or uint8 for several an image; got {got}")
+            raise TypeError(f"labels must be an {'uint8' if several else 'int64'} tensor; got {got}")
         if several:
             self._check_several(images, labels)
             return

@@ -70,7 +70,7 @@ class Outcome:
         """An image's true class, and the predicted one with its probability; of several labels all of them."""
         if self.task is not ONE_LABEL:
             true, named = words_of(self.split.labels[index].cpu(), self.run.classes), self.named(index)
-            return f"{true}, {'right' if true == named else f'taken for {named}'}"
+            return f"{true}, {'right' if true == named else f'mistaken for {named}'}"
         probabilities = self.logits[index].softmax(-1)
         predicted = int(probabilities.argmax())
         true, guess = self.run.classes[int(self.split.labels[index])], self.run.classes[predicted]
@@ -278,7 +278,7 @@ def mistakes_section(outcome: Outcome) -> str:
 
 
 def _mistake(outcome: Outcome, index: int) -> str:
-    """What an image is, and what it was taken for, as HTML."""
+    """What an image is, and what it was mistaken for, as HTML."""
     classes, label = outcome.run.classes, outcome.split.labels[index].cpu()
     probabilities = outcome.task.probabilities(outcome.logits[index])
     if outcome.task is not ONE_LABEL:
