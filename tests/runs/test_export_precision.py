@@ -121,7 +121,7 @@ def test_in_int8_the_products_of_weights_alone_are_quantised(run, tmp_path, caps
     assert not {makers.get(name) for node in moving for name in node.input} & {"DequantizeLinear", "QuantizeLinear"}
     again = tmp_path / "again.onnx"
     assert main(["export", str(run), "--quantize", "int8", "--out", str(again)]) == 0
-    assert "of 144 validation images keep their class" in capsys.readouterr().out
+    assert "of 144 validation images keep their prediction" in capsys.readouterr().out
     assert again.read_bytes() == path.read_bytes()
 
 

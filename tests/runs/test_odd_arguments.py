@@ -8,7 +8,6 @@ import torch
 
 import gmmvit
 from gmmvit.data import decode_image, each_image, inspect_dataset
-from gmmvit.data.given import image_source
 from gmmvit.report import write_report
 from gmmvit.runs.evaluate import evaluate_run
 from gmmvit.runs.export import export_run
@@ -60,7 +59,11 @@ RECIPE = gmmvit.load_recipe("digits")
         (lambda: evaluate_run("run", csv="x" * 900), RunError, "cannot write x.*File name too long"),
         (lambda: export_run("run", format=np.zeros(2)), ValueError, "format must be one of .*got array"),
         (lambda: gmmvit.load_dataset(report=2), TypeError, "report must be a function of one line of text, got 2"),
-        (lambda: image_source(next(each_image(torch.tensor(0.5)))), TypeError, r"got float32 tensor of shape \(\)"),
+        (
+            lambda: decode_image(next(each_image(torch.tensor(0.5))), size=(8, 8)),
+            TypeError,
+            r"got float32 tensor of shape \(\)",
+        ),
         (lambda: gmmvit.MaskedAttention(8, 2, qkv_bias=TABLE), TypeError, "qkv_bias must be True or False"),
         (lambda: gmmvit.ElementwiseMask(range(10**12), 2), ValueError, "grid must be .*got range"),
         (lambda: gmmvit.ElementwiseMask((2, 2), TABLE), TypeError, r"num_heads must be one int, got tensor\(\[\[0"),

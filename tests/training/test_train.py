@@ -333,9 +333,9 @@ def test_every_family_trains_with_every_mask(tmp_path, request, dataset, family,
 
 def test_of_equally_good_epochs_the_later_is_the_best(tmp_path, monkeypatch):
     from gmmvit.config import load_recipe
-    from gmmvit.training import loop
+    from gmmvit.tasks import OneLabel
 
-    real = loop.scores
-    monkeypatch.setattr(loop, "scores", lambda logits, labels: real(logits, labels) | {"top1": 0.5})
+    real = OneLabel.scores
+    monkeypatch.setattr(OneLabel, "scores", lambda task, logits, labels: real(task, logits, labels) | {"top1": 0.5})
     recipe = load_recipe("digits", epochs=3, passes=1, dim=16, depth=1, num_heads=2)
     assert train(recipe, tmp_path / "a", quiet=True)["best_epoch"] == 3

@@ -33,9 +33,9 @@ def _noting(layers: list[tuple[str, MaskedDonor]], seen: dict[str, Grid]) -> Ite
     """Within this context every mask writes the grid it is called with to `seen`."""
 
     def noted(name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
-        def asked(grid: Grid) -> Any:
+        def asked(grid: Grid, *more: Any) -> Any:
             seen[name] = grid
-            return ask(grid)
+            return ask(grid, *more)
 
         return asked
 

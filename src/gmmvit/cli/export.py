@@ -108,7 +108,7 @@ def _show(exported: "Exported", allowed: float, on_images: bool) -> None:
     if comparison is not None:
         found = f"logits differ from the model by {comparison.difference:.1e} at most"
         if on_images:
-            found += f", {comparison.same} of {comparison.images} validation images keep their answer"
+            found += f", {comparison.same} of {comparison.images} validation images keep their prediction"
     size = sum(file.stat().st_size for file in exported.files) / 1e6
     say(f"{exported.path} ({size:.1f} MB; {found})")
     if check is not None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from gmmvit.cli.app import EXIT_FAILED, Json, app, one_line, say
 from gmmvit.config import RecipeError
-from gmmvit.data.several import NO_LABEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +126,8 @@ def _chosen(model: "LoadedRun", data_dir: str | None) -> float:
 
 
 def _show(files: list[str], answers: "Predictions", top: int) -> None:
+    from gmmvit.data.several import NO_LABEL  # torch, which --help does without
+
     for file, answer, classes in zip(files, answers.predicted, answers.top(top), strict=True):
         shares = ", ".join(f"{name} {p:.1%}" for name, p in classes)
         words = answer if isinstance(answer, str) else ", ".join(answer) or NO_LABEL

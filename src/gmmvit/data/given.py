@@ -56,7 +56,7 @@ def image_source(source: object, target: Target) -> ImageSource:
         pixels = (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).numpy()
     taken = {1, 3, 4} if target.channels in (1, 3) else {target.channels}
     fits = isinstance(pixels, np.ndarray) and pixels.size and (pixels.ndim == 2 or set(pixels.shape[2:]) <= taken)
-    if not fits or pixels.ndim > 3 or not (pixels.dtype in (np.uint8, np.uint16) or pixels.dtype.kind == "f"):
+    if not fits or pixels.ndim not in (2, 3) or not (pixels.dtype in (np.uint8, np.uint16) or pixels.dtype.kind == "f"):
         channels = "1, 3 or 4" if len(taken) > 1 else str(target.channels)
         raise TypeError(f"source must be {_KINDS.format(channels=channels)}, got {_kind_of(source)}")
     if pixels.dtype.kind == "f":
