@@ -78,7 +78,7 @@ class Predictions:
         """The likeliest class of each image, or "unknown" if its probability is below `unknown_below`; with several
         labels an image, its labels, the likeliest first."""
         if self.threshold is not None:
-            return [[name for name, p in all if p >= self.threshold] for all in self.top(len(self.classes))]
+            return [[name for name, p in likely if p >= self.threshold] for likely in self.top(len(self.classes))]
         limit = self.unknown_below or 0
         likeliest = zip(self.confidence.tolist(), self.probabilities.argmax(1).tolist(), strict=True)
         return [UNKNOWN if sure < limit else self.classes[index] for sure, index in likeliest]
