@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gmmvit.checks import is_real
+from gmmvit.text import short
+
 THRESHOLD = 0.5  # of the probability of a label, from which on it is named
 WORDS = {
     "top1": "top-1",
@@ -275,8 +278,8 @@ def at_threshold(task: Task, threshold: float | None) -> Task:
         raise ValueError(
             "threshold is for models of several labels an image: of this one the likeliest class is the answer"
         )
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < 1:
-        raise ValueError(f"threshold must be a number above 0 and below 1, got {threshold!r}")
+    if not is_real(threshold) or not 0 < threshold < 1:
+        raise ValueError(f"threshold must be a number above 0 and below 1, got {short(threshold)}")
     return SeveralLabels(float(threshold), task.positive)
 
 

@@ -276,3 +276,11 @@ def test_parts_of_the_datasets_library_that_are_not_read_are_told(data_error, lo
     datasets.DatasetDict({"test": whole}).save_to_disk(tmp_path / "c")
     load(f"hf:{tmp_path / 'c'}")
     assert any("has one part, test: it is cut into three" in line for line in lines)
+
+
+def test_a_space_of_no_width_makes_no_other_class():
+    from gmmvit.data.labels import number_labels
+    from gmmvit.data.records import DataError
+
+    with pytest.raises(DataError, match="differ by case, spaces or the encoding of letters only"):
+        number_labels("data", {"train": ["a", "a\u200b", "b"]}, None, print)

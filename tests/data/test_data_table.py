@@ -138,3 +138,13 @@ def test_numbers_of_json_lines_are_one_class_however_they_are_written(load, tmp_
     data = load(tmp_path / "set", val_fraction=0, test_fraction=0)
     assert data.classes == ("1", "1a", "True")
     assert sorted(data.train.labels.tolist()) == [0, 0, 0, 0, 1, 2]
+
+
+def test_a_space_before_a_quote_is_no_part_of_the_label(tmp_path):
+    from gmmvit.data.table import read_table
+
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "metadata.csv").write_text('file_name,label\n0.png, "a"\n1.png,a\n')
+    (rows,) = read_table(tmp_path / "metadata.csv", print).values()
+    assert [label for _, label in rows] == ["a", "a"]

@@ -89,5 +89,7 @@ def check_classes(found: Mapping[str, set[str]], training: str, where: str) -> t
 
 
 def _spelling(label: str) -> str:
-    """What labels that look alike have in common; macOS writes letters with accents in another encoding."""
-    return " ".join(unicodedata.normalize("NFC", label).casefold().split())
+    """What labels that look alike have in common; macOS writes letters with accents in another encoding, and some
+    characters, such as the zero-width space, have no width."""
+    seen = "".join(c for c in unicodedata.normalize("NFC", label).casefold() if unicodedata.category(c) != "Cf")
+    return " ".join(seen.split())

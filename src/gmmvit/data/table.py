@@ -120,7 +120,7 @@ def _csv_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int, 
     first = next((line for line in file if line.strip()), "")
     file.seek(0)
     # What spreadsheets write where a comma stands in numbers.
-    reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
+    reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True, skipinitialspace=True)
     lines: list[tuple[int, list[str]]] = []
     begins = 1
     try:
