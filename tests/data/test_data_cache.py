@@ -229,7 +229,7 @@ def test_full_disk_falls_back_to_memory_and_leaves_nothing(load, two_classes, li
 def test_failed_decoding_leaves_no_file(data_error, load, tmp_path, write_parquet):
     path = write_parquet(tmp_path / "cifar10" / "plain_text" / "train-00000-of-00001.parquet", [0, 99])
     write_parquet(path.with_name("test-00000-of-00001.parquet"), [0, 1])
-    assert "label 99 of cifar10/train-00000#1 is outside of 0..9" in data_error(load, "cifar10", data_dir=tmp_path)
+    assert "label 99 in row 1 of the train part is outside of 0..9" in data_error(load, "cifar10", data_dir=tmp_path)
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
 
 

@@ -142,7 +142,7 @@ def test_numbers_without_a_name_are_refused(data_error, load, tmp_path):
     """datasets#8596, #8494: numbers beyond the class names went unseen."""
     write(tmp_path / "set" / "0.parquet", pa.array([0, 1, 5, 1]))
     with_names(tmp_path / "set" / "0.parquet", ["neg", "pos", "oth"])
-    assert "label 5 of set/0#2 is outside of 0..2" in data_error(load, f"hf:{tmp_path / 'set'}", **ALL)
+    assert "label 5 in row 2 of the all part is outside of 0..2" in data_error(load, f"hf:{tmp_path / 'set'}", **ALL)
 
 
 @pytest.mark.parametrize(("labels", "classes"), LABELS.values(), ids=LABELS)
@@ -284,3 +284,28 @@ def test_a_space_of_no_width_makes_no_other_class():
 
     with pytest.raises(DataError, match="differ by case, spaces or the encoding of letters only"):
         number_labels("data", {"train": ["a", "a\u200b", "b"]}, None, print)
+
+
+def test_numbers_that_two_places_name_differently_are_refused():
+    from gmmvit.data.classes import one_naming
+    from gmmvit.data.records import DataError
+
+    assert one_naming([("train", ["cat", "dog"]), ("test", None), ("val", ["cat", "dog"])]) == ["cat", "dog"]
+    with pytest.raises(DataError, match=r"^train calls its classes cat, dog, test dog, cat: a number would mean two"):
+        one_naming([("train", ["cat", "dog"]), ("test", ["dog", "cat"])])
+
+
+def test_rows_of_zero_and_one_are_no_lists_of_labels():
+    from gmmvit.data.labels import number_labels
+    from gmmvit.data.records import DataError
+
+    with pytest.raises(DataError, match="every training image has all 2 labels, so there is nothing to learn"):
+        number_labels("data", {"train": [[0, 1], [1, 0], [0, 1]]}, None, print, "labels")
+
+
+def test_a_number_without_a_class_name_is_said_with_its_row():
+    from gmmvit.data.labels import number_labels
+    from gmmvit.data.records import DataError
+
+    with pytest.raises(DataError, match=r"label -1 in row 1 of the train part is outside of 0\.\.1"):
+        number_labels("data", {"train": [0, -1, 1]}, ["cat", "dog"], print)

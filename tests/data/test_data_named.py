@@ -168,6 +168,21 @@ def test_damaged_torchvision_files(data_error, load, tmp_path, cifar10_batches):
     assert "is incomplete or damaged: remove cifar-10-batches-py" in message
 
 
+def test_a_label_beyond_the_classes_ends_decoding_and_leaves_no_file(
+    data_error, load, tmp_path, cifar10_batches, monkeypatch
+):
+    from torchvision.datasets import CIFAR10
+
+    file = cifar10_batches / "data_batch_1"
+    content = pickle.loads(file.read_bytes())
+    content["labels"][1] = 99
+    file.write_bytes(pickle.dumps(content))
+    monkeypatch.setattr(CIFAR10, "train_list", [[file.name, hashlib.md5(file.read_bytes()).hexdigest()]])
+    fault = "label 99 of cifar10/train#1 is outside of 0..9 (1 such labels)"
+    assert fault in data_error(load, "cifar10", data_dir=tmp_path)
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
 def test_svhn_as_torchvision_unpacks_it(load, tmp_path, monkeypatch):
     io = pytest.importorskip("scipy.io")
     from torchvision.datasets import SVHN

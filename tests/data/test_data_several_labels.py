@@ -82,7 +82,10 @@ def test_json_lines_and_columns_of_0_and_1(load, table, lines):
         (rows(["", ""]), "has no class"),
         (rows(["cat|Cat"]), "classes 'Cat' and 'cat' in"),
         ("file_name,labels,split\n0.png,a|b,train\n1.png,c,test\n", "the test part of"),
-        ("file_name,labels,split\n0.png,a|b,train\n1.png,,test\n", "no image of the test part has a label"),
+        (
+            "file_name,labels,split\n0.png,a|b,train\n2.png,a,train\n1.png,,test\n",
+            "no image of the test part has a label",
+        ),
         ("file_name,cat,dog\n0.png,1,0\n1.png,1,0\n", "no image has the label dog, a column of 0 alone"),
         ("file_name,cat,dog\n0.png,1,0\n1.png,1,2\n", "it needs file_name and label (and may have split), or labels"),
     ],

@@ -148,3 +148,43 @@ def test_a_space_before_a_quote_is_no_part_of_the_label(tmp_path):
     (tmp_path / "metadata.csv").write_text('file_name,label\n0.png, "a"\n1.png,a\n')
     (rows,) = read_table(tmp_path / "metadata.csv", print).values()
     assert [label for _, label in rows] == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "fault"),
+    [
+        ("metadata.csv", ["file_name,label", "0.png,0", "1.png,-1"], "row 3: label -1 is negative: number the classes"),
+        ("metadata.csv", ["file_name,label", "0.png,1", "1.png,1.0"], r"row 3: label 1\.0 is 1 in other rows"),
+        ("metadata.csv", ["file_name,label", "0.png,a", "./0.png,b"], r"row 3: 0\.png is listed in row 2 already"),
+        (
+            "metadata.csv",
+            ["file_name,labels", "0.png,['a' 'b']", "1.png,['a']"],
+            r"row 2: labels \"\['a' 'b'\]\" is no list",
+        ),
+        (
+            "metadata.csv",
+            ["file_name,labels", "0.png,\"('a', 'b')\"", "1.png,\"('a',)\""],
+            "row 2: labels .* is no list",
+        ),
+        ("metadata.jsonl", ['{"file_name": "0.png", "labels": {"a": 1, "b": 0}}'], "row 1: labels .* is no list"),
+        (
+            "metadata.jsonl",
+            ['{"file_name": "0.png", "label": "a", "label": "b"}'],
+            "row 1: it is no JSON object, or has a key",
+        ),
+        (
+            "metadata.jsonl",
+            ['{"file_name": "0.png", "label": "a"}', '{"file_name": "1.png", "label": "b", "split": "test"}'],
+            "row 2: it has split, which the first row lacks",
+        ),
+    ],
+)
+def test_what_a_table_may_mean_in_two_ways_is_refused_with_its_row(tmp_path, name, lines, fault):
+    from gmmvit.data.records import DataError
+    from gmmvit.data.table import read_table
+
+    for image in ("0.png", "1.png"):
+        (tmp_path / image).touch()
+    (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=fault):
+        read_table(tmp_path / name, print)

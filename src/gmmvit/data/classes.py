@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -47,6 +47,53 @@ def _one_hot(value: Any) -> bool:
     return all(isinstance(item, bool | int | float | np.generic) for item in flat) and sorted(flat) == sorted(
         [0] * (len(flat) - 1) + [1]
     )
+
+
+def one_naming(named: Iterable[tuple[str, Sequence[str] | None]]) -> Sequence[str] | None:
+    """The class names that numbers stand for, from the places of a data set that may bring them; None where none does.
+
+    Raises:
+        DataError: two places name the numbers differently, so that one number would mean two classes.
+    """
+    first: tuple[str, Sequence[str]] | None = None
+    for place, names in named:
+        if names is None:
+            continue
+        if first is not None and list(names) != list(first[1]):
+            raise DataError(
+                f"{first[0]} calls its classes {listing(first[1])}, {place} {listing(names)}: a number would mean two "
+                "classes; give both the same names in the same order"
+            )
+        first = first or (place, names)
+    return None if first is None else first[1]
+
+
+def check_numbers(labels: Iterable[tuple[int, str]], where: str) -> None:
+    """Raise DataError for a table's labels, with their rows, that are all numbers and hold one that is negative, which
+    elsewhere marks an image without a label, or one that is written in two ways."""
+    found: dict[float, str] = {}
+    rows = list(labels)
+    try:
+        numbers = [float(label) for _, label in rows]
+    except ValueError:
+        return
+    for (row, label), number in zip(rows, numbers, strict=True):
+        if number < 0:
+            raise DataError(
+                f"{where}, row {row}: label {label} is negative: number the classes from 0, and remove unlabelled rows"
+            )
+        if found.setdefault(number, label) != label:
+            raise DataError(f"{where}, row {row}: label {label} is {found[number]} in other rows: write one of them")
+
+
+def check_some_lack(labels: np.ndarray, where: str) -> None:
+    """Raise DataError where every image has every label, uint8 `[N, K]`: lists such as [0, 1] and [1, 0] are mostly
+    rows of 0 and 1, and not the labels 0 and 1."""
+    if len(labels) and labels.all():
+        raise DataError(
+            f"{where}: every training image has all {labels.shape[1]} labels, so there is nothing to learn: a list "
+            "names the labels that an image has, and is no row of 0 and 1"
+        )
 
 
 def check_names(classes: Iterable[str], where: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmmvit.data.classes import check_classes
+from gmmvit.data.classes import check_classes, check_some_lack
 from gmmvit.data.layout import check_classes_hold_images, check_no_parts, find_parts, tell_unused
 from gmmvit.data.records import (
     Contents,
@@ -145,6 +145,8 @@ def entries_source(name: str, root: Path, entries: Entries, also: Sequence[str] 
             return multi_hot([[index[name] for name in label] for _, label in rows], len(classes))
         return np.array([index[name] for _, label in rows for name in _names(label)], dtype=np.int64)
 
+    if several:
+        check_some_lack(numbers(entries[training]), str(root))
     parts = {
         part: files_part(root, [file for file, _ in rows], numbers(rows)) for part, rows in entries.items() if rows
     }

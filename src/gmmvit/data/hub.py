@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gmmvit.data.classes import one_naming
 from gmmvit.data.labels import number_labels
 from gmmvit.data.parquet import (
     IMAGE_COLUMNS,
@@ -116,10 +117,10 @@ def _read(name: str, parts: Mapping[str, Any], report: Report) -> Contents:
     features = parts["all" if "all" in parts else "train"].features
     image, label = _columns(name, features, report)
     labels = {part: data.with_format(None)[label][:] for part, data in parts.items()}
-    feature = features[label]
-    while hasattr(feature, "feature"):  # a list of one
-        feature = feature.feature
-    names, numbers = number_labels(f"hf:{name}", labels, getattr(feature, "names", None), report, label)
+    named = one_naming(
+        (f"the {part} part of hf:{name}", _class_names(data.features[label])) for part, data in parts.items()
+    )
+    names, numbers = number_labels(f"hf:{name}", labels, named, report, label)
     return Contents(
         names,
         {
@@ -131,6 +132,12 @@ def _read(name: str, parts: Mapping[str, Any], report: Report) -> Contents:
             for part, values in numbers.items()
         },
     )
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    while hasattr(feature, "feature"):  # a list of labels
+        feature = feature.feature
+    return getattr(feature, "names", None)
 
 
 def _columns(name: str, features: Mapping[str, Any], report: Report) -> tuple[str, str]:

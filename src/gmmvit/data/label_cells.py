@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
+import itertools
 import json
+import tokenize
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from gmmvit.data.records import DataError, Report, listing
 from gmmvit.data.several import SEPARATORS
@@ -33,6 +37,8 @@ def split_cells(where: str, cells: Sequence[tuple[int, str]]) -> list[tuple[str,
     mark = None if lists else _separator(where, plain)
     found = []
     for number, cell in cells:
+        if cell.startswith(("(", "{")) and isinstance(_written(cell), tuple | set | dict):
+            raise DataError(f"{where}, row {number}: labels {cell[:80]!r} is no list: {_HINT}")
         labels = _from_list(where, number, cell) if cell.startswith("[") else cell.split(mark) if mark else [cell]
         labels = [label.strip() for label in labels] if cell else []
         if not all(labels):
@@ -64,16 +70,24 @@ def _separator(where: str, cells: Sequence[tuple[int, str]]) -> str | None:
 
 def _from_list(where: str, number: int, cell: str) -> list[str]:
     """A JSON list, or a list as pandas writes it."""
-    values = None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            values = read(cell)
-            break
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+    values = _written(cell)
     if not isinstance(values, list) or not all(isinstance(v, str | int) and not isinstance(v, bool) for v in values):
         raise DataError(f"{where}, row {number}: labels {cell[:80]!r} is no list of texts or whole numbers")
     return [str(value) for value in values]
+
+
+def _written(cell: str) -> object:
+    """What JSON or Python would read; None for neither, and where texts stand side by side without a comma, as numpy
+    prints them and Python joins them."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(cell)
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        kinds = [
+            token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline) if token.type != tokenize.NL
+        ]
+        if (tokenize.STRING, tokenize.STRING) not in itertools.pairwise(kinds):
+            return ast.literal_eval(cell)
+    return None
 
 
 def from_columns(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gmmvit.data.classes import check_classes, check_names, label_fault, plain_label
+from gmmvit.data.classes import check_classes, check_names, check_some_lack, label_fault, plain_label
 from gmmvit.data.records import DataError, Report, listing
 
 _TRUTH = ("False", "True")
@@ -52,13 +52,8 @@ def number_labels(
     names, numbers = _numbered(name, each, rows, classes, training, report)
     found = {part: np.zeros((len(lists), len(names)), dtype=np.uint8) for part, lists in kept.items()}
     for part, hot in found.items():
-        outside = np.flatnonzero((numbers[part] < 0) | (numbers[part] >= len(names)))
-        if len(outside):
-            raise DataError(
-                f"{name}: label {numbers[part][outside[0]]} in row {rows[part][outside[0]]} of the {part} part is "
-                f"outside of 0..{len(names) - 1}: one class name is needed for every label"
-            )
         hot[rows[part], numbers[part]] = 1
+    check_some_lack(found[training], name)
     return names, found
 
 
@@ -78,6 +73,14 @@ def _numbered(
     kind = kinds[training]
     if kind is bool or (kind is int and classes):
         numbers = {part: np.asarray(values, dtype=np.int64) for part, values in kept.items()}
+        for part, values in numbers.items():
+            outside = np.flatnonzero((values < 0) | (values >= len(classes or _TRUTH)))
+            if len(outside):
+                row = rows[part][outside[0]] if rows else outside[0]
+                raise DataError(
+                    f"{name}: label {values[outside[0]]} in row {row} of the {part} part is outside of "
+                    f"0..{len(classes or _TRUTH) - 1}: one class name is needed for every label"
+                )
         return _distinct(tuple(classes or _TRUTH), name, report), numbers
     if kind is int:
         kept = {part: _texts_of_numbers(name, part, values, rows.get(part)) for part, values in kept.items()}

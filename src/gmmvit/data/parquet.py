@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gmmvit.data.classes import one_naming
 from gmmvit.data.labels import SEVERAL_COLUMN, number_labels
 from gmmvit.data.parts import part_in
 from gmmvit.data.records import Contents, DataError, Part, Report, listing, silent
@@ -104,7 +105,7 @@ def read_shards(
         DataError: a file cannot be read, has no column of images or of labels, or a label is neither number nor text.
     """
     labels = {part: _read_labels(files, report) for part, files in shards.items()}
-    described = next((names for _, names, _ in labels.values() if names), None)
+    described = one_naming((f"the {part} part of {name}", names) for part, (_, names, _) in labels.items())
     column = next((column for *_, column in labels.values() if column == SEVERAL_COLUMN), "")
     names, numbers = number_labels(
         name, {part: values for part, (values, _, _) in labels.items()}, described or classes, report, column
@@ -146,25 +147,26 @@ def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} is not a whole parquet file, copy it again: {' '.join(str(error).split())[:120]}")
 
 
-def _read_labels(files: Sequence[Path], report: Report) -> tuple[Any, list[str] | None, str]:
-    """The labels of all shards of a part, the class names that the first one carries, and its column of labels."""
+def _read_labels(files: Sequence[Path], report: Report) -> tuple[Any, Sequence[str] | None, str]:
+    """The labels of all shards of a part, the class names that they carry, and the column of labels."""
     import pyarrow as pa
 
     columns: list[Any] = []
-    names: list[str] | None = None
+    named: list[tuple[str, list[str] | None]] = []
     for file in files:
         with _open(file) as shard:
             heard = silent if columns else report
             schema = shard.schema_arrow
             find_column(schema.names, IMAGE_COLUMNS, "images", str(file), heard)
             column = find_column(schema.names, LABEL_COLUMNS, "labels", str(file), heard)
-            names = names or _class_names(schema, column)
+            named.append((str(file), _class_names(schema, column)))
             try:
                 values = shard.read([column])[column]
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(file, error) from error
             whole = pa.types.is_integer(values.type) and not values.null_count
             columns.append(values.to_numpy() if whole else values.to_pylist())
+    names = one_naming(named)
     if all(isinstance(values, np.ndarray) for values in columns):
         return np.concatenate(columns), names, column
     return [value for values in columns for value in values], names, column

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from gmmvit.data.classes import label_fault, plain_label
+from gmmvit.data.classes import check_numbers, label_fault, plain_label
 from gmmvit.data.label_cells import from_columns, split_cells
 from gmmvit.data.parts import part_of
 from gmmvit.data.records import DataError, Label, Report, listing
 
 TABLE_EXTENSIONS = (".csv", ".jsonl")
+_READ = ("file_name", "label", "labels", "split")
 
 
 def find_table(folder: Path) -> Path | None:
@@ -45,7 +46,7 @@ def read_table(path: Path, report: Report) -> dict[str, list[tuple[str, Label]]]
     seen: dict[str, int] = {}
     absent: list[str] = []
     for (number, row), label in zip(rows, labels, strict=True):
-        file_name = row["file_name"]
+        file_name = os.path.normpath(row["file_name"]) if row["file_name"] else ""
         if not file_name or label == "":
             raise DataError(f"{path}, row {number}: the {'label' if file_name else 'file_name'} is empty")
         if file_name in seen:
@@ -69,6 +70,7 @@ def _labels(
 ) -> Sequence[Label]:
     """What each row says of its image's classes; "" where it says nothing and one is needed."""
     if "label" in header:
+        check_numbers([(number, row["label"]) for number, row in rows if row["label"]], str(path))
         return [row["label"] for _, row in rows]
     if "labels" in header:
         return split_cells(str(path), [(number, row["labels"]) for number, row in rows])
@@ -104,7 +106,7 @@ def _check_columns(path: Path, header: Sequence[str]) -> None:
             f"{path} has the columns label and labels: keep label where every image has one, labels where it may have "
             "several"
         )
-    read = ("file_name", "label", "labels", "split") if named else dict.fromkeys(header)
+    read = _READ if named else dict.fromkeys(header)
     if twice := [name for name in read if header.count(name) > 1]:
         raise DataError(f"{path} has several columns {listing(twice)}: keep one")
 
@@ -147,9 +149,9 @@ def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int,
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, row {number}: it is no JSON object") from error
+            raise DataError(f"{path}, row {number}: it is no JSON object, or has a key twice") from error
         if not isinstance(values, dict):
             raise DataError(f"{path}, row {number}: it is no JSON object")
         rows.append((number, {key: _json_text(path, number, key, value) for key, value in values.items()}))
@@ -158,7 +160,16 @@ def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int,
     for number, row in rows:
         if missing := [column for column in columns if column not in row]:
             raise DataError(f"{path}, row {number}: it has no {listing(missing)}, which the first row has")
+        if more := [column for column in _READ if column in row and column not in columns]:
+            raise DataError(f"{path}, row {number}: it has {listing(more)}, which the first row lacks")
     return columns, rows
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def _json_text(path: Path, number: int, key: str, value: object) -> str:
