@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gmmvit.config import load_recipe
-from gmmvit.training import memory
+from gmmvit.distributed import Team
+from gmmvit.training import budget, memory
 from gmmvit.training.budget import forecast
 from gmmvit.training.progress import Progress, bar
 from gmmvit.training.run import resume, train
@@ -52,6 +53,21 @@ def test_what_a_long_training_measures_leaves_its_state_as_it_was(tmp_path):
     assert all(value.equal(before[name]) for name, value in state.model.state_dict().items())
     assert not state.optimizer.state
     assert state.images_seen == 0
+
+
+def test_every_process_evaluates_as_many_images_as_the_leader(tmp_path, monkeypatch):
+    """Times differ between processes; numbers of images that followed them made parts of two lengths (gloo aborted)."""
+
+    class Follower(Team):
+        def from_leader(self, work):
+            return 37 if type(work()) is int else work()
+
+    counts = set()
+    real = budget.predict
+    monkeypatch.setattr(budget, "predict", lambda model, part, *rest: counts.add(len(part)) or real(model, part, *rest))
+    setting, state = prepared(tmp_path, epochs=100_000)
+    forecast(dataclasses.replace(setting, team=Follower()), state)
+    assert counts == {37}
 
 
 def test_folds_and_several_trainings_are_added_up(tmp_path, capsys):

@@ -111,7 +111,9 @@ def measure(setting: Setting, state: State, seconds: float) -> Speed:
     """Times training steps for at least `seconds`, a validation and a checkpoint; changes `state`."""
     step_s = _step_s(setting, state, seconds)
     image_s = step_s / step_images(setting.recipe, len(setting.data.train))
-    evaluation = _evaluation_s(setting, state, max(1, int(seconds / image_s)))
+    # Processes measure different times, and each must evaluate as many images as the others.
+    most = setting.team.from_leader(lambda: max(1, int(seconds / image_s)))
+    evaluation = _evaluation_s(setting, state, most)
     data = setting.data
     test = 0.0 if data.test is None else 2 * len(data.test) * evaluation  # the best weights and the last
     validation = 0.0 if data.val is None else len(data.val) * evaluation
