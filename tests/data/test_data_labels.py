@@ -309,3 +309,11 @@ def test_a_number_without_a_class_name_is_said_with_its_row():
 
     with pytest.raises(DataError, match=r"label -1 in row 1 of the train part is outside of 0\.\.1"):
         number_labels("data", {"train": [0, -1, 1]}, ["cat", "dog"], print)
+
+
+@pytest.mark.parametrize("name", ["test.PARQUET", "test.pq"])
+def test_a_part_in_a_parquet_file_of_another_ending_is_read(load, tmp_path, name):
+    write(tmp_path / "set" / "train.parquet", pa.array([0, 1, 0, 1]))
+    write(tmp_path / "set" / name, pa.array([0, 1]))
+    data = load(f"hf:{tmp_path / 'set'}", val_fraction=0)
+    assert (len(data.train), len(data.test)) == (4, 2)

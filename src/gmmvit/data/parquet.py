@@ -41,7 +41,7 @@ def find_shards(root: Path) -> dict[Path, Shards]:
     found: dict[Path, Shards] = {}
     for file in sorted(_parquet_files(root), key=lambda file: (len(file.parts), file)):
         folders = file.relative_to(root).parts[:-1]
-        part = part_in(file.name.removesuffix(".parquet"))
+        part = part_in(file.stem)
         if part is None:
             depth = next((i for i in reversed(range(len(folders))) if part_in(folders[i])), len(folders))
             part = part_in(folders[depth]) if depth < len(folders) else None
@@ -57,7 +57,8 @@ def _parquet_files(root: Path) -> Iterator[Path]:
     for folder in visible_folders(root):
         if not folder.is_symlink():  # it may lead in a circle
             yield from _parquet_files(folder)
-    yield from (file for file in root.glob("*.parquet") if not file.name.startswith("."))
+    files = (file for file in root.iterdir() if file.suffix.lower() in (".parquet", ".pq"))
+    yield from (file for file in files if not file.name.startswith("."))
 
 
 def _check_series(files: Sequence[Path]) -> None:

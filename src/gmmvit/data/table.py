@@ -101,6 +101,8 @@ def _check_columns(path: Path, header: Sequence[str]) -> None:
     named = "label" in header or "labels" in header
     if "file_name" not in header or not (named or len(_others(header)) > 1):
         raise _lacking(path, header)
+    if odd := [name for name in header if name not in _READ and name.casefold() in _READ]:
+        raise DataError(f"{path} has the column {listing(odd)}: write it in small letters")
     if "label" in header and "labels" in header:
         raise DataError(
             f"{path} has the columns label and labels: keep label where every image has one, labels where it may have "
