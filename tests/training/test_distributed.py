@@ -188,7 +188,7 @@ def test_an_interruption_names_the_runs_that_are_left(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     folders = " ".join(str(tmp_path / f"vit-gmm-s{seed}") for seed in range(3))
-    assert f"`gmmvit resume {folders}` goes on from there" in err
+    assert f"`gmmvit resume {folders}` continues from there" in err
 
 
 def test_several_runs_resume_together(tmp_path, alone):

@@ -5,7 +5,7 @@ from typing import Any
 from gmmvit.config import Recipe
 from gmmvit.data import Inspection
 from gmmvit.data.target import colours
-from gmmvit.training.session import told_of_classes
+from gmmvit.training.session import class_lines
 
 PARTS = ("train", "val", "test", "all")
 
@@ -17,7 +17,7 @@ def lines_of(found: Inspection, recipe: Recipe) -> list[str]:
         f"{found.name}: {number_of(found):,} images, {len(found.classes)} classes, read at {target_of(found)}: {parts}"
     ]
     if found.dataset is not None:
-        lines += told_of_classes(found.dataset, recipe)
+        lines += class_lines(found.dataset, recipe)
     if found.labels_an_image is not None:
         lines.append(about_labels(found))
     lines += [*about_images(found), about_broken(found), about_copies(found), *found.leaks]

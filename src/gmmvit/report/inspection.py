@@ -18,7 +18,7 @@ from gmmvit.report.results import OPEN_CLASSES, short_name
 from gmmvit.report.runs import last_name
 from gmmvit.runs.files import RunError, check_new, naming_faults, write_whole
 from gmmvit.text import shown
-from gmmvit.training.session import told_of_classes
+from gmmvit.training.session import class_lines
 
 SHEET = 240  # pictures on the contact sheet, at most
 EACH = 7  # per class: one row of a wide screen
@@ -78,7 +78,7 @@ def _head(found: Inspection, recipe: Recipe, notices: Iterable[str]) -> str:
     listing = "".join(f"<li><span>{escape(name)}</span><b>{escape(value)}</b></li>" for name, value in cards)
     said = [*([refused(found)] if found.refusal else []), *found.leaks, *notices]
     if found.dataset is not None:
-        said += told_of_classes(found.dataset, recipe)[1:]
+        said += class_lines(found.dataset, recipe)[1:]
     warnings = "".join(paragraph(_without_places(line, found), "warn") for line in said)
     return f'<h1>{escape(shown(last_name(found.name)))}</h1><ul class="facts">{listing}</ul>{warnings}'
 

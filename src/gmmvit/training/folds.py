@@ -22,8 +22,8 @@ from gmmvit.training.progress import Progress
 from gmmvit.training.run import resume, run_name, train
 from gmmvit.training.session import prepare
 
-# What is measured on a fold, which no weight and no choice of an epoch has seen: of one label an image accuracy, of
-# several mAP.
+# Measured on a fold that neither training nor the choice of the epoch saw: accuracy with one label per image, mAP with
+# several.
 MEASURED = {
     "test_top1_best": "accuracy, best epoch",
     "test_top1_last": "accuracy, last epoch",
@@ -40,12 +40,12 @@ def cross_validate(
 ) -> Result:
     """Trains a model for each of `recipe.folds` folds of the data and measures it on that fold.
 
-    Each fold is its model's test part; the validation part, which chooses the best epoch, is cut from the others by
-    `val_fraction`. `minutes` are those of all folds together.
+    Each fold is the test part of its model; `val_fraction` cuts the validation part, which chooses the best epoch, from
+    the others. `minutes` covers all folds together.
 
     Args:
         recipe: from `gmmvit.load_recipe`, with `folds` and without `fold`.
-        out: the folder of the run folders fold-1, fold-2 ...; as of `train`, with -folds behind, by default.
+        out: the folder for the run folders fold-1, fold-2 ...; by default that of `train` with -folds appended.
         overwrite: replace an old cross-validation (only the files that it wrote).
         quiet: no progress on standard error.
 
@@ -66,7 +66,7 @@ def cross_validate(
     folder = Path(out) if out is not None else Path("runs") / f"{run_name(recipe)}-folds"
     team, recipe = join(), absolute_paths(recipe)
     team.from_leader(lambda: _check_free(folder, overwrite))
-    # What cannot be trained is refused before anything of an old one goes.
+    # Refuse what cannot be trained before removing an old cross-validation.
     prepare(_of_fold(recipe, 1), run_folder.fold_folder(folder, 1), Progress(quiet=True), team)
     with ExitStack() as locks:
 
@@ -81,9 +81,9 @@ def cross_validate(
 
 
 def resume_folds(folder: str | Path, *, data_dir: str | None = None, quiet: bool = False) -> Result:
-    """Continues a cross-validation: finished folds stay, a begun one goes on from its last epoch, the others follow.
+    """Continues a cross-validation: keeps finished folds, resumes a started one from its last epoch, trains the rest.
 
-    `data_dir` is where the data lies now, if it moved. Returns and raises as `cross_validate`.
+    `data_dir` is where the data is now, if it moved. Returns and raises as `cross_validate`.
     """
     paths(data_dir=data_dir)
     booleans(quiet=quiet)
@@ -113,7 +113,7 @@ def _run(folder: Path, recipe: Recipe, data_dir: str | None, quiet: bool, team: 
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted in fold {fold} of {recipe.folds}; `{shlex.join(['gmmvit', 'resume', str(folder)])}` "
-                "goes on from there"
+                "continues from there"
             ) from None
     result = measured(folder)
     team.from_leader(lambda: files.write_whole(folder / FOLDS_TABLE, _table(result).encode()))
@@ -184,7 +184,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what an old cross-validation wrote, its own file last, by which the folder is known to be one."""
+    """Removes what an old cross-validation wrote; the file that marks its folder goes last."""
     if not run_folder.is_folds(folder):
         return
     for place in run_folder.fold_folders(folder):

@@ -1,4 +1,4 @@
-"""Training: the step and the epoch on one screen, then what they need.
+"""The training loop: one epoch, then all of them with what they leave.
 
 Letters: B batch, C channels.
 """
@@ -31,8 +31,8 @@ WARM_UP = 10  # steps of an epoch in which a GPU may still compile and record it
 
 
 def train_epoch(setting: Setting, state: State, look: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """One epoch: augment, forward, loss, backward, step. Returns the mean loss and the accuracy on augmented images, of
-    several labels the part of them that is right.
+    """One epoch: augment, forward, loss, backward, step. Returns the mean loss and the accuracy on augmented images
+    (with several labels, the fraction of labels that are right).
 
     `look` is called after every step.
     """
@@ -64,7 +64,7 @@ def train_epoch(setting: Setting, state: State, look: Callable[[], None] = lambd
 
 @contextmanager
 def no_host_wait(device: torch.device, warm: bool) -> Iterator[None]:
-    """On a GPU that is `warm`, an operation inside that would make the host wait for the device is an error."""
+    """On a `warm` GPU, turns any operation inside that makes the host wait for the device into an error."""
     if device.type != "cuda" or not warm:
         yield
         return
@@ -77,8 +77,8 @@ def no_host_wait(device: torch.device, warm: bool) -> Iterator[None]:
 
 
 class Watch:
-    """Sums on the device as the host may know them: those of now on the CPU, on a GPU those of some steps ago, since a
-    look at the present ones would make the host wait for all that it has asked for."""
+    """Shows the host the sums on the device: the current ones on the CPU, on a GPU those of some steps ago, because
+    reading the current ones would wait for all queued work."""
 
     def __init__(self, sums: Tensor) -> None:
         self.sums = sums
@@ -87,7 +87,7 @@ class Watch:
         self.pending = False
 
     def look(self) -> Tensor | None:
-        """The newest sums that are known, None where nothing new is."""
+        """The newest known sums, None if nothing is new."""
         if self.copied is None:
             return self.sums
         known = self.copy.clone() if self.pending and self.copied.query() else None
@@ -99,11 +99,11 @@ class Watch:
 
 
 def fit(setting: Setting, state: State) -> dict[str, Any]:
-    """All epochs that are left, each validated, logged and checkpointed; then the test. Returns the summary."""
+    """Trains, validates, logs and checkpoints each epoch that is left, then tests. Returns the summary."""
     recipe, team = setting.recipe, setting.team
     loggers = open_loggers(recipe.loggers, setting.folder, as_dict(recipe)) if team.leads else []
     with Writer(setting.progress) as writer:
-        # Of several processes, the one that writes may not end while the others wait for its gradients.
+        # In a team, a failed write must not end the leader while the others wait for its gradients.
         look = writer.look if team.size == 1 else writer.look_for_success
         while not is_over(recipe, state.epoch, state.best):
             row, weights = _epoch(setting, state, look)
@@ -117,13 +117,13 @@ def fit(setting: Setting, state: State) -> dict[str, Any]:
 
 
 def is_over(recipe: Recipe, epoch: int, best: dict[str, Any]) -> bool:
-    """Whether a training ends after so many epochs: all were made, or its patience is at its end, which begins anew
-    where the learning rate does."""
+    """Whether training ends after `epoch` epochs: all are done, or patience, which restarts with the learning rate, has
+    run out."""
     return epoch >= recipe.epochs or (recipe.patience is not None and _waited(recipe, epoch, best) >= recipe.patience)
 
 
 def _waited(recipe: Recipe, epoch: int, best: dict[str, Any]) -> int:
-    """Epochs without a better validation value, since the last restart at most."""
+    """Epochs since the validation value last rose, or since the last restart if that is later."""
     begun = max((restart for restart in recipe.restarts or () if restart <= epoch), default=0)
     return epoch - max(begun, best.get("risen", best["epoch"]))
 
@@ -138,7 +138,7 @@ def _stopped_line(setting: Setting, state: State) -> str:
 
 
 def _judged(setting: Setting) -> str:
-    """The column of the metric by which an epoch is the best."""
+    """The column of the metric that chooses the best epoch."""
     return f"val_{setting.task.selected(setting.recipe.select)}"
 
 
@@ -161,11 +161,11 @@ def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[di
     weights = full_weights(state.evaluated())
     team.from_leader(lambda: _check_good(row, weights, recipe))
     judged = _judged(setting)
-    # Of equals the later, whose rate was lower; without a validation part the last.
+    # Of equal epochs the later one, whose rate was lower; without a validation part the last one.
     if row.get(judged, float("inf")) >= state.best.get(judged, -1.0):
         main, *others = setting.task.validated
         measured = {main: row.get(main, -1.0)} | {name: row[name] for name in others if name in row}
-        # Patience counts from where the value was first reached: a small part gives the same value again and again.
+        # Patience counts from the first epoch with this value: a small validation part often repeats one.
         same = row.get(judged) == state.best.get(judged) and "risen" in state.best
         risen = state.best["risen"] if same else state.epoch
         state.best = {"epoch": state.epoch, "risen": risen, "weights": weights} | measured
@@ -175,8 +175,8 @@ def _epoch(setting: Setting, state: State, look: Callable[[], None]) -> tuple[di
 def _hand_over(
     setting: Setting, state: State, writer: Writer, row: dict[str, Any], last: dict[str, Tensor], loggers: Loggers
 ) -> None:
-    """Begins to write what an epoch leaves, when the one before is safe; this one is reported when its own is."""
-    setting.team.from_leader(writer.finish)  # before the copy, so that there is one at a time
+    """Starts writing an epoch's files once those of the last epoch are safe; reports it once its own are."""
+    setting.team.from_leader(writer.finish)  # before the copy, so that only one exists
     state.kept = state.epoch - 1
     saved = state.persistent() | {"recipe": as_dict(setting.recipe)}
 
@@ -212,7 +212,7 @@ def _epoch_line(row: dict[str, Any], setting: Setting, left: str) -> str:
 
 
 def _keep(setting: Setting, row: dict[str, Any], saved: dict[str, Any], last: dict[str, Tensor]) -> None:
-    """Writes what an epoch leaves; the checkpoint holds all of it, so that it alone decides what a run is."""
+    """Writes an epoch's files; after a kill in between, `resume` makes the others match the checkpoint."""
     run_folder.append_row(setting.folder, row)
     checkpoint.save_checkpoint(setting.folder, saved)
     save_weights(setting, saved["best"]["weights"], last)
@@ -220,7 +220,7 @@ def _keep(setting: Setting, row: dict[str, Any], saved: dict[str, Any], last: di
 
 def save_weights(setting: Setting, best: dict[str, Tensor], last: dict[str, Tensor]) -> None:
     """Writes the best and the last weights."""
-    # One key: the order of several in the file is random, and equal weights should be equal files.
+    # One key: several would be stored in random order, and equal weights should make equal files.
     metadata = {"model": f"{setting.recipe.model} with mask {setting.recipe.mask}"}
     for which, weights in (("best", best), ("last", last)):
         checkpoint.save_weights(setting.folder / run_folder.WEIGHTS[which], weights, metadata)
@@ -232,7 +232,7 @@ def _check_finite(loss: Tensor | float, epoch: int, step: int, recipe: Recipe) -
 
 
 def _check_good(row: dict[str, Any], weights: dict[str, Tensor], recipe: Recipe) -> None:
-    """Raises TrainingError where an epoch ended in NaN, before anything of it is kept."""
+    """Raises TrainingError if an epoch ended in NaN, before any of it is kept."""
     finite = not_finite(weights) is None
     if not finite or not run_folder.all_finite(row):
         what = "the validation loss is" if finite else "some weights are"
@@ -247,9 +247,9 @@ def _diverged(what: str, kept: int, recipe: Recipe) -> TrainingError:
 
 
 def augmented(setting: Setting, generator: torch.Generator) -> Iterator[Parts]:
-    """The parts of each step of an epoch, augmented and on the device: `passes` sweeps one after another, the remainder
-    left out. Several steps are augmented in one call, for the number of a GPU's operations is what takes the time; each
-    draws what it would alone."""
+    """Yields the parts of each step of an epoch, augmented and on the device: `passes` sweeps in turn, without the
+    remainder. One call augments several steps, since on a GPU the number of operations takes the time; each step draws
+    as it would on its own."""
     recipe, split = setting.recipe, setting.data.train
     size = step_images(recipe, len(split))
     sizes = [len(part) for part in torch.empty(size).chunk(recipe.accumulate)]

@@ -1,4 +1,4 @@
-"""What memory a training takes: the least, found out from a few images before its first step, and what was measured.
+"""How much memory training takes: the least, estimated from a few images before the first step, and the measured peak.
 
 Letters: B batch, C channels, H x W pixels.
 """
@@ -17,7 +17,7 @@ from gmmvit.training.session import Setting, State, step_images
 from gmmvit.training.step import TrainingError
 
 _FEW = 2  # images of the smaller of two forward passes; the larger has twice as many
-# What a step took beside what it kept, measured on the CPU: 1.55 to 1.7 times that in all (ViT, Swin and ResNet).
+# All that a step takes, relative to what it keeps: 1.55 to 1.7 measured on the CPU (ViT, Swin and ResNet).
 _USUAL = 1.7
 _ADVICE = (
     "take a smaller --batch-size (with --accumulate for the same step), a smaller --image-size or model, or larger "
@@ -27,12 +27,12 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a training takes at least, beside what its model and its data hold already.
+    """The least bytes that training takes, besides the model and data already loaded.
 
     Attributes:
-        images: what the forward pass of the images of a step keeps for the backward pass, on the device.
+        images: what the forward pass of a step's images keeps for the backward pass, on the device.
         moments: the optimiser's state, on the device.
-        copies: weights and optimiser state as they are written while the next epoch trains, on the host.
+        copies: weights and optimiser state to write while the next epoch trains, on the host.
     """
 
     images: int
@@ -42,7 +42,7 @@ class Need:
 
 @contextmanager
 def naming_memory(setting: Setting) -> Iterator[None]:
-    """Where memory runs out inside, what asked for it is said: a TrainingError."""
+    """Turns running out of memory inside into a TrainingError that names the step."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -54,13 +54,13 @@ def naming_memory(setting: Setting) -> Iterator[None]:
 
 
 class MemoryRefused(MemoryError):
-    """A training that the free memory cannot hold, refused before it begins; one sentence."""
+    """Training refused before it starts because the free memory cannot hold it; one sentence."""
 
 
 def check_memory(setting: Setting, state: State) -> Need | None:
-    """What the training needs at least; None where that cannot be known beforehand (sharded or compiled models).
+    """The least that training needs; None if that cannot be known in advance (sharded or compiled models).
 
-    Raises MemoryRefused, in all processes of a team, where less is free. `state` stays as it was.
+    Raises MemoryRefused, in all processes of a team, if less is free. `state` stays unchanged.
     """
     if setting.recipe.shard or setting.recipe.compile:
         return None
@@ -80,7 +80,7 @@ def check_memory(setting: Setting, state: State) -> Need | None:
 
 
 def _refuse_less(setting: Setting, need: Need, least: int, free: int | None, place: str) -> None:
-    """Raises MemoryRefused where less is free; says so where it is so little more that it may not suffice."""
+    """Raises MemoryRefused if less than `least` is free; warns if what is free may not suffice."""
     if free is None:
         return
     of_it = f"{in_words(need.images)} of it for a step of {_step_in_words(setting)}"
@@ -102,16 +102,16 @@ def _step_in_words(setting: Setting) -> str:
 
 
 def _free_on_gpu(device: torch.device) -> int | None:
-    """Bytes free for this process, those that torch holds and does not use among them."""
+    """Bytes free for this process, including those that torch holds but does not use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def least(setting: Setting, state: State) -> Need:
-    """What the training needs at least, from forward passes of few images: what they keep grows with their number."""
+    """The least that training needs, from forward passes of a few images: what they keep grows with their number."""
     recipe, team = setting.recipe, setting.team
     weights = sum(p.numel() * p.element_size() for p in state.model.parameters() if p.requires_grad)
-    moments = weights * (1 if recipe.optimizer == "muon" else 2)  # of AdamW two numbers a weight
+    moments = weights * (1 if recipe.optimizer == "muon" else 2)  # AdamW keeps two numbers per weight
     images = step_images(recipe, len(setting.data.train))
     part = len(torch.empty(images).chunk(recipe.accumulate)[0])
     part = -(-part // team.size)
@@ -121,7 +121,7 @@ def least(setting: Setting, state: State) -> Need:
 
 
 def _kept_by(setting: Setting, state: State, count: int) -> int:
-    """Bytes that a forward pass of so many images keeps for the backward pass, parameters not counted."""
+    """Bytes that a forward pass of `count` images keeps for the backward pass, without the parameters."""
     model, device, dtype = state.model, setting.device, setting.dtype
     known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
@@ -132,7 +132,7 @@ def _kept_by(setting: Setting, state: State, count: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running means move in a forward pass
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a forward pass moves running means
     train = setting.data.train.images
     images = take_rows(train, torch.arange(count, device=train.device) % len(train)).to(device)
     was_training = model.training
@@ -143,7 +143,7 @@ def _kept_by(setting: Setting, state: State, count: int) -> int:
             torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
         ):
             logits = model(normalize(images, setting.data.mean, setting.data.std))
-        del logits  # until here the graph holds what was counted, so that no address comes twice
+        del logits  # until here the graph holds what was counted, so no address repeats
     finally:
         model.train(was_training)
         with torch.no_grad():
@@ -153,7 +153,7 @@ def _kept_by(setting: Setting, state: State, count: int) -> int:
 
 
 def measured_in_words(setting: Setting, need: Need | None) -> str:
-    """The most memory that the process has taken so far, and copies of what an epoch leaves; empty where not known."""
+    """The most memory that the process has taken so far, plus the copies of `need`; empty if unknown."""
     parts = []
     if setting.device.type == "cuda":
         parts.append(f"{in_words(torch.cuda.max_memory_reserved(setting.device))} of the GPU's memory")

@@ -35,7 +35,7 @@ def train(
     """Trains a model and writes its run folder.
 
     Under torchrun (or another launcher that sets RANK and WORLD_SIZE) all processes train this one model together;
-    `batch_size` is that of all of them.
+    `batch_size` is their total.
 
     Args:
         recipe: from `gmmvit.load_recipe`.
@@ -59,19 +59,18 @@ def train(
 def train_several(
     recipes: Sequence[Recipe], out: str | Path | None = None, *, overwrite: bool = False, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Trains several models one after another on data that is loaded once. Each gets its run folder, with the results
-    that it would have alone.
+    """Trains several models one after another on data loaded once. Each gets its own run folder, with the results that
+    `train` would give.
 
     Args:
-        recipes: one for each model, of the same data and device; they differ in seed, mask or whatever else.
-        out: the folder that holds the run folders, MODEL-MASK-sSEED each; by default they lie in runs, named as by
-            `train`.
+        recipes: one for each model, with the same data and device; seed, mask and anything else may differ.
+        out: the folder for the run folders, MODEL-MASK-sSEED each; by default runs, with the names of `train`.
         overwrite, quiet: as in `train`.
 
     Returns:
         The summaries, in the order of the recipes.
 
-    Raises what `train` raises. Where one training fails, the others go on to their ends first.
+    Raises what `train` raises; if one training fails, only after the others have finished.
     """
     if not isinstance(recipes, Sequence) or not recipes:
         raise ValueError(f"recipes must be a list of at least one recipe, got {short(recipes)}")
@@ -88,11 +87,11 @@ def train_several(
 def resume(
     folder: str | Path, *, data_dir: str | None = None, epochs: int | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """Continues an interrupted training from its last finished epoch; a finished one is left as it is.
+    """Continues an interrupted training from its last finished epoch; leaves a finished one as it is.
 
-    On the CPU the result is bit for bit that of a training that was never interrupted. `data_dir` is where the data
-    lies now, if it moved; of a folder of images, the folder itself. `epochs` extends the training to so many in all:
-    for what is added the learning rate begins anew, with a warm-up and a cosine of that length.
+    On the CPU the result is bit for bit that of an uninterrupted training. `data_dir` is where the data is now, if it
+    moved; for a folder of images, that folder. `epochs` extends the training to that many in total: over the added
+    epochs the learning rate restarts, with its own warm-up and cosine.
 
     Returns and raises as `train`.
     """
@@ -106,9 +105,9 @@ def resume(
 def resume_several(
     folders: Sequence[str | Path], *, data_dir: str | None = None, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Continues trainings of `train_several`, one after another. Returns and raises as that; finished ones are left.
+    """Continues trainings of `train_several`, one after another; leaves finished ones as they are.
 
-    Where one of them cannot be resumed, the others go on to their ends first.
+    Returns and raises as `train_several`: if one cannot be resumed, the others finish first.
     """
     if isinstance(folders, str | Path) or not folders:
         raise ValueError(f"folders must be a list of at least one run folder, got {short(folders)}")
@@ -116,12 +115,12 @@ def resume_several(
     _check_different(paths)
     with ExitStack() as locks:
         started: list[Started] = []
-        summaries: list[dict[str, Any] | None] = []  # None for a training that goes on
+        summaries: list[dict[str, Any] | None] = []  # None for a training that continues
         failed: list[tuple[Path, Exception]] = []
         for folder in paths:
             try:
                 found = continued(folder, data_dir, quiet, locks, started[0] if started else None, f"{folder.name}: ")
-            except Exception as error:  # of one run, whatever it is: reported now and at the end
+            except Exception as error:  # reported now and at the end
                 if join().size > 1:  # the other processes wait for this one, or have ended
                     raise
                 Progress().notice(f"{folder} cannot be resumed and is left out: {first_line(error)}")
@@ -137,8 +136,8 @@ def resume_several(
 
 
 def comparison(summaries: Sequence[dict[str, Any]]) -> str:
-    """A line a mask: test accuracy over the seeds, mean and standard deviation in percent, best and last weights; of
-    several labels an image mAP."""
+    """A line per mask: test accuracy in percent (mAP with several labels per image) of the best and last weights, mean
+    and standard deviation over the seeds."""
     main = task_in(summaries[0]).main
     lines = [f"{'mask':<6} {'seeds':>5}  {f'test {WORDS[main]} %, best':>20}  {'last epoch':>20}"]
     for mask in dict.fromkeys(summary["mask"] for summary in summaries):
@@ -156,7 +155,7 @@ def _check_recipe(recipe: Any) -> None:
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, as gmmvit.load_recipe('digits') makes it, got {short(recipe)}")
     if recipe.folds is not None and recipe.fold is None:
-        raise RecipeError("folds are trained by gmmvit.cross_validate; for one of them say which with fold")
+        raise RecipeError("gmmvit.cross_validate trains all folds; to train one of them, set fold")
 
 
 def _name(recipe: Recipe) -> str:
@@ -164,7 +163,7 @@ def _name(recipe: Recipe) -> str:
 
 
 def _last_part(name: str) -> str:
-    """Of a path behind a kind, as in folder:PATH, what stands last."""
+    """The last part of a name such as folder:PATH."""
     return name.rstrip("/").replace(":", "-").rpartition("/")[2]
 
 
@@ -173,7 +172,7 @@ def _folder(recipe: Recipe, out: str | Path | None) -> Path:
 
 
 def run_name(recipe: Recipe) -> str:
-    """What the folder of a training is called by default."""
+    """The default name of a training's folder."""
     return f"{_last_part(recipe.dataset)}-{_name(recipe)}{f'-fold{recipe.fold}' if recipe.fold else ''}"
 
 
@@ -188,8 +187,8 @@ def _check_different(folders: Sequence[Path]) -> None:
 def _start_all(
     recipes: Sequence[Recipe], folders: Sequence[Path], overwrite: bool, quiet: bool, locks: ExitStack
 ) -> list[Started]:
-    """New trainings that share their data, each with its run folder claimed. No folder is changed before all are found
-    to be free and all trainings are prepared."""
+    """Prepares trainings that share their data and claims their run folders; changes no folder before all are free and
+    all trainings are prepared."""
     team = join()
 
     def check() -> None:
@@ -231,10 +230,10 @@ def _start_all(
 
 
 def _say_forecast(setting: Setting, state: State, need: Need | None) -> float:
-    """Says how long the training will take and what memory; returns the seconds."""
+    """Reports how much time and memory the training will take; returns the seconds."""
     recipe = setting.recipe
     seconds, images_per_s = forecast(setting, state)
-    most = ", less where its patience ends it" if recipe.patience is not None else ""
+    most = ", less if patience ends it" if recipe.patience is not None else ""
     folds = f", all {recipe.folds} folds {clock(recipe.folds * seconds)}" if recipe.folds and recipe.fold == 1 else ""
     memory = measured_in_words(setting, need)
     setting.progress.line(
@@ -245,20 +244,20 @@ def _say_forecast(setting: Setting, state: State, need: Need | None) -> float:
 
 
 def _interruptible(setting: Setting, state: State, waiting: Sequence[Started]) -> dict[str, Any]:
-    """`fit`; where it is interrupted, reports how to continue it and those that wait for it."""
+    """`fit`; an interrupt reports how to continue this training and those waiting."""
     try:
         with naming_memory(setting):
             return fit(setting, state)
     except KeyboardInterrupt:
         folders = shlex.join(str(left.folder) for left, _ in ((setting, state), *waiting))
         raise KeyboardInterrupt(
-            f"interrupted after epoch {state.kept}; `gmmvit resume {folders}` goes on from there"
+            f"interrupted after epoch {state.kept}; `gmmvit resume {folders}` continues from there"
         ) from None
     except RuntimeError as error:
         if setting.team.size == 1 or not lost_contact(error):
             raise
         raise TrainingError(
-            "another process of this training ended or cannot be reached; `gmmvit resume` goes on after epoch "
+            "another process of this training ended or cannot be reached; `gmmvit resume` continues after epoch "
             f"{state.kept}"
         ) from error
 
@@ -288,11 +287,10 @@ def _say_warmup(setting: Setting) -> None:
 def _finish_all(
     started: list[Started], failed: Sequence[tuple[Path, Exception]] = (), finished: int = 0
 ) -> list[dict[str, Any]]:
-    """The summaries of the trainings, each begun when the one before it has ended and given its memory back, for which
-    the list is emptied.
+    """Finishes the trainings one by one and returns their summaries; empties the list, so each frees its memory before
+    the next starts.
 
-    Raises TrainingError at the end where one failed, or had `failed` before, and counts those that were `finished`
-    before among them.
+    Raises TrainingError at the end if one failed, or had `failed` before; its total includes those `finished` before.
     """
     summaries: list[dict[str, Any]] = []
     wrong = list(failed)
@@ -301,11 +299,11 @@ def _finish_all(
         setting, state = started.pop(0)
         try:
             summaries.append(_finish(setting, state, started))
-        except Exception as error:  # of one training: reported at the end
+        except Exception as error:  # reported at the end
             if setting.team.size > 1:  # the other processes wait for this one, or have ended
                 raise
             if started:
-                setting.progress.notice(f"failed, the others go on: {first_line(error)}")
+                setting.progress.notice(f"failed, the others continue: {first_line(error)}")
             for each in (error, error.__cause__):  # their frames hold the model
                 traceback.clear_frames(None if each is None else each.__traceback__)
             wrong.append((setting.folder, error))

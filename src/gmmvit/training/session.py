@@ -40,9 +40,9 @@ from gmmvit.training.progress import Progress, require_loggers
 from gmmvit.training.sampling import balanced_weights
 from gmmvit.training.step import Step, recordable
 
-_SHOWN = 12  # classes whose numbers are shown at the start
-_UNEVEN = 5  # times as many images of one class as of another that are worth a warning
-_FEW = 50  # validation images below which one is more than 2 %
+_SHOWN = 12  # classes whose image counts are shown at the start
+_UNEVEN = 5  # warn if the largest class has this many times the images of the smallest
+_FEW = 50  # warn below this many validation images, where one is more than 2 %
 
 
 @dataclass
@@ -55,7 +55,7 @@ class State:
     scaler: torch.amp.GradScaler
     step: Step
     epoch: int = 0  # finished epochs
-    kept: int = 0  # those whose files are safe
+    kept: int = 0  # epochs whose files are safe
     images_seen: int = 0
     train_s: float = 0.0
     wall_s: float = 0.0
@@ -63,11 +63,11 @@ class State:
     best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "weights": {}})
 
     def evaluated(self) -> nn.Module:
-        """The weights that are validated and kept: the average where there is one."""
+        """The model whose weights are validated and kept: the average if there is one."""
         return self.model if self.average is None else self.average.module
 
     def persistent(self) -> dict[str, Any]:
-        """On the CPU, and a copy: further steps do not change it."""
+        """A copy on the CPU, which further steps do not change."""
         average = None if self.average is None else full_weights(self.average)
         plain = {name: getattr(self, name) for name in ("epoch", "images_seen", "train_s", "wall_s", "core_s", "best")}
         return plain | {
@@ -78,7 +78,7 @@ class State:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Raises KeyError, TypeError, ValueError or RuntimeError for what `persistent` did not make of such a model."""
+        """Raises KeyError, TypeError, ValueError or RuntimeError if `persistent` of such a model did not make it."""
         check_optimizer_state(self.optimizer, saved["optimizer"])
         load_weights(self.model, saved["model"])
         load_optimizer_state(self.model, self.optimizer, saved["optimizer"])
@@ -115,13 +115,13 @@ def step_images(recipe: Recipe, train_images: int) -> int:
 
 
 def steps_per_epoch(recipe: Recipe, train_images: int) -> int:
-    """Optimiser steps in an epoch; images that fill none are left out."""
+    """Optimiser steps in an epoch, without images that do not fill a step."""
     return max(1, train_images * recipe.passes // step_images(recipe, train_images))
 
 
 def seed_everything(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
     """Seeds torch and returns a generator, both from (seed, epoch): an epoch draws the same whether or not the training
-    was interrupted before it. The generator is the same in all processes of a team, torch's own is of each."""
+    was interrupted before it. All processes of a team get the same generator, but each its own seed of torch."""
     mixed = int(torch.randint(2**62, (epoch + 1,), generator=torch.Generator().manual_seed(seed))[-1])
     torch.manual_seed(mixed + 2 * rank)
     return torch.Generator().manual_seed(mixed + 1)
@@ -144,8 +144,8 @@ def _on_device(data: Dataset, device: torch.device) -> Dataset:
 
 
 def make_augment(recipe: Recipe, data: Dataset) -> Augment:
-    """The recipe's augmentation; what it leaves open is what suits the data set."""
-    balanced = recipe.class_weights == "balanced" and not data.several  # whose weights are the loss's
+    """The recipe's augmentation; the data set decides what the recipe leaves open."""
+    balanced = recipe.class_weights == "balanced" and not data.several  # several labels: the loss has the weights
     weights = balanced_weights(data.train.labels, len(data.classes)).tolist() if balanced else None
     options = {name: getattr(recipe, name) for name in fields_of("Augmentation")}
     options["flip"] = data.flip if recipe.flip is None else recipe.flip
@@ -154,9 +154,9 @@ def make_augment(recipe: Recipe, data: Dataset) -> Augment:
 
 
 def make_task(recipe: Recipe, data: Dataset, device: torch.device) -> Task:
-    """The kind of training that the labels are for, with the recipe's weights.
+    """The task that the labels call for, with the recipe's weights.
 
-    Raises RecipeError for fields that mean nothing where an image may have several labels.
+    Raises RecipeError for fields that make no sense if an image may have several labels.
     """
     task = task_of(data.train.labels)
     try:
@@ -167,8 +167,8 @@ def make_task(recipe: Recipe, data: Dataset, device: torch.device) -> Task:
         return task
     if recipe.sampling == "balanced":
         raise RecipeError(
-            "sampling balanced draws every class equally often, which no order of images with several labels does: "
-            "take --class-weights balanced"
+            "sampling balanced draws every class equally often, which images with several labels do not allow: take "
+            "--class-weights balanced"
         )
     if recipe.class_weights == "none":
         return task
@@ -177,13 +177,13 @@ def make_task(recipe: Recipe, data: Dataset, device: torch.device) -> Task:
 
 
 def _compiled(model: nn.Module, own_graphs: bool) -> Callable[[Tensor], Tensor]:
-    """The model as fused kernels, with CUDA graphs of its own where the whole step is none: a small model waits for
-    launches otherwise."""
+    """The model as fused kernels, with CUDA graphs of its own unless the whole step is one: without any, a small model
+    waits for launches."""
     return torch.compile(model, mode="reduce-overhead" if own_graphs else None)
 
 
 def _check_team(recipe: Recipe, team: Team) -> None:
-    """What several processes, or shards of a model, cannot do."""
+    """Raises RecipeError for what several processes, or shards of a model, cannot do."""
     if recipe.batch_size < team.size:
         raise RecipeError(
             f"batch_size is that of all processes together: at least {team.size} for {team.size} processes, got "
@@ -198,9 +198,8 @@ def _held_out(data: Dataset) -> str:
     return "".join(f", {len(part):,} {name} images" for name, part in parts.items() if part is not None)
 
 
-def told_of_classes(data: Dataset, recipe: Recipe) -> list[str]:
-    """The classes with the numbers of their training images, and a warning where those differ much, or of labels that
-    another part lacks."""
+def class_lines(data: Dataset, recipe: Recipe) -> list[str]:
+    """The training images of each class, and a warning if their numbers differ much or another part lacks a label."""
     counts = class_counts(data.train.labels, len(data.classes)).tolist()
     order = sorted(range(len(counts)), key=lambda number: -counts[number])
     shown = [f"{data.classes[number]} {counts[number]:,}" for number in order]
@@ -208,7 +207,7 @@ def told_of_classes(data: Dataset, recipe: Recipe) -> list[str]:
         shown[_SHOWN // 2 : -_SHOWN // 2] = ["..."]
     lines = ["training images of the classes: " + ", ".join(shown)]
     if data.several:
-        return lines + _told_of_labels(data, recipe)
+        return lines + _label_lines(data, recipe)
     most, least = counts[order[0]], counts[order[-1]]
     if most >= _UNEVEN * least and "balanced" not in (recipe.class_weights, recipe.sampling):
         lines.append(
@@ -218,7 +217,7 @@ def told_of_classes(data: Dataset, recipe: Recipe) -> list[str]:
     return lines
 
 
-def _told_of_labels(data: Dataset, recipe: Recipe) -> list[str]:
+def _label_lines(data: Dataset, recipe: Recipe) -> list[str]:
     task, none = task_of(data.train.labels), int((data.train.labels.sum(1) == 0).sum())
     lines = [
         f"an image may have several labels ({none:,} training images have none): a sigmoid for each, the best epoch is "
@@ -241,10 +240,10 @@ def prepare(
     data: Dataset | None = None,
     resumed: bool = False,
 ) -> tuple[Setting, State, dict[str, dict[str, Any]]]:
-    """Loads the data, unless it is there already, and builds the model and everything round it; writes nothing.
+    """Loads the data unless given, and builds the model and everything around it; writes nothing.
 
     A `resumed` run has a checkpoint: its model is that of its config.yaml, with random weights.
-    Also returns what config.yaml records: "model", from which `build_model` makes it again, and "data".
+    Also returns what config.yaml records: "model", from which `build_model` rebuilds the model, and "data".
     """
     team = team or Team()
     _check_team(recipe, team)
@@ -264,8 +263,8 @@ def prepare(
         data = _on_device(team.leader_first(lambda: load_data(read, report)), device)
     if recipe.patience is not None and data.val is None:
         raise RecipeError(
-            f"patience needs a validation part, and {recipe.dataset} has none here: hold images out by --val-fraction "
-            "0.1, or leave --patience away"
+            f"patience needs a validation part, and {recipe.dataset} has none here: hold images out with "
+            "--val-fraction 0.1, or drop --patience"
         )
     task = make_task(recipe, data, device)
     described = describe_data(data, recipe.fit)
@@ -302,10 +301,10 @@ def prepare(
         f"{recipe.dataset}: {len(data.train):,} training images {height} x {width}, {len(data.classes)} classes"
         f"{_held_out(data)}"
     )
-    for line in told_of_classes(data, recipe):
+    for line in class_lines(data, recipe):
         progress.line(line)
     if recipe.train_on_all:
-        progress.line("the validation images are learned too: nothing chooses a best epoch, the last one is kept")
+        progress.line("the validation images train too: nothing chooses a best epoch, the last one is kept")
     if data.val is not None and len(data.val) < _FEW:
         progress.line(
             f"{len(data.val)} validation images are few to choose the best epoch by: look at the last epoch too, or "

@@ -13,9 +13,8 @@ from gmmvit.distributed import Team
 from gmmvit.tasks import ONE_LABEL, Task
 from gmmvit.training.optim import Average
 
-Parts = Sequence[
-    tuple[Tensor, Tensor]
-]  # inputs float32 [B, C, H, W], soft targets float32 [B, K]; one, or `accumulate`
+# Inputs float32 [B, C, H, W] and soft targets float32 [B, K], once or `accumulate` times.
+Parts = Sequence[tuple[Tensor, Tensor]]
 EAGER_STEPS = 3  # before a step is recorded: they compile kernels, choose algorithms and make the optimiser's state
 
 
@@ -31,10 +30,10 @@ def recordable(recipe: Recipe, device: torch.device, team: Team) -> bool:
 class Step:
     """One step of a training, called with its parts and the number of images of the whole team.
 
-    On the device, `sums` grows by the sum of the losses, the hits and the number of images. Nothing is read back and
-    nothing depends on numbers of the host that change from step to step (the rates are tensors, see `optim`): so the
-    same code runs eagerly and, where it is `recordable`, into a CUDA graph. The first steps of a recorded one are eager
-    steps of the training itself, so that recording changes neither weights nor random numbers.
+    Adds the sum of the losses, the hits and the number of images to `sums`, on the device. Reads nothing back and
+    depends on no number of the host that changes between steps (the rates are tensors, see `optim`), so the same code
+    runs eagerly and, if `recordable`, as a CUDA graph. The steps before the recording are eager steps of the training
+    itself, so recording changes neither weights nor random numbers.
     """
 
     def __init__(
@@ -55,12 +54,12 @@ class Step:
         self._exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         self.sums = torch.zeros(3, dtype=self._exact, device=device)  # loss, hits, images
         self._records = recordable(recipe, device, team)
-        # Graphs of torch.compile give the memory of gradients back when the next one begins.
+        # Graphs of torch.compile free the memory of gradients when the next one starts.
         self._keeps_gradients = recipe.compile and recipe.accumulate > 1 and not self._records
         self.forget()
 
     def forget(self) -> None:
-        """Begins as if no step had been taken: to be called where other tensors take the place of the optimiser's."""
+        """Starts over as if no step had been taken; call it when other tensors replace the optimiser's."""
         self.taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._static: list[Tensor] = []  # what the graph reads: inputs and targets in turn
@@ -76,11 +75,11 @@ class Step:
         """The step, operation by operation."""
         for inputs, targets in parts:
             if self.recipe.compile and not self._records:
-                torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is done with
+                torch.compiler.cudagraph_mark_step_begin()  # the last step's results are no longer needed
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 logits = self.forward(inputs)
                 loss = self.task.loss(logits.float(), targets)
-            # The team takes the mean of its gradients; the gradient of the batch is the sum of all shares.
+            # The team averages its gradients; the gradient of the batch is the sum of all shares.
             self.scaler.scale(loss * (len(inputs) * self.team.size / images)).backward()
             if self._keeps_gradients and self.taken == 0:
                 self._own_gradients()
@@ -97,9 +96,9 @@ class Step:
             self.average.update_parameters(self.model)
 
     def _own_gradients(self) -> None:
-        """Moves gradients into memory of their own, into which later ones are added."""
+        """Moves gradients into memory of their own, where later ones are added."""
         for parameter in self.model.parameters():
-            if parameter.grad is not None:  # none, where no loss reaches it, and then no decay either
+            if parameter.grad is not None:  # None if no loss reaches it: then no decay either
                 parameter.grad = parameter.grad.clone()
 
     def _replayed(self, parts: Parts, images: int) -> None:
@@ -109,7 +108,7 @@ class Step:
             self._stream = torch.cuda.Stream(self.device)
         torch._foreach_copy_(self._static, given)
         static = list(zip(self._static[::2], self._static[1::2], strict=True))
-        if self.taken < EAGER_STEPS:  # on the stream of the recording, whose libraries keep their workspaces by stream
+        if self.taken < EAGER_STEPS:  # on the recording's stream: libraries keep a workspace per stream
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):
                 self.take(static, images)
@@ -123,7 +122,7 @@ class Step:
         """The step as a graph; recording it runs nothing on the device."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # Of this thread alone: a logger may have others.
+            # Only this thread: a logger may run others.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self.take(static, images)
         except torch.OutOfMemoryError:
