@@ -1,9 +1,8 @@
 """The operations on grey levels and colours, each with one parameter per sample.
 
-n samples, C channels, H x W pixels. All take and return uint8 [n, C, H, W]; parameters are on the same device and
-already shaped [n, 1, 1, 1] (or [n, C, 1, 1]). Arithmetic is float32 in torchvision's order, so that the results are
-torchvision's bit for bit. Images of 16 bits come as float32 on a scale where black is 0 and white 1: there nothing is
-rounded or cut off, and the images given are overwritten.
+n samples, C channels, H x W pixels. All take and return uint8 [n, C, H, W]; parameters are on the same device, shaped
+[n, 1, 1, 1] or [n, C, 1, 1]. Arithmetic is float32 in torchvision's order, so results match torchvision bit for bit.
+16-bit images come as float32 with black at 0 and white at 1: these are neither rounded nor clipped, and overwritten.
 """
 
 import torch
@@ -16,29 +15,29 @@ def white(images: Tensor) -> float:
 
 
 def to_levels(levels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float levels; of uint8, overwritten, cut to 0..255 and towards zero."""
+    """Float levels as `dtype`: for uint8 clipped to 0..255 in place and truncated, else unchanged."""
     return levels.clamp_(0, 255).to(torch.uint8) if dtype == torch.uint8 else levels
 
 
 def grey(images: Tensor) -> Tensor:
-    """The luma [n, 1, H, W] of RGB, the mean of other channels; a grey image is its own."""
+    """[n, 1, H, W]: the luma of RGB, else the mean of the channels; a grey image is returned as it is."""
     if images.shape[1] == 1:
         return images
     if images.shape[1] != 3:
         return to_levels(images.float().mean(1, keepdim=True), images.dtype)
-    # Separate products and sums: a fused multiply-add rounds once less and moves a level now and then.
+    # Separate products and sums: a fused multiply-add rounds once less and would sometimes change a level.
     red, green, blue = images.split(1, dim=1)
     return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114).to(images.dtype)
 
 
 def mean_grey(images: Tensor) -> Tensor:
-    """The mean luma, float32 [n, 1, 1, 1]; summed in integers, so that it does not depend on how the sum is split."""
+    """The mean luma, float32 [n, 1, 1, 1]; summed in integers, so the order of the sum does not matter."""
     pixels = images.shape[2] * images.shape[3]
     return grey(images).sum(dim=(1, 2, 3), keepdim=True).to(torch.float32).div_(pixels)
 
 
 def level_range(images: Tensor) -> tuple[Tensor, Tensor]:
-    """(low, gain), float32 [n, C, 1, 1], that stretch each channel to black and white; a constant one stays."""
+    """(low, gain), float32 [n, C, 1, 1], that stretch each channel from black to white; a constant one stays."""
     low = images.amin(dim=(2, 3), keepdim=True).float()
     span = images.amax(dim=(2, 3), keepdim=True).float() - low
     constant = span == 0
@@ -56,7 +55,7 @@ def blend(images: Tensor, other: Tensor, ratio: Tensor, complement: Tensor) -> T
 
 
 def saturation(images: Tensor, ratio: Tensor, complement: Tensor) -> Tensor:
-    """Blend with the luma; leaves images as they are that are not RGB."""
+    """Blend with the luma; only RGB changes."""
     return images if images.shape[1] != 3 else blend(images, grey(images), ratio, complement)
 
 
@@ -78,7 +77,7 @@ def sharpness(images: Tensor, ratio: Tensor, complement: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, mask: Tensor) -> Tensor:
-    """Keep the bits of `mask`, of a level in 0..255."""
+    """Keep the bits of `mask` in levels of 0..255."""
     if images.dtype == torch.uint8:
         return images & mask.to(torch.uint8)
     step = (256 - mask) / 256
@@ -86,14 +85,14 @@ def posterize(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert the levels of at least `threshold`, in 0..255."""
+    """Invert levels from `threshold` (0..255) up."""
     if images.dtype == torch.uint8:
         return torch.where(images >= threshold.to(torch.uint8), images.bitwise_not(), images)
     return torch.where(images >= threshold / 255, 1 - images, images)
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Equalise the histogram of each channel, with the integer arithmetic of PIL and torchvision."""
+    """Equalise each channel's histogram, with the integer arithmetic of PIL and torchvision."""
     if images.dtype != torch.uint8:
         return _equalize_ranks(images)
     planes = images.flatten(0, 1).flatten(1).long()
@@ -109,8 +108,8 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def _equalize_ranks(images: Tensor) -> Tensor:
-    """Each level becomes the part of its channel's pixels below it, those of the highest left out; a constant channel
-    stays as it is."""
+    """Each level becomes the fraction of its channel's pixels below it, those of the highest level not counted; a
+    constant channel stays."""
     planes = images.flatten(2)
     ordered = planes.sort(-1).values
     below = torch.searchsorted(ordered, planes.contiguous()).float()

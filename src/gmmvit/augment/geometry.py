@@ -17,7 +17,7 @@ Rows = NDArray[np.float64]
 
 
 def flip_crop(images: Tensor, flipped: NDArray[np.bool_], top: Rows, left: Rows, padding: int) -> Tensor:
-    """Mirror the chosen samples left to right, then crop each one, padded with zeros all round, back to H x W.
+    """Mirror the chosen samples left to right, then pad each with zeros on all sides and crop it back to H x W.
 
     Args:
         images: [B, C, H, W] of any type; not changed.
@@ -41,7 +41,7 @@ def flip_crop(images: Tensor, flipped: NDArray[np.bool_], top: Rows, left: Rows,
 
 
 def shear_x(factor: Rows) -> Rows:
-    """[n] to affine rows [n, 6] of torchvision's ShearX: about the top left corner, as its `center=[0, 0]` means."""
+    """[n] to affine rows [n, 6] of torchvision's ShearX, about the top left corner (its `center=[0, 0]`)."""
     one, zero = np.ones_like(factor), np.zeros_like(factor)
     return np.stack((one, factor, 0.5 * factor, zero, one, zero), 1)
 
@@ -80,7 +80,7 @@ def warp_nearest(images: Tensor, affine: Tensor) -> Tensor:
     y = torch.arange(height, device=images.device, dtype=torch.float32)[:, None]
     source_x = (a * x + (b * y + c)).round_()
     source_y = (d * x + (e * y + f)).round_()
-    # One more column and row of zeros on each side catch whatever lies outside.
+    # Another column and row of zeros on each side catch whatever is outside.
     index = source_y.clamp_(-1, height).add_(1).mul_(width + 2).add_(source_x.clamp_(-1, width)).add_(1)
     padded = F.pad(images, (1, 1, 1, 1)).flatten(2)
     return padded.gather(2, index.long().view(count, 1, -1).expand(count, channels, -1)).view(images.shape)

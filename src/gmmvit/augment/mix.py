@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float, weights: Tensor | None = None) -> Tensor:
-    """int64 [B] to float32 [B, K]: `smoothing` spread evenly over all classes, the rest on the label; times the label's
-    weight, of float32 [K]. Of several labels, uint8 [B, K], each is spread over its two sides."""
+    """int64 [B] to float32 [B, K]: `smoothing` spread evenly over all classes, the rest on the label, times its weight
+    in `weights`, float32 [K]. Several labels, uint8 [B, K], are each smoothed between 0 and 1."""
     if labels.ndim == 2:
         return labels * (1 - smoothing) + smoothing / 2
     targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
@@ -21,9 +21,9 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float, weights: Te
 
 
 def cut_box(ratio: float, row: float, column: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of the patch that leaves about the part `ratio` of an image.
+    """(top, bottom, left, right) of a patch that leaves about the fraction `ratio` of an image.
 
-    `row` and `column`, in [0, 1), place its centre; what lies outside of the image is cut off.
+    `row` and `column`, in [0, 1), place its centre; whatever is outside the image is cut off.
     """
     half = 0.5 * (1 - ratio) ** 0.5
     y, x, half_height, half_width = int(row * height), int(column * width), int(half * height), int(half * width)
@@ -31,14 +31,14 @@ def cut_box(ratio: float, row: float, column: float, height: int, width: int) ->
 
 
 class Mix:
-    """Mix a batch with probability `prob`, by mixup or cutmix at a fair coin; an alpha of 0 leaves the other alone."""
+    """Mix a batch with probability `prob`, by mixup or cutmix with equal chance; an alpha of 0 switches one off."""
 
     def __init__(self, prob: float, mixup_alpha: float, cutmix_alpha: float) -> None:
         self._mixup_alpha, self._cutmix_alpha = mixup_alpha, cutmix_alpha
         self._prob = prob if mixup_alpha or cutmix_alpha else 0.0
 
     def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> "Mixing | None":
-        """What becomes of a batch of `count` images; None where it is not mixed."""
+        """How to mix a batch of `count` images; None if it is not mixed."""
         if self._prob == 0 or count == 0:
             return None
         gate, coin, row, column = torch.rand(4, generator=generator, device=generator.device).tolist()
@@ -54,16 +54,16 @@ class Mix:
 
 
 class Mixing(NamedTuple):
-    """How one batch is mixed: sample i with `partner[i]`, of which a part 1 - `ratio` comes; in `box` alone (cutmix,
-    top, bottom, left, right) or, where that is None, all over (mixup)."""
+    """How one batch is mixed: sample i takes a fraction 1 - `ratio` from `partner[i]`, in `box` (cutmix; top, bottom,
+    left, right) or, if that is None, everywhere (mixup)."""
 
     partner: Tensor
     ratio: float
     box: tuple[int, int, int, int] | None
 
     def apply(self, images: Tensor, targets: Tensor, own: slice, others: Tensor) -> tuple[Tensor, Tensor]:
-        """The samples in the rows `own` of float32 images [R, C, H, W] and targets [R, K], each mixed with that in the
-        row of `others`, int64 [S] on their device. The images given are overwritten."""
+        """Mixes the rows `own` of float32 images [R, C, H, W] and targets [R, K] with the rows `others`, int64 [S] on
+        their device. Overwrites the images."""
         other_images, other_targets = images.index_select(0, others), targets.index_select(0, others)
         images, targets = images[own], targets[own]
         if self.box is None:
@@ -75,6 +75,6 @@ class Mixing(NamedTuple):
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    """One draw of Beta(alpha, alpha); float64, where two small gammas do not both come out as 0."""
+    """One draw of Beta(alpha, alpha); in float64, so that two small gammas are not both 0."""
     alphas = torch.full((2,), alpha, dtype=torch.float64, device=generator.device)
     return torch._sample_dirichlet(alphas, generator)[0].item()

@@ -1,4 +1,4 @@
-"""Images of 8 or 16 bits to normalised floats, the one place for training and evaluation."""
+"""Images of 8 or 16 bits to normalised floats, for training and evaluation alike."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def check_images(images: Tensor, channels: int, argument: str = "images") -> Non
 
 
 def from_0_to_1(images: Tensor) -> Tensor:
-    """Levels, uint8 or uint16, as float32 from 0 to 1."""
+    """uint8 or uint16 levels as float32 from 0 to 1."""
     return images.float() / _WHITE[images.dtype]
 
 
@@ -56,5 +56,5 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     white = _WHITE[images.dtype]
     host = torch.tensor([[white * value for value in mean], [1 / (white * value) for value in std]])
     shift, scale = to_device(host, images.device).view(2, 1, -1, 1, 1)
-    # Three passes, yet faster than one addcmul on CPU, and with the same bits wherever a pixel falls in a vector.
+    # Three passes, yet faster than one addcmul on CPU, and the bits do not depend on a pixel's place in a vector.
     return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(shift).mul_(scale)

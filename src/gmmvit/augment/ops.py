@@ -1,4 +1,4 @@
-"""The operations of the policies by name, and their application to a batch: one pass per group of operations.
+"""The policies' operations by name, applied to a batch in one pass per group of operations.
 
 B samples, n samples of a group, C channels, H x W pixels.
 """
@@ -13,8 +13,8 @@ from torch import Tensor
 from gmmvit.augment import colour, geometry
 from gmmvit.augment.device import to_device
 
-# One operation per sample, on the host: indices into OPS, and magnitudes with their sign in the unit of torchvision's
-# AutoAugment (shear factor, pixels, degrees, factor - 1, bits, level; whatever it is where an operation has none).
+# One operation per sample, on the host: indices into OPS, and signed magnitudes in the units of torchvision's
+# AutoAugment (shear factor, pixels, degrees, factor - 1, bits, level; ignored if an operation has none).
 Stage = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 # torchvision's names. Operations that share a pass stand side by side: the batch is sorted by this order.
@@ -29,7 +29,7 @@ _PARAMETERS = 6  # an affine transform has six; the others use the first one or 
 
 
 class _Groups:
-    """Where the samples of each operation lie once the batch is sorted by operation."""
+    """Where the samples of each operation are once the batch is sorted by operation."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         self._starts = [0]
@@ -37,13 +37,13 @@ class _Groups:
             self._starts.append(self._starts[-1] + count)
 
     def span(self, first: str, last: str | None = None, origin: str = "Identity") -> slice:
-        """The samples from the first to the last operation (default: of the first), counted from those of `origin`."""
+        """The samples of operations `first` to `last` (`first` only by default), counted from those of `origin`."""
         base = self._starts[OP_INDEX[origin]]
         return slice(self._starts[OP_INDEX[first]] - base, self._starts[OP_INDEX[last or first] + 1] - base)
 
 
 def _parameters(groups: _Groups, magnitude: NDArray[np.float64], height: int, width: int) -> NDArray[np.float32]:
-    """Magnitudes [B], sorted by operation, to what the kernels take, [B, 6]; in float64 until the end."""
+    """Magnitudes [B], sorted by operation, to the kernels' parameters [B, 6]; in float64 until the end."""
     rows = np.zeros((len(magnitude), _PARAMETERS))
     makers: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
         "ShearX": geometry.shear_x,
@@ -84,7 +84,7 @@ def _tone(images: Tensor, groups: _Groups, ratio: Tensor, complement: Tensor) ->
 
 
 def _apply_sorted(images: Tensor, groups: _Groups, parameters: Tensor) -> None:
-    """Apply the operations in place to a batch that is sorted by operation."""
+    """Apply the operations in place to a batch sorted by operation."""
     value, complement = parameters[:, :2, None, None, None].unbind(1)
     for first, last, kernel in (
         ("ShearX", "Rotate", lambda x, s: geometry.warp_nearest(x, parameters[s])),
@@ -101,16 +101,16 @@ def _apply_sorted(images: Tensor, groups: _Groups, parameters: Tensor) -> None:
 
 
 def apply_stages(images: Tensor, stages: Iterable[Stage]) -> Tensor:
-    """Apply one operation to each sample, as often as there are stages.
+    """Apply one operation per stage to each sample.
 
     Args:
         images: uint8 [B, C, H, W], or float32 with black at 0 and white at 1; not changed.
         stages: (operations [B], magnitudes [B]) on the host, see `Stage`.
 
     Returns:
-        [B, C, H, W] of the same type on the device of the images. Nothing is read back from there.
+        [B, C, H, W] of the same type on the same device, from which nothing is read back.
     """
-    place = np.arange(len(images))  # where each sample lies; moving whole samples is cheap, indexing into them is not
+    place = np.arange(len(images))  # of each sample; moving whole samples is cheap, indexing into them is not
     for op, magnitude in stages:
         order = np.argsort(op, kind="stable")
         images = images.index_select(0, to_device(torch.from_numpy(place[order]), images.device))

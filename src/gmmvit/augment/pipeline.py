@@ -1,4 +1,4 @@
-"""Augment: flip, pad-crop, policy, normalise, random erasing, mix, in this order, for a batch at a time.
+"""Augments a batch at a time: flip, pad-crop, policy, normalise, random erasing, mix, in this order.
 
 B samples, C channels, H x W pixels, K classes.
 """
@@ -16,26 +16,18 @@ from gmmvit.augment.geometry import flip_crop
 from gmmvit.augment.mix import Mix, soft_targets
 from gmmvit.augment.normalize import check_images, check_statistics, normalize
 from gmmvit.augment.ops import apply_stages
-from gmmvit.augment.policies import MAGNITUDE_BINS, POLICIES, make_policy
+from gmmvit.augment.policies import MAGNITUDE_BINS, make_policy
+from gmmvit.checks import integer
 from gmmvit.text import short
 
-__all__ = ["POLICIES", "Augment"]
-_REACH = 2.0  # deviations from the mean to black and to white, of images of 16 bits
+_REACH = 2.0  # standard deviations from the mean to black and to white, for 16-bit images
 
 
-def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int; got {short(value)}")
-    if value < low or (high is not None and value > high):
-        limits = f"at least {low}" if high is None else f"{low}..{high}"
-        raise ValueError(f"{name} must be {limits}; got {value}")
-
-
-def _check_between(name: str, value: float, high: float, low: float = 0.0) -> None:
+def _check_between(name: str, value: float, high: float) -> None:
     if not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number; got {short(value)}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be within {low:g}..{high:g}; got {value}")
+    if not 0 <= value <= high:
+        raise ValueError(f"{name} must be within 0..{high:g}; got {value}")
 
 
 def _checked_range(name: str, value: Sequence[float], limit: float) -> tuple[float, float]:
@@ -45,38 +37,38 @@ def _checked_range(name: str, value: Sequence[float], limit: float) -> tuple[flo
 
 
 def steps_at_once(values: int, device: torch.device) -> int:
-    """How many steps of so many values each, pixels times channels, are augmented in one call: up to 16, as many as
-    leave the floats of a call within 64 MB on a GPU, some times which is needed on the way, and in a CPU's cache."""
+    """How many steps, of `values` (pixels times channels) each, to augment in one call: at most 16, as many as keep the
+    floats of a call within 64 MB on a GPU, which needs several times that on the way, and within a CPU's cache."""
     return max(1, min(16, (2**21 if device.type == "cpu" else 2**24) // values))
 
 
 class Augment:
     """A batch to a normalised float batch and soft targets; every draw comes from the generator, per sample.
 
-    Images of 8 bits keep their levels until they are normalised. Images of 16 bits may fill a small part of their
-    range, so they are moved and changed on a scale of the training images: black, which fills what a crop or a shift
-    leaves open, lies two deviations of its channel below the mean, white two above; nothing is rounded or cut off.
+    8-bit images keep their levels until normalised. 16-bit images may fill only a small part of their range, so they
+    are augmented on the scale of the training images: black, which fills what a crop or a shift leaves open, is two
+    standard deviations of the channel below its mean, white two above; nothing is rounded or clipped.
 
     Args:
         num_classes: K, at least 1.
         mean, std: one value per channel, on the scale 0..1.
-        crop_padding: zeros around the image, in pixels, before it is cropped back at a random place; 0: no crop.
+        crop_padding: pixels of zeros around the image before a random crop back to its size; 0: no crop.
         flip: mirror left to right with probability one half.
         policy: "none", an AutoAugment policy ("cifar10", "svhn", "imagenet"), "rand" (RandAugment) or "trivial"
-            (TrivialAugmentWide): torchvision's on uint8 tensors, nearest neighbour, fill 0. Of other channels than 1
-            and 3, Color does nothing and Contrast takes the mean of the channels for grey; the others act on each.
-        rand_ops, rand_magnitude: operations per image and their magnitude (0..30) of "rand".
+            (TrivialAugmentWide): torchvision's on uint8 tensors, nearest neighbour, fill 0. With channels other than 1
+            or 3, Color does nothing and Contrast takes the mean of the channels as grey; the others act on each.
+        rand_ops, rand_magnitude: operations per image and their magnitude (0..30), for "rand".
         erase_prob, erase_area, erase_aspect: random erasing with the mean colour: probability per image, range of the
-            area as a part of the image, range of height by width.
-        mix_prob: probability that a batch is mixed, by mixup or cutmix at a fair coin.
+            area as a fraction of the image, range of height / width.
+        mix_prob: probability that a batch is mixed, by mixup or cutmix with equal chance.
         mixup_alpha, cutmix_alpha: the ratio is drawn from Beta(alpha, alpha), once per batch; 0 switches one off.
-        label_smoothing: part of the target that is spread evenly over all classes; of several labels, over the two
-            sides of each.
-        class_weights: weight of the targets of each class's images, 1 by default: the loss is linear in them. Not with
+        label_smoothing: fraction of the target spread evenly over all classes; with several labels, over 0 and 1 of
+            each.
+        class_weights: weights of the targets of each class's images, 1 by default: the loss is linear in them. Not with
             several labels.
 
     Raises:
-        TypeError, ValueError: with the name of the argument, the value and the values allowed.
+        TypeError, ValueError: naming the argument, the value and the values allowed.
     """
 
     def __init__(
@@ -100,10 +92,10 @@ class Augment:
         class_weights: Sequence[float] | None = None,
     ) -> None:
         check_statistics(mean, std)
-        _check_whole("num_classes", num_classes, 1)
-        _check_whole("crop_padding", crop_padding, 0)
-        _check_whole("rand_ops", rand_ops, 1)
-        _check_whole("rand_magnitude", rand_magnitude, 0, MAGNITUDE_BINS - 1)
+        integer("num_classes", num_classes)
+        integer("crop_padding", crop_padding, 0)
+        integer("rand_ops", rand_ops)
+        integer("rand_magnitude", rand_magnitude, 0, MAGNITUDE_BINS - 1)
         for name, value, high in (
             ("erase_prob", erase_prob, 1),
             ("mix_prob", mix_prob, 1),
@@ -122,25 +114,25 @@ class Augment:
             raise ValueError(f"class_weights must be {num_classes} numbers, got {len(class_weights)}")
         self._weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self._mix = Mix(mix_prob, mixup_alpha, cutmix_alpha)
-        # How many numbers a sample draws for flip and crop, for the policy and for erasing.
+        # Numbers that a sample draws for flip and crop, for the policy and for erasing.
         self._columns = [3, *(part.num_draws if part else 0 for part in (self._policy, self._erase))]
 
     def __call__(
         self, images: Tensor, labels: Tensor, generator: torch.Generator, share: slice | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Augment a batch, or compute a share of it.
+        """Augment a batch, or only a share of it.
 
         Args:
             images: uint8 or uint16 [B, C, H, W]; not changed. B may be 0.
-            labels: int64 [B], 0..num_classes-1 (checked on the CPU; on a GPU a look would wait for the device), or
-                uint8 [B, num_classes] of 0 and 1 where an image may have several labels.
+            labels: int64 [B], 0..num_classes-1 (checked only on the CPU, as a check on a GPU would wait for it), or
+                uint8 [B, num_classes] of 0 and 1 if an image may have several labels.
             generator: on any device. One on the CPU never makes the host wait for a GPU.
-            share: the samples to compute, all by default. The draws are those of the whole batch, so that several
-                processes which each compute a share make the batch that one alone would.
+            share: the samples to compute, all by default. The draws are those of the whole batch, so processes that
+                each compute a share together make the batch that one process would.
 
         Returns:
-            float32 [S, C, H, W], normalised, and float32 [S, num_classes], whose rows sum to 1 where images have one
-            label; both where the images are. Sample i depends on image i and its draws alone, mixing aside.
+            float32 [S, C, H, W], normalised, and float32 [S, num_classes], whose rows sum to 1 if images have one
+            label; both on the images' device. Mixing aside, sample i depends only on image i and its draws.
         """
         return self.several(images, labels, [len(labels)], generator, lambda count: share or slice(None))[0]
 
@@ -152,18 +144,18 @@ class Augment:
         generator: torch.Generator,
         share: Callable[[int], slice] = lambda count: slice(None),
     ) -> list[tuple[Tensor, Tensor]]:
-        """Augment several batches in one call: each draws and becomes what it would alone, in their order.
+        """Augment several batches in one call, with the draws and results of one call per batch.
 
-        On a GPU the number of operations is what takes the time, and it hardly grows with the number of batches.
+        On a GPU the number of operations takes the time, and it hardly grows with the number of batches.
 
         Args:
             images, labels: those of all batches, one batch after another.
-            sizes: images of each batch, with that sum.
-            generator: as in a call for one.
-            share: the samples to compute of a batch of so many.
+            sizes: images in each batch; they must add up.
+            generator: as in a call for one batch.
+            share: from the size of a batch, the samples of it to compute.
 
         Returns:
-            What a call gives for one batch, for each.
+            For each batch what a call returns.
         """
         self._check_batch(images, labels, generator)
         if sum(sizes) != len(labels):
@@ -191,7 +183,7 @@ class Augment:
             draws.append(table[both])
             if mixing is not None:
                 others.append(np.searchsorted(both, partners))
-            own = int(np.searchsorted(both, mine[0])) if len(mine) else 0  # what is mine lies together
+            own = int(np.searchsorted(both, mine[0])) if len(mine) else 0  # my samples are contiguous
             batches.append((slice(rows, rows + len(both)), slice(own, own + len(mine)), mixing))
             seen, rows = seen + size, rows + len(both)
         if rows < seen:
@@ -209,7 +201,7 @@ class Augment:
         ]
 
     def _one_by_one(self, images: Tensor, table: NDArray[np.float64]) -> Tensor:
-        """Everything but mixing: images [R, C, H, W] and the draws of these samples -> float32 [R, C, H, W]."""
+        """Everything but mixing: images [R, C, H, W] and their draws -> float32 [R, C, H, W]."""
         if len(images) == 0:
             return normalize(images, self._mean, self._std)
         place, policy, erase = np.split(table, np.cumsum(self._columns[:2]), axis=1)
@@ -226,10 +218,8 @@ class Augment:
         return self._erase.apply(floats, erase) if self._erase else floats
 
     def _draw(self, count: int, generator: torch.Generator) -> NDArray[np.float32]:
-        """Uniform numbers for flip and crop, the policy, and erasing side by side, [B, k].
-
-        They are one table with a row a sample, so that no sample's draws depend on what became of another.
-        """
+        """Uniform numbers for flip and crop, the policy, and erasing, [B, k]: a row per sample, so that no sample's
+        draws depend on another sample."""
         table = torch.rand((count, sum(self._columns)), generator=generator, device=generator.device)
         return table.cpu().numpy()
 
@@ -257,6 +247,6 @@ class Augment:
                 f"{list(labels.shape)}"
             )
         if self._weights is not None:
-            raise ValueError("class_weights are for one label an image; got labels of several")
+            raise ValueError("class_weights need one label per image; got labels of several")
         if labels.device.type == "cpu" and len(labels) and labels.max() > 1:
-            raise ValueError(f"labels must be 0 and 1 where an image may have several; got {int(labels.max())}")
+            raise ValueError(f"labels must be 0 and 1 if an image may have several; got {int(labels.max())}")
