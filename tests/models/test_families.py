@@ -44,7 +44,7 @@ def test_swin_takes_what_its_windows_allow(build: Any) -> None:
     assert model(torch.randn(1, 3, 56, 28)).shape == (1, 7)
     with pytest.raises(ValueError, match="nearest image size that does: 32 x 48"):
         build("swin", image_size=(36, 44), patch_size=2)
-    with pytest.raises(ValueError, match="no multiple of the windows"):
+    with pytest.raises(ValueError, match="not a multiple of the windows"):
         build("swin")(torch.randn(1, 3, 40, 40))
 
 

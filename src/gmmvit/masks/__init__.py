@@ -42,7 +42,7 @@ def _arguments(mask: str) -> list[str]:
 
 
 def check_mask_options(mask: str, options: Iterable[str]) -> None:
-    """Raises ValueError unless `mask` is a mask by name, TypeError for an option that it does not have."""
+    """Raises ValueError unless `mask` names a mask, TypeError for an option that it does not have."""
     one_of("mask", mask, MASKS)
     if mask != "none":
         known_options(f"the {mask} mask", options, [name for name in _arguments(mask) if name not in _DECIDED])
@@ -58,9 +58,9 @@ def create_mask(
     steps: Steps = EVERY_PATCH,
     **options: object,
 ) -> Mask | None:
-    """The mask of one attention layer by name, None for "none"; `options` go to its constructor.
+    """The mask of one attention layer by name, None for "none"; its constructor takes `options`.
 
-    Raises as `check_mask_options`, and ValueError for another mode or a start that the mode cannot begin with.
+    Raises as `check_mask_options`, and ValueError for an unknown mode or a start that does not suit the mode.
     """
     check_mask_options(mask, options)
     one_of("mode", mode, MODES)

@@ -1,4 +1,4 @@
-"""The Gaussian mixture mask: its parameters and their start. The formula itself is in `attention/reference.py`.
+"""The Gaussian mixture mask: its parameters and how they start. The formula is in `attention/reference.py`.
 
 Letters: N patches (rows * cols), H heads, K Gaussians per head.
 """
@@ -19,17 +19,17 @@ INITS = ("paper", "identity", "local", "conv")
 COVARIANCES = ("spherical", "diag", "full")
 # A Gaussian this wide is 1 within float32 rounding on 16 x 16 patches, and within 2e-6 on 64 x 64; float16 can hold it.
 _CONSTANT_SIGMA = 6e4
-# Of the start "conv": a peak that leaves exp(-1.39) of itself on the cell beside it, over a constant.
+# The start "conv": a peak that falls to exp(-1.39) on the next cell, over a constant.
 _PEAK_SIGMA, _FLOOR = 0.6, 0.02
 _MOST_KERNELS = 1024
 _PARAMETERS = ("sigma", "alpha", "correlation", "center")
 
 
 def stencil(heads: int, depth: float = 0.0) -> list[tuple[int, int]]:
-    """Cells (down, right) of a convolution's stencil, one a head: the patch itself, then rings of 8, 16, ... around it.
+    """Cells (down, right) of a convolution's stencil, one per head: the patch itself, then rings of 8, 16, ... cells.
 
-    Of a ring that has more cells than heads are left, these take some at equal distances; which ones turns with
-    `depth`, so that the layers of a network cover the ring together.
+    If too few heads are left for a ring, they take cells at equal distances; `depth` turns the choice, so that the
+    layers of a network cover the ring together.
     """
     cells: list[tuple[int, int]] = [(0, 0)]
     reach = 0
@@ -45,9 +45,9 @@ def stencil(heads: int, depth: float = 0.0) -> list[tuple[int, int]]:
 
 
 def _as_in_float32(offsets: Tensor) -> Tensor:
-    """Offsets [2, R, C] with the length that the float32 number exp(-d2) stands for.
+    """Offsets [2, R, C] with the length that exp(-d2) in float32 stands for.
 
-    Below 2^-126 = exp(-87.3) float32 has nothing but multiples of 2^-149 = exp(-103.3), and 0 is infinitely far.
+    Below 2^-126 = exp(-87.3) float32 has only multiples of 2^-149 = exp(-103.3); 0 means infinitely far.
     """
     squared = offsets.square().sum(0)
     smallest = 149 * math.log(2)
@@ -57,26 +57,26 @@ def _as_in_float32(offsets: Tensor) -> Tensor:
 
 
 class GaussianMixtureMask(Mask):
-    """M[h,i,j] = sum_k alpha[h,k] * exp(-d2(i,j) / (2 * (sigma[h,k]^2 + 1e-5))), from two scalars a Gaussian.
+    """M[h,i,j] = sum_k alpha[h,k] * exp(-d2(i,j) / (2 * (sigma[h,k]^2 + 1e-5))), with two scalars per Gaussian.
 
     Args:
         grid: (rows, cols) in patches, or one int for a square.
         num_heads: heads, H.
         num_kernels: K, Gaussians per head.
-        init: "paper": sigma ~ N(10, 10), alpha ~ N(0, 2). "identity": M is 1 within rounding, so that a mask can be
-            added to a trained model: one Gaussian so wide that it is a constant, the others with alpha 0 and widths
-            from one patch to half the grid (with K = 1 only the constant can learn). "local": a constant plus peaks
-            round the patch itself, narrow in early layers and wide in late ones, of another strength in every head.
-            "conv": each head a narrow peak on a cell of its own of a stencil (3 x 3, then 5 x 5, ...; `stencil`) over a
-            small constant, so that in mode "log" attention starts as a convolution; the other Gaussians have alpha 0.
-            It wants at least two Gaussians and always learns its centre.
+        init: "paper": sigma ~ N(10, 10), alpha ~ N(0, 2). "identity": M is 1 within rounding, as a trained model
+            needs: one Gaussian so wide that it is constant, the others with alpha 0 and widths from one patch to half
+            the grid (with K = 1 only the constant can learn). "local": a constant plus peaks around the patch itself,
+            narrow in early layers and wide in late ones, each head with its own strength. "conv": each head has a
+            narrow peak on its own cell of a stencil (3 x 3, then 5 x 5, ...; `stencil`) over a small constant, so in
+            mode "log" attention starts as a convolution; the other Gaussians have alpha 0. "conv" needs at least two
+            Gaussians and always learns its centre.
         covariance: "spherical" (one sigma, the paper), "diag" (one per axis) or "full" (and their correlation).
         learn_center: a learned offset of the peak per head, in grid steps, starting at 0.
         depth: place of the layer in the network, 0 first to 1 last; read by init="local" and "conv".
         positive: start with M > 0, which mode "log" needs.
-        float32_table: for weights trained with the original code (`load_reference` sets it): what its table of
-            exp(-d2) in float32 leaves of distances beyond nine patches, and 0 where that underflows, beyond ten.
-        steps: which patches ask and answer, where queries or keys are pooled: the mask is [H, Nq, Nk] then.
+        float32_table: for weights trained with the original code (`load_reference` sets it): reproduces the rounding
+            of its float32 table of exp(-d2) beyond nine patches, and the underflow to 0 beyond ten.
+        steps: which patches are queries and keys if these are pooled; the mask is then [H, Nq, Nk].
 
     Parameters: sigma [H, K] or [H, K, 2] in grid steps, alpha [H, K]; if asked for, correlation [H, K], center [H, 2].
 
@@ -135,7 +135,7 @@ class GaussianMixtureMask(Mask):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Starts the parameters anew as `init` says."""
+        """Resets the parameters as `init` says."""
         for extra in (self.correlation, self.center):
             if extra is not None:
                 extra.zero_()
@@ -162,13 +162,13 @@ class GaussianMixtureMask(Mask):
         self.alpha[:, 0] = 1
 
     def _set_sigma(self, first: list[float], rest: Tensor) -> None:
-        """In every head the first K of these, the same along both axes."""
+        """Gives every head the first K of these widths, the same along both axes."""
         sigma = torch.cat([torch.tensor(first), rest])[: self.alpha.shape[1]]
         self.sigma.copy_(sigma.view(1, -1, *[1] * (self.sigma.dim() - 2)).expand_as(self.sigma))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        # Not saved, and `to_empty` or the meta device may have left nothing of them.
+        # The offsets are not saved, and `to_empty` or the meta device may have erased them.
         device = self.alpha.device if self.offsets.is_meta else self.offsets.device
         self.offsets = patch_offsets(self.grid, device, self.steps.shift).to(self.offsets.dtype)
 
@@ -186,12 +186,12 @@ class GaussianMixtureMask(Mask):
             return gaussian_mixture_table(sigma, alpha, offsets, correlation=correlation, center=center)
 
     def _joined(self, name: str, beside: Sequence["GaussianMixtureMask"]) -> Any:
-        """A parameter with those of the masks `beside` behind it, None where the masks have none."""
+        """A parameter followed by those of the masks `beside`; None if the masks have none."""
         own = getattr(self, name)
         return torch.cat([own, *(getattr(mask, name) for mask in beside)]) if beside and own is not None else own
 
     def likeness(self) -> tuple[Any, ...]:
-        """What masks share whose tables one computation can make."""
+        """Equal for masks whose tables can be computed together."""
         shapes = [None if extra is None else extra.shape[1:] for extra in (self.sigma, self.correlation, self.center)]
         return self.grid, self.steps.shift, self.float32_table, self.alpha.dtype, self.alpha.device, *shapes
 
@@ -203,8 +203,8 @@ class GaussianMixtureMask(Mask):
         return dense_mask(self(grid, table), self.steps)
 
     def forward(self, grid: int | Grid | None = None, table: Tensor | None = None) -> OffsetTable:
-        """What `gmm_attention` takes; another grid than at construction needs no new parameters. `table`: the one of
-        that grid, where `tables_together` has computed it."""
+        """What `gmm_attention` takes; a grid other than that of construction needs no new parameters. `table`: that of
+        the grid, if `tables_together` has computed it."""
         return OffsetTable(self.table(grid) if table is None else table, self._grid(grid))
 
     def extra_repr(self) -> str:

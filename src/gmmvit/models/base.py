@@ -21,7 +21,7 @@ from gmmvit.weight_files import load_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _COUNTS = ("channels", "dim", "token_dim", "class_depth", "window_size")
-# Positions and tokens, as our families and the models of timm and transformers call them.
+# Positions and tokens, as our families, timm and transformers name them.
 _WITHOUT_DECAY = (
     "pos_embed",
     "position_embedding",
@@ -34,7 +34,7 @@ _WITHOUT_DECAY = (
 
 
 def undecayed_parameters(model: nn.Module) -> set[str]:
-    """Names of the position embeddings, tokens and mask parameters of a model: weight decay is not for them."""
+    """Names of a model's position embeddings, tokens and mask parameters, which get no weight decay."""
     return {
         name
         for name, _ in model.named_parameters()
@@ -54,14 +54,14 @@ class Stage(nn.Module):
 class VisionTransformer(nn.Module):
     """Base of the families. Input [B, channels, height, width], normalised; output logits [B, num_classes].
 
-    A family builds `patch_embed`, its `blocks` or `stages` and the rest in its constructor, whose arguments `config`
-    holds. It takes at least image_size, channels, num_classes, mask, mode, mask_options, dropout and drop_path, and
-    sets `grid` and `prefix_tokens`, or calls `build_embedding`, which does.
+    A family builds `patch_embed`, its `blocks` or `stages` and the rest in its constructor; `config` keeps the
+    arguments. The constructor takes at least image_size, channels, num_classes, mask, mode, mask_options, dropout and
+    drop_path, and sets `grid` and `prefix_tokens`, or calls `build_embedding`, which sets both.
     """
 
     family: ClassVar[str]  # its name
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}}  # arguments by name; "tiny" is that of the paper's tables
-    note: ClassVar[str] = ""  # what `gmmvit models` says beside its numbers
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}}  # arguments by size; "tiny" is that of the paper's tables
+    note: ClassVar[str] = ""  # shown by `gmmvit models` beside its numbers
     hierarchical: ClassVar[bool] = False  # stages of several resolutions instead of blocks of one
     norm_before_pool: ClassVar[bool] = False  # mean of the normed tokens, or norm of the mean
     patch_embed: Any  # a module with a `grid` of images
@@ -75,7 +75,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, arguments: dict[str, Any]) -> None:
         """`arguments` are the locals() of the family's constructor at its first statement.
 
-        Raises TypeError or ValueError for those that are no number where one is due, or out of range.
+        Raises TypeError or ValueError for an argument that is not a number but should be, or that is out of range.
         """
         super().__init__()
         given = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
@@ -84,7 +84,7 @@ class VisionTransformer(nn.Module):
         self.grad_checkpointing = False
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
-        """The arguments that families share; what they check themselves are sizes of images, patches and stages."""
+        """Checks the arguments that families share; each checks its sizes of images, patches and stages itself."""
         counts = _COUNTS if self.hierarchical else (*_COUNTS, "depth", "num_heads")
         for name in counts:
             if name in given:
@@ -102,7 +102,7 @@ class VisionTransformer(nn.Module):
             raise TypeError(f"mask_options must be a dict of options of the mask, or None, got {short(options)}")
 
     def build_embedding(self, patch_embed: nn.Module, grid: Grid, dim: int, dropout: float, class_token: bool) -> None:
-        """Patch embedding, learned positions and, if asked for, a class token."""
+        """Sets the patch embedding, learned positions and, if asked for, a class token."""
         self.patch_embed, self.grid = patch_embed, grid
         self.prefix_tokens = int(class_token)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
@@ -110,7 +110,7 @@ class VisionTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def build_head(self, dim: int, num_classes: int) -> None:
-        """Final norm and classifier; then all layers are initialised."""
+        """Sets the final norm and the classifier, then initialises all layers."""
         self.num_features, self.num_classes = dim, num_classes
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
@@ -121,18 +121,18 @@ class VisionTransformer(nn.Module):
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:
-        """Initialisation of one layer, given to `apply`."""
+        """Initialises one layer; for `apply`."""
         init_weights(module)
 
     @torch.no_grad()
     def init_tokens(self) -> None:
-        """Initialisation of the class token, standard normal, and of the position embeddings."""
+        """Initialises the class token (standard normal) and the position embeddings."""
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token)
         nn.init.normal_(self.pos_embed, std=self.config.get("position_std", 1.0))
 
     def steps(self) -> list[Any]:
-        """Modules that tokens pass through in order, each called with (tokens, grid) and with a `next_grid`."""
+        """The modules that tokens pass through, in order; each takes (tokens, grid) and has a `next_grid`."""
         if not self.hierarchical:
             return list(self.blocks)
         stages: list[Any] = list(self.stages)
@@ -154,8 +154,8 @@ class VisionTransformer(nn.Module):
         return self.dropout(x + resample_position(self.pos_embed, self.grid, grid, self.prefix_tokens)), grid
 
     def tables(self, x: Tensor, grid: Grid) -> dict[nn.Module, dict[str, Tensor]]:
-        """By step, the table of its mask where it is computed together with others, as `run` takes it; not in
-        torch.compile, which makes as many kernels of both, nor in torch.export, which may keep the grid open."""
+        """Mask tables computed together, as `run` takes them, by step. None in torch.compile, which makes as many
+        kernels either way, nor in torch.export, which may keep the grid dynamic."""
         if torch.compiler.is_compiling() or grid != self.grid:
             return {}
         layers = {step: step.attn for step in self.steps() if isinstance(step, Block)}
@@ -164,7 +164,7 @@ class VisionTransformer(nn.Module):
         return {step: {"table": tables[mask]} for step, mask in masks.items() if mask in tables}
 
     def run(self, step: nn.Module, x: Tensor, context: Any, **made: Any) -> Tensor:
-        """One step; with gradient checkpointing its activations are computed again in the backward pass."""
+        """Runs one step; gradient checkpointing recomputes its activations in the backward pass."""
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(step, x, context, use_reentrant=False, **made)
         return step(x, context, **made)
@@ -179,7 +179,7 @@ class VisionTransformer(nn.Module):
         return x
 
     def pool(self, x: Tensor) -> Tensor:
-        """Tokens [B, T, dim] -> one normed vector an image [B, dim]."""
+        """Tokens [B, T, dim] -> one normed vector per image [B, dim]."""
         if self.norm_before_pool:
             return self.norm(x).mean(1)
         return self.norm(x[:, 0] if self.prefix_tokens else x.mean(1))
@@ -202,14 +202,14 @@ class VisionTransformer(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Features on the way: after every block, in families with stages after every stage.
+        """Intermediate features: after every block or, in families with stages, after every stage.
 
         Args:
-            indices: which of them: the last so many (int), or by index from 0 (negative from the end); all by default.
-            norm: the final norm on those that have its width.
-            stop_early: leave out the steps behind the last index; only with `intermediates_only`.
+            indices: how many of the last (int), or which by index from 0 (negative from the end); all by default.
+            norm: apply the final norm to those of its width.
+            stop_early: skip the steps after the last index; only with `intermediates_only`.
             output_fmt: "NCHW": maps [B, C, rows, cols]; "NLC": patch tokens [B, N, C]. Prefix tokens are left out.
-            intermediates_only: only the list, instead of (tokens of `forward_features`, list).
+            intermediates_only: return only the list, not (tokens of `forward_features`, list).
         """
         one_of("output_fmt", output_fmt, ("NCHW", "NLC"))
         if stop_early and not intermediates_only:
@@ -243,7 +243,7 @@ class VisionTransformer(nn.Module):
         return {steps[index] for index in indices}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory: blocks keep their inputs only and run again in the backward pass."""
+        """Trades time for memory: blocks keep only their inputs and run again in the backward pass."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
@@ -255,7 +255,7 @@ class VisionTransformer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier with random weights; 0 takes it away, and the model returns its features [B, dim].
+        """Sets a new classifier with random weights; 0 removes it, and the model returns its features [B, dim].
 
         Raises ValueError for 1 or a negative number, TypeError for anything but an int.
         """
@@ -287,12 +287,15 @@ class VisionTransformer(nn.Module):
         """Uploads what `save_pretrained` writes to the Hugging Face Hub, for `from_pretrained(repo_id)`.
 
         Args:
-            repo_id: NAME or ORGANISATION/NAME; created where it does not exist yet, then `private` on request.
+            repo_id: NAME or ORGANISATION/NAME; created if it does not exist.
+            private: whether a repository created here is private.
             token: of an account that may write there; by default the one that `hf auth login` stored.
             commit_message: of the commit.
 
         Returns:
-            The address of the commit. The Hub's refusals are raised as huggingface_hub raises them.
+            The address of the commit.
+
+        Raises what huggingface_hub raises.
         """
         from huggingface_hub import HfApi
 
@@ -305,9 +308,9 @@ class VisionTransformer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
-        """A model that `save_pretrained` wrote: from a folder, or where there is none from the Hugging Face Hub.
+        """Loads a model that `save_pretrained` wrote, from a folder or, if there is none, from the Hugging Face Hub.
 
-        Raises ValueError where the folder holds another family, FileNotFoundError where a file is missing.
+        Raises ValueError if it is of another family, FileNotFoundError if a file is missing.
         """
         files = [_pretrained_file(source, name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
         config = json.loads(files[0].read_text())

@@ -35,7 +35,7 @@ class TalkingHeads(nn.Module):
         self.after = nn.Parameter(torch.randn(num_heads, num_heads))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, mode: str = "multiply") -> Tensor:
-        """q [B, H, Q, D], k and v [B, H, N, D], dense mask [H, Q, N], before the mixing -> [B, H, Q, D]."""
+        """q [B, H, Q, D], k and v [B, H, N, D], dense mask [H, Q, N], applied before the mixing -> [B, H, Q, D]."""
         wide = torch.promote_types(q.dtype, torch.float32)
         scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).to(wide)
         mask = None if mask is None else mask.to(wide)
@@ -62,7 +62,7 @@ class TalkingHeadsAttention(MaskedAttention):
 
 
 class ClassAttention(nn.Module):
-    """The class token [B, 1, dim] reads the patches [B, N, dim], which keep as they are: -> [B, 1, dim]. No mask: the
+    """The class token [B, 1, dim] reads the patches [B, N, dim], which stay unchanged: -> [B, 1, dim]. No mask: the
     token has no place on the grid."""
 
     def __init__(self, dim: int, num_heads: int, head_dim: int, dropout: float) -> None:
@@ -82,7 +82,7 @@ class ClassAttention(nn.Module):
 
 
 def layer_scale(layer: int) -> float:
-    """Start of the branches' factors in a layer counted from 0: smaller the deeper, arXiv 2103.17239, section 2."""
+    """Initial factor of the branches in a layer, counted from 0; smaller in deep ones (arXiv 2103.17239, section 2)."""
     return 0.1 if layer < 18 else 1e-5 if layer < 24 else 1e-6
 
 
@@ -96,12 +96,12 @@ class CaiT(VisionTransformer):
         dim, depth, class_depth, num_heads, head_dim, mlp_ratio: sizes; `depth` patch layers, `class_depth` layers of
             the class token. The defaults are the paper's 5.1 M parameters.
         mask, mode, mask_options: as in `ViT`; mode "post" weighs the softmax before the second mixing.
-        position_std: standard deviation at which the position embeddings start (1 is the paper's); with the mask start
-            "conv", which shows heads where to look, a tenth.
+        position_std: initial standard deviation of the position embeddings; 1 by default (the paper's), 0.1 is better
+            with the mask start "conv", which already directs each head.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         dropout, drop_path: drop_path is the same in every block.
 
-    The class layers are the pooling. Another image size at run time interpolates the position embeddings and
+    The class layers do the pooling. Another image size at run time interpolates the position embeddings and
     recomputes a Gaussian mixture mask.
 
     Raises ValueError for sizes that do not fit together, naming the argument.
@@ -135,7 +135,7 @@ class CaiT(VisionTransformer):
         super().__init__(locals())
         size = pair(image_size, "image_size")
         patch = choose_patch(patch_size, size, cells=8)
-        # The class token joins behind the patch layers: it is no prefix and has no position.
+        # The class token joins after the patch layers: it is not a prefix and has no position.
         self.build_embedding(make_stem(stem, patch, channels, dim), patch_grid(size, patch), dim, dropout, False)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         masking = Masking(mask, mode, mask_options, dropout=dropout)

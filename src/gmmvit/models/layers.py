@@ -21,7 +21,7 @@ QKV = Tensor | tuple[Tensor, Tensor, Tensor]  # [B, T, 3, H, D], or each [B, H, 
 
 
 class MaskedAttention(nn.Module):
-    """Multi-head self-attention whose logits a mask over the patch grid weighs.
+    """Multi-head self-attention with logits weighted by a mask over the patch grid.
 
     Args:
         dim: channels in and out.
@@ -31,7 +31,7 @@ class MaskedAttention(nn.Module):
         mode: "multiply", "log" or "post".
         prefix_tokens: leading tokens that the mask leaves alone.
         qkv_bias: whether the first projection has a bias.
-        out_dim: width that comes out, `dim` by default.
+        out_dim: output width, `dim` by default.
         scale: factor of the scores, D ** -0.5 by default.
     """
 
@@ -80,7 +80,7 @@ class MaskedAttention(nn.Module):
         return self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
 
     def attend(self, qkv: QKV, grid: Grid | None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
-        """Packed as `project` gives them, whose gradient then takes no copy, or apart -> [B, H, T, D]."""
+        """q, k, v packed as `project` returns them, which saves a copy of the gradient, or apart -> [B, H, T, D]."""
         mask = None if self.mask is None else self.mask(grid, **made)
         options: Any = {"scale": self.scale, "bias": bias, "prefix_tokens": self.prefix_tokens, "mode": self.mode}
         if isinstance(qkv, Tensor):
@@ -88,12 +88,12 @@ class MaskedAttention(nn.Module):
         return gmm_attention(*qkv, mask, **options)
 
     def merge(self, x: Tensor) -> Tensor:
-        """Heads joined and projected: [B, H, T, D] -> [B, T, out_dim]."""
+        """Joins and projects the heads: [B, H, T, D] -> [B, T, out_dim]."""
         return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
 
     def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
-        """[B, T, dim] -> [B, T, out_dim]; `grid` of the patches if it is not the one of construction, `bias` as in
-        `gmm_attention`, `made` for the mask: its `table`, if that is computed already."""
+        """[B, T, dim] -> [B, T, out_dim]; `grid`: of the patches, if not that of construction; `bias`: as in
+        `gmm_attention`; `made`: the mask's `table`, if already computed."""
         return self.merge(self.attend(self.project(x), grid, bias, **made))
 
 
@@ -119,7 +119,7 @@ class Masking:
         kind: Callable[..., MaskedAttention] = MaskedAttention,
         **sizes: Any,
     ) -> MaskedAttention:
-        """An attention layer of class `kind` with a mask over `grid`; `place` in the network from 0 first to 1 last."""
+        """An attention layer of class `kind` with a mask over `grid`; `place` in the network: 0 first to 1 last."""
         mask = create_mask(self.mask, grid, num_heads, mode=self.mode, depth=place, **(self.options or {}))
         return kind(
             dim,
@@ -133,7 +133,7 @@ class Masking:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); with `layer_scale` both branches have a learned factor a channel
+    """x + attention(norm(x)), then x + mlp(norm(x)); with `layer_scale` each branch has a learned factor per channel
     that starts at that value (Touvron et al., arXiv 2103.17239)."""
 
     def __init__(
@@ -159,14 +159,14 @@ class Block(nn.Module):
         self.scale2 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
 
     def forward(self, x: Tensor, context: Any, **made: Tensor) -> Tensor:
-        """[B, T, dim] -> [B, T, dim]; `context`, the grid, and `made` go on to the attention."""
+        """[B, T, dim] -> [B, T, dim]; `context` (the grid) and `made` are for the attention."""
         branch = self.attn(self.norm1(x), context, **made)
         x = x + self.drop_path(branch if self.scale1 is None else branch * self.scale1)
         branch = self.mlp(self.norm2(x))
         return x + self.drop_path(branch if self.scale2 is None else branch * self.scale2)
 
     def next_grid(self, grid: Grid) -> Grid:
-        """The grid of what comes out."""
+        """The grid of the output."""
         return grid
 
 
@@ -206,7 +206,7 @@ class DropPath(nn.Module):
 class PatchEmbedding(nn.Module):
     """Cuts images into patches and projects each: [B, C, rows * p1, cols * p2] -> [B, rows * cols, dim].
 
-    A patch is flattened in the order (row, column, channel). `norm` adds a layer norm behind the projection.
+    A patch is flattened in the order (row, column, channel). `norm` adds a layer norm after the projection.
     """
 
     def __init__(self, patch_size: tuple[int, int], channels: int, dim: int, norm: bool = False) -> None:
@@ -220,7 +220,7 @@ class PatchEmbedding(nn.Module):
     def grid(self, images: Tensor) -> Grid:
         """(rows, cols) of patches in `images`.
 
-        Raises ValueError where the channels or the size do not fit, TypeError for integer pixels.
+        Raises ValueError if the channels or the size do not fit, TypeError for integer pixels.
         """
         check_images(images, self.channels)
         return patch_grid((images.shape[2], images.shape[3]), self.patch_size)
@@ -248,7 +248,7 @@ def check_images(images: Tensor, channels: int) -> None:
 def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> Grid:
     """(rows, cols) of patches.
 
-    Raises ValueError where the image is not a multiple of the patch, with the nearest sizes that are.
+    Raises ValueError, with the nearest size that fits, unless the image is a multiple of the patch.
     """
     (height, width), (p1, p2) = image_size, patch_size
     if height % p1 or width % p2:
@@ -266,10 +266,10 @@ def choose_patch(
     cells: int,
     fits: Callable[[Grid], bool] = lambda grid: True,
 ) -> tuple[int, int]:
-    """The patch size asked for; or, for None, the square one with about `cells` patches on the shorter side.
+    """The given patch size; for None, a square one with about `cells` patches on the shorter side.
 
-    That is the divisor of both sides nearest to side / cells, at most a factor of 2 away, whose grid `fits`; where
-    there is none, side / cells itself, which the check of the grid then refuses.
+    Its side is the divisor of both image sides nearest to side / cells, at most a factor of 2 away, whose grid `fits`;
+    if there is none, side / cells, which the check of the grid then refuses.
     """
     if patch_size is not None:
         return pair(patch_size, "patch_size")
@@ -282,7 +282,7 @@ def choose_patch(
 
 
 def init_weights(module: nn.Module) -> None:
-    """Normal Xavier weights and zero biases for linear layers and convolutions, as the original; for `Module.apply`."""
+    """Normal Xavier weights and zero biases for linear layers and convolutions, as in the original; for `apply`."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:

@@ -60,8 +60,8 @@ class PiT(VisionTransformer):
         head_dim: the same in all stages; default: dim // num_heads of the first.
         mlp_ratio: hidden width of the MLPs as a multiple of the width.
         mask, mode, mask_options: as in `ViT`.
-        position_std: initial standard deviation of the position embeddings; default: 1 (the paper's), or 0.1 with the
-            mask start "conv", which already directs each head.
+        position_std: initial standard deviation of the position embeddings; 1 by default (the paper's), 0.1 is better
+            with the mask start "conv", which already directs each head.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         pool: "cls", a class token that the mask leaves alone (the paper's), or "mean" of the patches.
         qkv_bias, dropout, drop_path: drop_path is the same in every block.

@@ -1,6 +1,6 @@
 """Swin: attention in shifted windows, each window a grid of its own, in stages of halved resolution.
 
-Letters: B batch, N patches, W windows an image, T patches a window, H heads, C channels.
+Letters: B batch, N patches, W windows per image, T patches per window, H heads, C channels.
 
 Source: Liu et al., arXiv 2103.14030, at the size that arXiv 2309.05375 trains on small images.
 """
@@ -30,7 +30,7 @@ class WindowAttention(MaskedAttention):
 
     Args:
         window: (rows, cols) of patches; the mask belongs to this grid.
-        shift: (rows, cols) that the windows are moved by, cyclically; opposite sides do not see each other.
+        shift: (rows, cols) by which the windows move, cyclically; opposite sides do not see each other.
         image_grid: grid of the whole image at construction.
 
     Other arguments as in `MaskedAttention`.
@@ -49,7 +49,7 @@ class WindowAttention(MaskedAttention):
         self.register_buffer("shift_bias", shifted, persistent=False)
 
     def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None, **made: Tensor) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]; `grid` of the whole image. `bias` is the layer's own: None."""
+        """[B, N, dim] -> [B, N, dim]; `grid`: of the whole image; `bias`: None, since the layer has its own."""
         if bias is not None:
             raise ValueError("WindowAttention computes its own bias, got another")
         grid = self.image_grid if grid is None else grid
@@ -68,7 +68,7 @@ class WindowAttention(MaskedAttention):
     def _split(self, x: Tensor, grid: Grid) -> Tensor:
         (w1, w2), (s1, s2) = self.window, self.shift
         if grid[0] % w1 or grid[1] % w2:
-            raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches is no multiple of the windows of {w1} x {w2}")
+            raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches is not a multiple of the windows of {w1} x {w2}")
         x = x.unflatten(1, grid)
         if s1 or s2:
             x = x.roll((-s1, -s2), (1, 2))
@@ -122,10 +122,7 @@ def side_fits(side: int, stages: int, window: int) -> bool:
 
 
 def _checked(size: tuple[int, int], patch: tuple[int, int], stages: int, window: int) -> Grid:
-    """The first grid.
-
-    Raises ValueError with the nearest image size that patch, stages and windows allow.
-    """
+    """The first grid; raises ValueError, with the nearest image size, if patch, stages or windows do not allow it."""
     nearest = []
     for side, p in zip(size, patch, strict=True):
         allowed = [
@@ -148,15 +145,15 @@ class Swin(VisionTransformer):
         patch_size: int or (height, width); about a sixteenth of the image by default.
         channels, num_classes: of the images; of the head.
         dim: channels of the first stage; they double from stage to stage.
-        depth, num_heads: a number for each stage; heads also one number for all.
+        depth, num_heads: a number for each stage; num_heads also one for all.
         mlp_ratio: hidden channels of the MLP over its own.
         window_size: side of the windows in patches; a stage with a smaller grid has one window and no shift.
         mask, mode, mask_options: as in `ViT`; the mask's grid is the window.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
-        qkv_bias, dropout, drop_path: drop_path grows from 0 in the first block to this in the last.
+        qkv_bias, dropout, drop_path: drop_path grows from 0 in the first block to this value in the last.
 
-    The mean of the normed patches is read. Another image size at run time interpolates the position embeddings; its
-    grids must divide into the windows of construction.
+    The head reads the mean of the normed patches. Another image size at run time interpolates the position embeddings;
+    its grids must divide into the windows of construction.
 
     Raises ValueError for sizes that do not fit together, naming the argument.
     """

@@ -39,7 +39,7 @@ class TokenTransformer(nn.Module):
     def __init__(self, dim: int, token_dim: int, grid: Grid, masking: Masking) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        # The scores are scaled by the width that comes in, not by the head's.
+        # The scores are scaled by the input width, not the head's.
         self.attn = masking.attention(
             dim, 1, grid, 0.0, TokenAttention, head_dim=token_dim, out_dim=token_dim, scale=dim**-0.5
         )
@@ -52,7 +52,7 @@ class TokenTransformer(nn.Module):
 
 
 def kernel_size(stride: int) -> int:
-    """Side of the neighbourhood that a soft split takes with a stride: 3 for 1 and 2, 7 for 4."""
+    """Side of the neighbourhoods of a soft split: 3 for strides 1 and 2, 7 for 4."""
     return max(3, 2 * stride - 1)
 
 
@@ -76,7 +76,7 @@ def default_strides(image_size: tuple[int, int]) -> tuple[int, ...]:
 
 
 class TokensToToken(nn.Module):
-    """Soft splits with a token transformer between each two: images [B, C, height, width] -> [B, N, dim]."""
+    """Soft splits with a token transformer between every two: images [B, C, height, width] -> [B, N, dim]."""
 
     def __init__(
         self, image_size: Grid, channels: int, token_dim: int, dim: int, strides: tuple[int, ...], masking: Masking
@@ -96,7 +96,7 @@ class TokensToToken(nn.Module):
     def grid(self, images: Tensor) -> Grid:
         """(rows, cols) of the tokens of `images`.
 
-        Raises ValueError where the channels do not fit, TypeError for integer pixels.
+        Raises ValueError if the channels do not fit, TypeError for integer pixels.
         """
         check_images(images, self.channels)
         grid = images.shape[2], images.shape[3]
@@ -131,18 +131,19 @@ class T2T(VisionTransformer):
         token_dim: width of the token transformers, which have one head.
         dim, depth, num_heads, mlp_ratio: of the backbone; the defaults are the paper's.
         mask, mode, mask_options: as in `ViT`.
-        qkv_bias: of the backbone. dropout, drop_path: drop_path grows from 0 in the first block to this in the last.
+        qkv_bias: of the backbone.
+        dropout, drop_path: drop_path grows from 0 in the first block to this value in the last.
 
-    The mean of the normed tokens is read; position embeddings are a fixed sinusoid. The paper's code carries a class
-    token and a norm that no forward pass uses (1,408 parameters at its size); this has 6,484,672 parameters instead
-    of 6,486,080. Another image size at run time interpolates the position embeddings and recomputes a Gaussian
-    mixture mask.
+    The head reads the mean of the normed tokens; position embeddings are a fixed sinusoid. Without the class token and
+    the norm that the paper's code never uses (1,408 parameters), the paper's size has 6,484,672 parameters instead of
+    6,486,080. Another image size at run time interpolates the position embeddings and recomputes a Gaussian mixture
+    mask.
 
     Raises ValueError for sizes that do not fit together, naming the argument.
     """
 
     family = "t2t"
-    note = "the original also carries a class token and a norm that no forward pass uses (1,408 parameters at tiny)"
+    note = "the original also has a class token and a norm that no forward pass uses (1,408 parameters at tiny)"
     norm_before_pool = True
 
     def __init__(
@@ -190,4 +191,4 @@ class T2T(VisionTransformer):
                 nn.init.zeros_(module.bias)
 
     def init_tokens(self) -> None:
-        """Nothing to start: positions are fixed."""
+        """Nothing to initialise: positions are fixed."""

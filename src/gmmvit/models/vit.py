@@ -27,8 +27,8 @@ class ViT(VisionTransformer):
         mask: "none", "elm" or "gmm".
         mode: "multiply", "log" or "post".
         mask_options: further arguments of `GaussianMixtureMask` or `ElementwiseMask`.
-        position_std: initial standard deviation of the position embeddings; default: 1 (the paper's), or 0.1 with the
-            mask start "conv", which already directs each head.
+        position_std: initial standard deviation of the position embeddings; 1 by default (the paper's), 0.1 is better
+            with the mask start "conv", which already directs each head.
         stem: "patch" (linear, the paper's) or "conv" (`ConvStem`: small overlapping convolutions to the same grid).
         pool: what the head reads: "mean" of the patches, or "cls", a class token.
         qkv_bias, dropout, drop_path: drop_path is the same in every block, as in the paper's code.
