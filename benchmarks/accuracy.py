@@ -1,9 +1,9 @@
-"""Test accuracy of a recipe with several masks and seeds: mean and standard deviation, a row a mask.
+"""Test accuracy of a recipe with several masks and seeds: mean and standard deviation, a row per mask.
 
     python benchmarks/accuracy.py --recipe digits --masks gmm,none,elm --seeds 0,1,2 --out benchmarks/results/digits.csv
 
-Weights are chosen on the validation part; the test part is measured once, at the end. The run folders stay in --runs,
-so that a stopped benchmark goes on where it was.
+Weights are chosen on the validation part; the test part is measured once, at the end. Run folders stay in --runs, so a
+stopped benchmark continues.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from gmmvit.training.run import resume, train
 
 
 def summary_of(folder: Path, recipe_name: str, **fields: Any) -> dict[str, Any]:
-    """The summary of one training, which is run, continued or only read."""
+    """The summary of one training, run, continued or just read."""
     summary = read_summary(folder)
     if summary is not None:
         return summary
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--dataset")
     parser.add_argument("--data-dir")
-    parser.add_argument("--image-size", help="training size in pixels, where it is not the data set's own")
+    parser.add_argument("--image-size", help="training size in pixels, if not the data set's own")
     parser.add_argument("--masks", default="gmm,none,elm")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))

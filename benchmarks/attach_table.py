@@ -32,14 +32,14 @@ BEGIN, END = "<!-- table: python benchmarks/attach_table.py --write -->", "<!-- 
 
 
 def oracle_error(donor: Donor) -> float:
-    """Largest difference of the logits from the donor's own forward with the mask put in, in float64."""
+    """Largest difference of the logits from the donor's own forward pass with the mask inserted, in float64."""
     got, expected = masked_logits(donor)
     return (got - expected).abs().max().item()
 
 
 def identity_error(donor: Donor, training: bool) -> float:
-    """Largest difference of the logits between the donor and its attached self, in float32; in training with every
-    dropout and drop path on, under the same seed."""
+    """Largest difference of the logits before and after `attach`, in float32; in training with every dropout and drop
+    path on, under the same seed."""
     results = []
     for change in (lambda model: model, attach):
         model = donor.make()
@@ -60,7 +60,7 @@ def compiles(model: nn.Module, images: Any) -> bool:
 
 
 def exports(model: nn.Module, images: Any) -> bool:
-    """Whether torch.export gives a program with the outputs of the model."""
+    """Whether torch.export gives a program with the model's outputs."""
     try:
         program = torch.export.export(model, (images,)).module()
     except (torch._dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode, RuntimeError):
@@ -75,7 +75,7 @@ def tool(check: Callable[[nn.Module, Any], bool], donor: Donor) -> str:
 
 
 def saved(donor: Donor) -> str:
-    """Weights through files of torch and safetensors into other instances, by the masks that the file has."""
+    """Whether other instances with masks loaded from files of torch and safetensors have equal outputs."""
     model, images = attach(donor.make(), init="paper"), donor.images()
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     same = True
@@ -94,7 +94,7 @@ def saved(donor: Donor) -> str:
 
 
 def copied(donor: Donor) -> str:
-    """deepcopy and pickle have equal outputs, and detach gives those of the donor, bit by bit."""
+    """Whether deepcopy and pickle have equal outputs, and detach restores the donor's, bit for bit."""
     model, images, original = attach(donor.make(), init="paper"), donor.images(), donor.make()
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     same = all(torch.equal(logits(other, images), logits(model, images)) for other in copies)

@@ -1,7 +1,7 @@
 """Which attentions of the installed timm and transformers can carry a mask, and why the others cannot.
 
-Every architecture of timm is made on the meta device; every model of transformers that takes images gets a few small
-layers of random weights, or is named as one that was not made. `gmmvit.describe` says what it finds.
+Every architecture of timm is built on the meta device; every model of transformers that takes images gets a few small
+layers with random weights, or is listed as not made. `gmmvit.describe` reports what it finds.
 
 python benchmarks/attachable.py            prints the table (a quarter of an hour)
 python benchmarks/attachable.py --write    puts it into docs/attach.md
@@ -24,8 +24,8 @@ from gmmvit.attach import describe
 
 PAGE = Path(__file__).parents[1] / "docs" / "attach.md"
 BEGIN, END = "<!-- table: python benchmarks/attachable.py --write -->", "<!-- end of the field -->"
-MOST = 70e6  # parameters of what is made with weights
-# What makes a model of transformers small; set where its configuration has a larger number.
+MOST = 70e6  # parameters of a model built with weights
+# What makes a model of transformers small; set if its configuration has a larger number.
 SMALL: dict[str, int] = {
     "hidden_size": 48, "embed_dim": 48, "d_model": 48, "dim": 48, "vision_embed_dim": 48, "projection_dim": 48,
     "num_attention_heads": 3, "num_heads": 3, "attention_heads": 3, "num_key_value_heads": 3, "head_dim": 16,
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 def rows_of(library: str, family: str, architecture: str, model: nn.Module) -> Iterator[Row]:
     for layer in describe(model):
         reason = layer.reason if layer.action == "left alone" else ""
-        if "cannot be checked" in reason:  # what a model says of its own inputs differs from one to the next
+        if "cannot be checked" in reason:  # the rest differs from model to model
             reason = reason.split(" (")[0]
         yield Row(library, family, layer.kind.rsplit(".", 1)[-1], reason, architecture)
 
@@ -63,7 +63,7 @@ def timm_rows() -> Iterator[Row]:
 
 
 def shrunk(config: Any) -> Any:
-    """A copy of a configuration of transformers, and of those inside it, with small sizes."""
+    """A copy of a transformers configuration, nested ones included, with small sizes."""
     config = copy.deepcopy(config)
     for part in (config, *(part for part in vars(config).values() if hasattr(part, "model_type"))):
         for name, value in SMALL.items():
@@ -76,7 +76,7 @@ def shrunk(config: Any) -> Any:
 
 
 def looks_at_images(config_class: Any) -> tuple[Any, Any] | None:
-    """The class and the class of configuration of what looks at images in models of that configuration."""
+    """The class, and its configuration class, of the part that sees images in models of that configuration."""
     mapping = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_MAPPING
     cls = mapping.get(config_class, None)
     cls = cls[0] if isinstance(cls, tuple) else cls
@@ -111,7 +111,7 @@ def transformers_rows() -> Iterator[Row]:
                 raise ValueError(f"{size / 1e6:.0f} M parameters")
             torch.manual_seed(0)
             model = cls(config)
-        except Exception as error:  # a model that cannot be made small says so in its own words
+        except Exception as error:  # a model that cannot be made small has its own errors
             print(f"transformers {kind}: {' '.join(str(error).split())[:150]}", file=sys.stderr)
             yield Row("transformers", kind, "", "not made: no small configuration known to this script", kind)
             continue
@@ -119,7 +119,7 @@ def transformers_rows() -> Iterator[Row]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """A line for each family that can carry masks, then one for each reason why attentions cannot."""
+    """A line for each family that can carry masks, then one for each reason that others cannot."""
     covered: dict[tuple[str, str], dict[str, set[str]]] = {}
     refused: dict[tuple[str, str], set[str]] = {}
     for row in rows:

@@ -1,10 +1,10 @@
-"""Masked attention on the CPU, forward and backward: everything that torch offers for it, in turns.
+"""Masked attention on the CPU, forward and backward: ours and all that torch offers, in turns.
 
     python benchmarks/attention_cpu.py [--out CSV]
 
-The mask is a Gaussian mixture of 5 kernels a head, made anew from its parameters in every step as in training. In mode
-"log" the mask is a bias that plain SDPA can add. Ratios are of the same turn, to plain SDPA without a mask and to
-"gmm, chunked", which `gmm_attention` takes on the CPU.
+The mask is a Gaussian mixture of 5 kernels per head, computed from its parameters in every step as in training. In mode
+"log" the mask is a bias that plain SDPA can add. Ratios are times of "gmm, chunked", which `gmm_attention` uses on the
+CPU, divided by those of each of the others in the same turn.
 """
 
 import argparse

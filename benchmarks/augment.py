@@ -1,10 +1,10 @@
-"""Images per second of `gmmvit.augment` against a torchvision DataLoader that does the same from PIL images.
+"""Images per second of `gmmvit.augment` against a torchvision DataLoader that does the same on PIL images.
 
     python benchmarks/augment.py --data-dir ../shared/data --out benchmarks/results/augment.csv
 
 Both do flip, pad-crop, the CIFAR-10 policy, normalisation, random erasing and mixup or cutmix on random CIFAR-10
-images, turn by turn in one process. Printed and written are medians and quartiles of the rounds; a round is a second of
-ours and a pass of the DataLoader.
+images, taking turns in one process. The results are medians and quartiles over the rounds; a round is one second of
+ours and one pass of the DataLoader.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def torchvision_pass(pictures: list[Any], labels: Tensor, batch: int, workers: int) -> Callable[[], float]:
-    """A function that goes once over the pictures with a DataLoader and returns images per second."""
+    """A function that makes one pass over the pictures with a DataLoader and returns images per second."""
     from torchvision.transforms import v2
 
     loader = torch.utils.data.DataLoader(

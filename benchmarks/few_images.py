@@ -1,10 +1,8 @@
-"""A folder of a few thousand real images: some of each class of a named data set as PNG, and its whole test set.
+"""Writes a few thousand images of a named data set as PNG: the first of each class, and the whole test set.
 
     python benchmarks/few_images.py --dataset cifar10 --data-dir ../shared/data --per-class 400 --out few-cifar10
     python benchmarks/accuracy.py --recipe small --dataset folder:few-cifar10 --image-size 32 \\
         --masks gmm,none --out benchmarks/results/few-cifar10.csv
-
-Which images: the first of each class in the order of the data set.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Everything that is measured on a GPU, in the order of its value, ended within a limit: `make gpu OUT=folder`.
+"""All GPU measurements, the most valuable first, within a time limit: `make gpu OUT=folder`.
 
     python benchmarks/gpu.py [--out benchmarks/results] [--minutes 8] [--parts kernels,correctness,...] [--tiny]
 
 Needs torch, triton, numpy and this repository, for the kernels' tests also pytest; not git, cyclopts, pyarrow,
-matplotlib or scikit-learn. Each part runs in a process of its own with a limit of its own, so that neither a failure,
-nor a fault of the GPU, nor a part that hangs costs the others anything. Rows are in OUT/gpu.csv as soon as they are
-known, what the parts print is in OUT/gpu-log.txt, and OUT/gpu.md sums up. COMMIT in the environment names the commit
-where git does not. `--tiny` rehearses all of it on a CPU. Exit status 1 if a part failed.
+matplotlib or scikit-learn. Each part runs in its own process with its own limit, so a failure, a fault of the GPU or a
+part that hangs costs the others nothing. Rows appear in OUT/gpu.csv as soon as they are known, the output of the parts
+in OUT/gpu-log.txt, a summary in OUT/gpu.md. Without git, set COMMIT in the environment. `--tiny` rehearses everything
+on a CPU. Exit status 1 if a part failed.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from typing import TextIO
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["part", "what", "unit", "median", "q1", "q3", "repeats", "operations", "bytes", "floor_ms", "peak_memory_mb",
            "device", "torch", "date", "commit"]  # fmt: skip
-ENOUGH = 10  # seconds below which no further part is begun
+ENOUGH = 10  # with fewer seconds left no further part starts
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part: what it shows, and the seconds after which it is ended."""
+    """What a part shows, and its time limit in seconds."""
 
     shows: str
     limit: int
@@ -64,8 +64,8 @@ def versions() -> None:
 
 
 def kernels(tiny: bool) -> None:
-    """The tests of the kernels; raises SystemExit as pytest ends. Triton's interpreter has them in the suite anyway, so
-    a rehearsal runs one."""
+    """Runs the kernels' tests and exits with the status of pytest; a rehearsal runs one, since the suite runs all in
+    Triton's interpreter."""
     import importlib.util
 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/attention/test_triton.py"]
@@ -75,13 +75,13 @@ def kernels(tiny: bool) -> None:
 
 
 def checks(tiny: bool) -> None:
-    """The checks of training steps; raises SystemExit as they end. A rehearsal makes three: the suite has more."""
+    """Runs the checks of training steps and exits with their status; a rehearsal runs three, the suite has more."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_checks.py")]
     sys.exit(subprocess.run([*command, *(["--tiny", "--only", "eager,average,muon"] if tiny else [])]).returncode)
 
 
 def run_part(name: str, out: Path, tiny: bool) -> None:
-    """One part in this process: rows to the CSV as they come."""
+    """Runs one part in this process and writes its rows to the CSV as they come."""
     if name == "versions":
         return versions()
     if name in ("kernels", "checks"):
@@ -100,7 +100,7 @@ def run_part(name: str, out: Path, tiny: bool) -> None:
 
 
 def run_all(names: Sequence[str], out: Path, minutes: float, tiny: bool) -> bool:
-    """Every part in a process of its own while time is left; whether all were good."""
+    """Runs every part in its own process while time is left; returns whether all were good."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "gpu.csv").write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -124,7 +124,7 @@ def run_all(names: Sequence[str], out: Path, minutes: float, tiny: bool) -> bool
 
 
 def _run(command: list[str], limit: float, log: TextIO, environment: dict[str, str]) -> str:
-    """Runs one part; how it ended."""
+    """Runs one part; returns how it ended."""
     try:
         done = subprocess.run(
             command, stdout=log, stderr=subprocess.STDOUT, timeout=limit, env=environment, check=False
@@ -135,7 +135,7 @@ def _run(command: list[str], limit: float, log: TextIO, environment: dict[str, s
 
 
 def _summarise(out: Path, ended: dict[str, tuple[str, float]]) -> None:
-    """The page: how each part ended, then its rows."""
+    """Writes the page: how each part ended, then its rows."""
     with (out / "gpu.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     lines = ["# Measured on a GPU", ""]
@@ -154,8 +154,8 @@ def _summarise(out: Path, ended: dict[str, tuple[str, float]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of what is written")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which no part goes on")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder to write to")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the whole")
     parser.add_argument("--parts", default=",".join(PARTS), help="which, in their order")
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny sizes, on a CPU too")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # in its own process

@@ -1,8 +1,8 @@
-"""Whether every kind of training step is right on a GPU: small checks that go on past each other's failures.
+"""Checks every kind of training step on a GPU; a failed check does not stop the others.
 
     python benchmarks/gpu_checks.py [--tiny] [--only eager,graph,...]
 
-Each prints one line with its time, "good" or what was wrong. Images are random. `--tiny` rehearses on a CPU, where no
+Each prints one line: "good" or what was wrong, and its time. Images are random. `--tiny` rehearses on a CPU, where no
 step becomes a CUDA graph. Exit status 1 if a check failed.
 """
 
@@ -41,7 +41,7 @@ def random_data(device: torch.device, count: int) -> Dataset:
 
 
 class Checks:
-    """The checks, one a method; `tiny` for a rehearsal."""
+    """The checks, one per method; `tiny` for a rehearsal."""
 
     def __init__(self, tiny: bool) -> None:
         self.device = the_device()
@@ -50,14 +50,14 @@ class Checks:
         self.data = random_data(self.device, STEPS * self.batch)
 
     def begun(self, name: str = "paper", **fields: Any) -> Training:
-        """A training by the recipe of that name with 20 steps an epoch."""
+        """A training with the recipe `name` and 20 steps per epoch."""
         options = {"passes": 1, "batch_size": self.batch, "epochs": 2, **self.small, **fields}
         recipe = load_recipe(name, device=str(self.device), **options)
         setting, state, _ = prepare(recipe, Path(tempfile.gettempdir()), Progress(quiet=True), data=self.data)
         return setting, state
 
     def losses(self, training: Training, epochs: int = 1) -> list[float]:
-        """The loss of every step; read back after each epoch alone, so that the host does not wait within it."""
+        """The loss of every step, read back only after each epoch, so that the host does not wait within it."""
         setting, state = training
         sums: list[Tensor] = []
         take = state.step.__class__.__call__
@@ -66,16 +66,16 @@ class Checks:
             take(state.step, parts, images)
             sums.append(state.step.sums.clone())
 
-        setting_, state_ = setting, dataclasses.replace(state)
-        state_.step = Watched(state.step, watched)  # type: ignore[assignment]
+        copied = dataclasses.replace(state)
+        copied.step = Watched(state.step, watched)  # type: ignore[assignment]
         found = []
         for _ in range(epochs):
             sums.clear()
-            train_epoch(setting_, state_)
-            state_.epoch += 1
-            totals = torch.stack([torch.zeros_like(sums[0]), *sums]).cpu()
-            found += ((totals[1:] - totals[:-1])[:, 0] / (totals[1:] - totals[:-1])[:, 2]).tolist()
-        state.epoch, state.images_seen = state_.epoch, state_.images_seen
+            train_epoch(setting, copied)
+            copied.epoch += 1
+            steps = torch.stack([torch.zeros_like(sums[0]), *sums]).cpu().diff(dim=0)
+            found += (steps[:, 0] / steps[:, 2]).tolist()
+        state.epoch, state.images_seen = copied.epoch, copied.images_seen
         return found
 
     def eager(self) -> str:
@@ -94,7 +94,7 @@ class Checks:
         return shown(self.losses(self.begun(compile=True), epochs=2))
 
     def graph_equals_eager(self) -> str:
-        """Drop path included: a replay draws on from the same numbers."""
+        """With drop path: a replay continues the same random numbers."""
         eager, graph = (self.losses(self.begun(cuda_graph=on, dtype="float32"), 2) for on in (False, True))
         return close(graph, eager, 2e-3)
 
@@ -104,7 +104,7 @@ class Checks:
         return close(self.losses(self.begun(compile=True, **fields), 2), eager, 1e-2)
 
     def average(self) -> str:
-        """The average of a recorded training is that of an eager one."""
+        """The averaged weights of a recorded training match those of an eager one."""
         states = []
         for on in (False, True):
             training = self.begun(cuda_graph=on, ema=0.9, dtype="float32")
@@ -117,8 +117,8 @@ class Checks:
         return f"averages differ by {worst:.1e} at most"
 
     def accumulated(self) -> str:
-        """Weights after compiled steps of two batches, with graphs of torch.compile and with one a step, against eager
-        ones: gradients add up."""
+        """Gradients add up in compiled steps of two batches, with torch.compile's graphs and with one per step, as in
+        eager ones."""
         fields = {"accumulate": 2, "batch_size": self.batch // 2, "drop_path": 0.0, "dtype": "float32"}
         eager = self.losses(self.begun(cuda_graph=False, **fields))
         own = close(self.losses(self.begun(cuda_graph=False, compile=True, **fields)), eager, 1e-2)
@@ -129,7 +129,7 @@ class Checks:
         return close(graph, eager, 2e-3)
 
     def muon(self) -> str:
-        """Recipe `small`, whose matrices Muon moves."""
+        """Recipe `small`, which trains with Muon."""
         eager, graph = (self.losses(self.begun("small", cuda_graph=on, dtype="float32"), 2) for on in (False, True))
         return close(graph, eager, 1e-2)
 
@@ -145,7 +145,7 @@ class Checks:
         return f"{shown(found)}, scales {scales}"
 
     def resumed(self) -> str:
-        """The second epoch after a checkpoint, against one that goes straight on."""
+        """The second epoch after a checkpoint against an uninterrupted one."""
         straight = self.losses(self.begun(dtype="float32"), 2)
         first = self.begun(dtype="float32")
         self.losses(first)
@@ -156,7 +156,7 @@ class Checks:
         return close(self.losses(second), straight[STEPS:], 2e-3)
 
     def speed(self) -> str:
-        """Milliseconds of a step: eager, with torch.compile's graphs, with one graph a step, with both."""
+        """Milliseconds per step: eager, with torch.compile's graphs, with one graph per step, with both."""
         told = []
         for name, fields in (
             ("eager", {"cuda_graph": False}),
@@ -176,7 +176,7 @@ class Checks:
 
 
 class Watched:
-    """A step whose calls are seen."""
+    """A step with its calls replaced by `call`."""
 
     def __init__(self, step: Any, call: Callable[[Any, int], None]) -> None:
         self.step, self.call = step, call
@@ -189,14 +189,14 @@ class Watched:
 
 
 def shown(losses: list[float]) -> str:
-    """First and last loss; raises AssertionError for one that is not finite, or where all are one number."""
+    """First and last loss; raises AssertionError if one is not finite or the loss does not move."""
     assert all(abs(loss) < 1e6 for loss in losses), f"losses {losses}"
     assert len(set(losses)) > len(losses) // 2, f"the losses stand still: {losses}"
     return f"losses {losses[0]:.4f} to {losses[-1]:.4f}"
 
 
 def close(found: list[float], expected: list[float], within: float) -> str:
-    """The largest difference of two curves; raises AssertionError where it is larger than `within`."""
+    """The largest difference of two curves; raises AssertionError if it is larger than `within`."""
     worst = max(abs(a - b) for a, b in zip(found, expected, strict=True))
     assert worst <= within, f"curves differ by {worst:.1e}: {found} and {expected}"
     return f"{shown(found)}, curves differ by {worst:.1e}"
@@ -216,7 +216,7 @@ def main() -> int:
         start = time.perf_counter()
         try:
             told = f"good: {getattr(checks, name)()}"
-        except Exception as error:  # of one check: the others are made
+        except Exception as error:  # the other checks still run
             failed += 1
             told = f"FAILED: {type(error).__name__}: {str(error)[:600]}"
             traceback.print_exc()

@@ -1,11 +1,11 @@
-"""The paper's recipe on CIFAR-10, gmm and none with the same pooling, as many seeds as the minutes hold.
+"""The paper's recipe on CIFAR-10, gmm and none with the same pooling, for as many seeds as the minutes allow.
 
     python benchmarks/gpu_paper.py --data packed [--out benchmarks/results] [--minutes 10] [--parallel 2] [--tiny]
 
-`packed` holds the archives of `pack_cifar10.py`. Trainings run side by side in processes of their own, first gmm and
-none of seed 0, then of seed 1 and so on; none is begun that would not end in time. OUT/paper-epochs.csv has a row an
-epoch as soon as it is known, OUT/paper.csv a row a training, and what they print is in OUT/paper-log.txt. `--tiny`
-rehearses with one short epoch on a CPU.
+`packed` holds the archives of `pack_cifar10.py`. Trainings run side by side in their own processes, first gmm and none
+of seed 0, then of seed 1 and so on; none starts that would not end in time. OUT/paper-epochs.csv has a row per epoch as
+soon as it is known, OUT/paper.csv a row per training, OUT/paper-log.txt their output. `--tiny` rehearses with one short
+epoch on a CPU.
 """
 
 import argparse
@@ -31,7 +31,7 @@ RUN = ["mask", "seed", "epochs", "passes", "images_seen", "val_top1", "test_top1
 
 @dataclass
 class Training:
-    """One that runs, and how many of its epochs are written down."""
+    """A running training, and how many of its epochs are written down."""
 
     mask: str
     seed: int
@@ -41,7 +41,7 @@ class Training:
 
 
 def train_one(mask: str, seed: int, folder: Path, data: Path, tiny: bool) -> None:
-    """One training in this process."""
+    """Trains one model in this process."""
     import torch
 
     import gmmvit
@@ -53,7 +53,6 @@ def train_one(mask: str, seed: int, folder: Path, data: Path, tiny: bool) -> Non
 
 
 def append(path: Path, columns: list[str], row: dict[str, Any]) -> None:
-    """One row more."""
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
@@ -63,7 +62,7 @@ def append(path: Path, columns: list[str], row: dict[str, Any]) -> None:
 
 
 def note_epochs(training: Training, out: Path) -> None:
-    """Writes the epochs that ended since the last look."""
+    """Writes the epochs that ended since the last call."""
     rows = training.folder / "metrics.jsonl"
     lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
     for line in lines[training.written :]:
@@ -72,7 +71,7 @@ def note_epochs(training: Training, out: Path) -> None:
 
 
 def note_end(training: Training, out: Path) -> None:
-    """Writes the row of a finished training, or says that it failed."""
+    """Writes the row of a finished training, or prints that it failed."""
     from gmmvit.rows import commit
 
     summary = training.folder / "summary.json"
@@ -87,7 +86,7 @@ def note_end(training: Training, out: Path) -> None:
 
 
 def run_all(args: argparse.Namespace, work: Path) -> int:
-    """Trainings side by side until time is up; how many ended well."""
+    """Runs trainings side by side until time is up; returns how many succeeded."""
     end = time.monotonic() + 60 * args.minutes
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path}
@@ -130,7 +129,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--parallel", type=int, default=2, help="trainings at once")
-    parser.add_argument("--seeds", type=int, default=100, help="at most so many")
+    parser.add_argument("--seeds", type=int, default=100, help="at most this many")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # MASK,SEED in its own process
     args = parser.parse_args()

@@ -1,5 +1,5 @@
-"""What is measured on a GPU, a function a part; `gpu.py` runs each in a process of its own. Images are random: the
-speed does not depend on what they show. A part is rehearsed on a CPU with `tiny` sizes.
+"""The GPU measurements, a function per part; `gpu.py` runs each in its own process. Images are random: the speed does
+not depend on what they show. `tiny` sizes rehearse a part on a CPU.
 
 Letters: B batch, H heads, N patches, D head width.
 """
@@ -22,7 +22,7 @@ from gmmvit.rows import row
 Rows = Iterator[dict[str, str]]
 TINY_MODEL = {"depth": 1, "dim": 16, "num_heads": 2}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-# Of `correctness`: [B, H, N, D] and prefix tokens, as in `attention` with batches that float64 fits.
+# For `correctness`: [B, H, N, D] and prefix tokens, as in `attention`, with batches small enough for float64.
 SHAPES = [
     ((8, 12, 64, 16), 0),
     ((8, 3, 196, 64), 1),
@@ -31,17 +31,17 @@ SHAPES = [
     ((1, 2, 4096, 64), 0),
 ]
 TINY_SHAPES = [((2, 2, 9, 8), 1)]
-# FlexAttention is compiled at this one alone: it takes ten seconds a shape, and an H200 had no room for it at D = 64.
+# FlexAttention is compiled only at this one: it takes ten seconds a shape, and an H200 had no room for it at D = 64.
 WITH_FLEX = (GPU_SHAPES[0],)
 
 
 def the_device() -> torch.device:
-    """The GPU; in a rehearsal without one the CPU."""
+    """The GPU, or the CPU in a rehearsal without one."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was asked for."""
+    """Waits until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -63,14 +63,13 @@ def plain(q: Tensor, k: Tensor, v: Tensor, table: OffsetTable, prefix: int) -> T
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, table: OffsetTable, prefix: int) -> Tensor:
-    """The kernels."""
     return gmm_attention(q, k, v, table, prefix_tokens=prefix, backend="triton")
 
 
 def correctness(tiny: bool) -> Rows:
     """Error of the kernels against float64, output and gradients, divided by that of plain torch in the same dtype.
 
-    Raises AssertionError at the end where one was above 2.
+    Raises AssertionError at the end if one was above 2.
     """
     device = the_device()
     # Triton's interpreter multiplies bfloat16 wrongly.
@@ -105,14 +104,14 @@ def attention(tiny: bool) -> Rows:
             yield from bench_shape(
                 shape, dtype, device, 2 if tiny else 7, lambda line: print(line, flush=True), left_out
             )
-        except (RuntimeError, MemoryError) as error:  # of one shape: the others are measured
+        except (RuntimeError, MemoryError) as error:  # the other shapes are still measured
             failed.append(f"{list(shape)}: {(str(error).splitlines() or [type(error).__name__])[0]}")
             print(failed[-1], flush=True)
     assert not failed, "; ".join(failed)
 
 
 def random_images(device: torch.device, count: int = 45_000) -> Dataset:
-    """Noise in the place of CIFAR-10."""
+    """Noise of CIFAR-10's shape."""
 
     def part(count: int) -> Split:
         images = torch.randint(0, 256, (count, 3, 32, 32), device=device).byte()
@@ -123,7 +122,7 @@ def random_images(device: torch.device, count: int = 45_000) -> Dataset:
 
 
 def augmentation(tiny: bool) -> Rows:
-    """Images/s of batches drawn and augmented on the device: the CIFAR-10 policy with erasing and mixing."""
+    """Images/s when batches are drawn and augmented on the device: the CIFAR-10 policy with erasing and mixing."""
     device = the_device()
     split = random_images(device, 90 if tiny else 45_000).train
     augment = Augment(num_classes=10, mean=MEAN, std=STD, policy="cifar10")
@@ -144,8 +143,8 @@ def augmentation(tiny: bool) -> Rows:
 
 
 def training(tiny: bool) -> Rows:
-    """Images/s of the loop: the paper's ViT with mask and without, recipe `small` with Muon as one graph a step and
-    operation by operation, then the paper's compiled."""
+    """Images/s of the loop: the paper's ViT with and without mask, recipe `small` with Muon as one graph per step and
+    operation by operation, then the paper's ViT compiled."""
     from train_throughput import ours
 
     device = the_device()
@@ -155,8 +154,8 @@ def training(tiny: bool) -> Rows:
     def compared(
         names: tuple[str, str], fields: tuple[dict[str, Any], ...], batch: int, steps: int, ratio: str
     ) -> Rows:
-        """Two contenders in turns, and the time of the first divided by that of the second; the first turn, in which
-        kernels are compiled, is not counted."""
+        """Two contenders in turns, and the time of the first divided by that of the second; the first turn, which
+        compiles kernels, does not count."""
         options = argparse.Namespace(data_dir=None, batch_size=8 if tiny else batch, steps=2 if tiny else steps)
         runs = [ours(data, options, **model, **own) for own in fields]
         turns = [[run() for run in runs] for _ in range(2 if tiny else 4)][1:]
@@ -177,7 +176,7 @@ def training(tiny: bool) -> Rows:
 
 
 def profile(tiny: bool) -> Rows:
-    """Where a step's time goes: milliseconds of host and GPU and launches a step; the longest kernels are printed."""
+    """Where a step's time goes: milliseconds of host and GPU, and launches per step; prints the longest kernels."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
     from train_throughput import ours

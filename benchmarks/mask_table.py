@@ -1,9 +1,9 @@
-"""What the mask itself costs: its offset table from sigma and alpha, for each layer apart and for all layers in one.
+"""What the mask itself costs: its offset table from sigma and alpha, layer by layer and for all layers at once.
 
     python benchmarks/mask_table.py [--out CSV]
 
-The paper's GMM-ViT, nine layers of 12 heads and 5 Gaussians on an 8 x 8 grid, beside its forward pass at batch 1. On a
-GPU where there is one, launches included.
+The paper's GMM-ViT, nine layers of 12 heads and 5 Gaussians on an 8 x 8 grid, beside its forward pass at batch 1. Runs
+on a GPU if there is one; launches count.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gmmvit import GaussianMixtureMask, create_model
-from gmmvit.attention import gaussian_mixture_table
+from gmmvit.masks import tables_together
 from gmmvit.rows import row, write_rows
 
 
@@ -31,13 +31,11 @@ def main() -> None:
     def each() -> list[Tensor]:
         return [mask.table() for mask in masks]
 
-    def at_once() -> tuple[Tensor, ...]:
-        sigma, alpha = (torch.stack([getattr(mask, name) for mask in masks]) for name in ("sigma", "alpha"))
-        table = gaussian_mixture_table(sigma.flatten(0, 1), alpha.flatten(0, 1), masks[0].offsets)
-        return table.unflatten(0, (len(masks), -1)).unbind(0)
+    def at_once() -> list[Tensor]:
+        return list(tables_together(masks, masks[0].alpha.device).values())
 
-    def trained(tables: Callable[[], list[Tensor] | tuple[Tensor, ...]]) -> Callable[[], None]:
-        return lambda: torch.stack(list(tables())).sum().backward()
+    def trained(tables: Callable[[], list[Tensor]]) -> Callable[[], None]:
+        return lambda: torch.stack(tables()).sum().backward()
 
     no_grad = torch.no_grad()
     runs: dict[str, Callable[[], object]] = {

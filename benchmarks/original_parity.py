@@ -1,13 +1,13 @@
-"""Our models against the original's own code at its own sizes: checkpoints as it saves them, converted by the command.
+"""Our models against the original code at its sizes: checkpoints as it saves them, converted by `gmmvit convert`.
 
     python benchmarks/original_parity.py --original CHECKOUT [--eval ../shared/data] [--only vit,swin] [--sizes 32,64]
 
-CHECKOUT is one of github.com/CatworldLee/Gaussian-Mixture-Mask-Attention; it needs einops and timm. Every model of its
-`create_model` is built with each mask that it knows; its weights, class tokens, layer scales and masks included, are
-drawn at random, because at their start many of them hide what a layer does. It is saved in the form its training
-writes (`model_state_dict`, here with the `module.` of data parallel training too), and `gmmvit convert` reads the file
-without being told anything but family and mask. A line a model: the largest difference of logits and of all gradients,
-everything in float64 on images of the data set; with `--eval`, what `gmmvit eval` prints for the converted runs.
+CHECKOUT is a checkout of github.com/CatworldLee/Gaussian-Mixture-Mask-Attention; it needs einops and timm. Every model
+of its `create_model` is built with each mask that it knows. All weights, including class tokens, layer scales and
+masks, are random, because many initial values hide what a layer does. The file has the form that its training writes
+(`model_state_dict`, here with the `module.` of data parallel training too); `gmmvit convert` is given only family and
+mask. Prints a line per model: the largest difference of logits and of all gradients, everything in float64 on random
+pixels; with `--eval`, also what `gmmvit eval` prints for the converted runs.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CLASSES = {32: 10, 64: 200}  # of CIFAR-10 and Tiny-ImageNet
 
 
 def original_model(name: str, mask: str, image_size: int) -> nn.Module:
-    """A model of the original code, its trainable parameters drawn at random."""
+    """A model of the original code with random trainable parameters."""
     from models.create_model import create_model  # type: ignore[import-not-found]  # of the checkout
 
     options = {"is_GMM": mask == "gmm", "is_SLM": mask == "elm", "num_kernals": 5, "sd": 0.1, "model": name}
@@ -57,7 +57,7 @@ def original_model(name: str, mask: str, image_size: int) -> nn.Module:
 
 
 def training_state(model: nn.Module) -> dict[str, Any]:
-    """What the original saves beside the weights."""
+    """What the original saves besides the weights."""
     from utils.scheduler import build_scheduler  # type: ignore[import-not-found]  # of the checkout
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -67,7 +67,7 @@ def training_state(model: nn.Module) -> dict[str, Any]:
 
 
 def has_mask(name: str, mask: str) -> bool:
-    """Whether the original has this mask in this model: its deeper ViTs and its Swin have no element-wise one."""
+    """Whether the original has this mask in this model: its deeper ViTs and Swin have no element-wise one."""
     return mask != "elm" or not (name == "swin" or "_d" in name)
 
 
@@ -79,7 +79,7 @@ def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tenso
 
 
 def compare(name: str, mask: str, image_size: int, run: Path, data_dir: str | None) -> dict[str, Any]:
-    """Converts one model of the original into the folder `run` and measures how far ours is from it."""
+    """Converts one model of the original into the folder `run` and measures its distance from ours."""
     family = MODELS[name]
     model = original_model(name, mask, image_size)
     file = run.with_suffix(".pth")

@@ -1,10 +1,10 @@
-"""CIFAR-10 in zip files that travel: its own PNG bytes, at most --part-mib each, unpacked a folder of class folders.
+"""Packs CIFAR-10 into zip files of at most --part-mib each, with its own PNG bytes in class folders.
 
     python benchmarks/pack_cifar10.py --data-dir ../shared/data --out packed [--per-class 400]
 
-Each archive holds cifar10/train/CLASS/NUMBER.png and cifar10/test/CLASS/NUMBER.png; unpacked into one folder, that
-folder is a `--data-dir` that needs neither pyarrow nor a network. With --per-class the training part is the first so
-many images of each class; the test part is always whole.
+Archives hold cifar10/train/CLASS/NUMBER.png and cifar10/test/CLASS/NUMBER.png. The folder into which they are unpacked
+is a `--data-dir` that needs neither pyarrow nor a network. With --per-class the training part has only that many first
+images of each class; the test part is always whole.
 """
 
 import argparse
@@ -48,13 +48,13 @@ def main() -> None:
     folder = folder if any(folder.glob("*.parquet")) else folder / "plain_text"
     archive, number, size = None, 0, 0
     for name, content in images(folder, args.per_class):
-        # 300 bytes a file are the archive's own.
+        # The archive itself takes 300 bytes per file.
         if archive is None or size + len(content) + 300 > args.part_mib * 2**20:
             if archive is not None:
                 archive.close()
             number, size = number + 1, 0
             archive = zipfile.ZipFile(args.out / f"cifar10-{number}.zip", "w", zipfile.ZIP_STORED)
-        archive.writestr(zipfile.ZipInfo(name), content)  # its date is fixed: equal images make equal files
+        archive.writestr(zipfile.ZipInfo(name), content)  # with a fixed date: equal images make equal files
         size += len(content) + 300
     if archive is not None:
         archive.close()

@@ -1,8 +1,8 @@
 """Draws a picture of docs/gallery.md or of README from a run folder.
 
-python benchmarks/picture.py masks RUN docs/masks.svg         the learned masks, a row a layer and a column a head
-python benchmarks/picture.py training RUN OUT.svg             the same beside those that the training began with
-python benchmarks/picture.py attention RUN OUT.png            what the model looks at, a row an image
+python benchmarks/picture.py masks RUN docs/masks.svg         the learned masks, a row per layer and a column per head
+python benchmarks/picture.py training RUN OUT.svg             the same beside the masks before training
+python benchmarks/picture.py attention RUN OUT.png            what the model looks at, a row per image
 python benchmarks/picture.py report RUN OUT.webp              the top of its report, in a headless Chromium
 """
 

@@ -3,9 +3,9 @@
     pip download timm==VERSION --no-binary :all: --no-deps && tar xzf timm-VERSION.tar.gz
     python benchmarks/timm_tests.py timm-VERSION [--names 'gmmvit_vit_*']
 
-VERSION is that of the installed timm: its source package on PyPI holds its tests. A copy of `tests/test_models.py` is
-run whose list of models holds ours alone, with the `gmmvit_*` names where timm's own ViT, PiT, CaiT and DeiT stand: in
-NON_STD_FILTERS (the output of `forward_features` is tokens, not a map) and, by module, in FEAT_INTER_FILTERS.
+VERSION is that of the installed timm; its source package on PyPI has its tests. This runs a copy of
+`tests/test_models.py` that lists only our models. As timm's ViT, PiT, CaiT and DeiT, the `gmmvit_*` names are in
+NON_STD_FILTERS (`forward_features` returns tokens, not a map) and, by module, in FEAT_INTER_FILTERS.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import timm
 
-# Ours register, and the tests' list of models holds them alone.
+# Registers our models and restricts the tests' list of models to them.
 PRELUDE = """
 import fnmatch as _fnmatch
 import gmmvit.models.timm
@@ -32,7 +32,7 @@ DEEP = ("*_d30*", "*_d60*")
 
 
 class Results:
-    """Counts outcomes by test, for the tests that are parametrised over our names."""
+    """Counts outcomes by test, for the tests parametrised over our names."""
 
     def __init__(self) -> None:
         self.counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -53,10 +53,10 @@ class Results:
 
 
 def own_copy(source: str, names: str) -> str:
-    """timm's module of tests about the models whose names match `names`."""
+    """timm's test module, for the models that match `names`."""
     for mark, entry in (("FEAT_INTER_FILTERS = [", "'timm_models', "), ("NON_STD_FILTERS = [", "'gmmvit_*', ")):
         if source.count("\n" + mark) != 1:
-            raise SystemExit(f"timm's tests have no single {mark}...: this timm is arranged otherwise")
+            raise SystemExit(f"timm's tests have no single {mark}...: this timm has other tests")
         source = source.replace("\n" + mark, f"\n{mark}{entry}")
     start = source.index("\n# models with forward_intermediates()")
     return source[:start] + PRELUDE.format(names=names) + source[start:]
@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("--names", default="gmmvit_*", help="of the models, as a pattern")
     args = parser.parse_args()
     source = (args.package / "tests" / "test_models.py").read_text()
-    os.environ.setdefault("TIMEOUT", "600")  # seconds a test, where pytest-timeout is installed
+    os.environ.setdefault("TIMEOUT", "600")  # seconds per test, if pytest-timeout is installed
     results = Results()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "test_timm.py"

@@ -1,12 +1,12 @@
-"""Training images/s on CIFAR-10 at batch 128, data loading and augmentation included, on one machine in one run.
+"""Training images/s on CIFAR-10 at batch 128, including data loading and augmentation, in one run on one machine.
 
     python benchmarks/train_throughput.py --data-dir ../shared/data [--original CHECKOUT] [--out CSV]
 
-Contenders take turns: ours with GMM in the automatic precision and in float32, ours without mask, and, with
-`--original`, the training loop of a checkout of the original implementation (github.com/CatworldLee/
-Gaussian-Mixture-Mask-Attention; it needs einops, colorama, torchsummary, tqdm and tensorboard). The original is
-written for CUDA: its `.cuda()` calls are made to do nothing here; its loop, its augmentation, its sampler and its
-worker processes are used as they are. The first steps of every turn are not counted.
+Contenders take turns: ours with GMM in automatic precision and in float32, ours without mask, and, with `--original`,
+the training loop of a checkout of the original implementation (github.com/CatworldLee/Gaussian-Mixture-Mask-Attention;
+it needs einops, colorama, torchsummary, tqdm and tensorboard). The original is written for CUDA: its `.cuda()` calls do
+nothing here; its loop, augmentation, sampler and worker processes are unchanged. The first steps of every turn do not
+count.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from gmmvit.training.loop import train_epoch
 from gmmvit.training.progress import Progress
 from gmmvit.training.session import prepare
 
-WARM_UP = 3  # steps at the start of a turn that are not counted
+WARM_UP = 3  # uncounted steps at the start of a turn
 
 
 class Timed:
@@ -58,7 +58,7 @@ class Timed:
 
 
 def ours(data: Dataset, args: argparse.Namespace, recipe: str = "paper", **fields: Any) -> Callable[[], float]:
-    """A function that trains `steps` batches of ours by a shipped recipe and returns images/s."""
+    """A function that trains our model for `steps` batches by a shipped recipe and returns images/s."""
     chosen = load_recipe(recipe, data_dir=args.data_dir, passes=1, batch_size=args.batch_size, **fields)
     folder = Path(tempfile.mkdtemp())
     setting, state, _ = prepare(chosen, folder, Progress(quiet=True), data=data)
@@ -98,7 +98,7 @@ class PILImages(torch.utils.data.Dataset):
 
 
 def original(data: Dataset, args: argparse.Namespace) -> Callable[[], float]:
-    """A function that trains `steps` batches with the original's own loop and returns images/s."""
+    """A function that trains for `steps` batches with the original's own loop and returns images/s."""
     sys.path.insert(0, str(Path(args.original).resolve()))
     np.int = int  # type: ignore[attr-defined]  # removed from numpy since; the original's cutmix uses it
     torch.Tensor.cuda = lambda self, *a, **k: self  # type: ignore[assignment,method-assign]

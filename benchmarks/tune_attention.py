@@ -1,10 +1,10 @@
-"""Which tiles suit the long kernels on this GPU: forward and backward at one shape for every choice of one kernel.
+"""Finds the best tiles of the long kernels on this GPU: forward and backward for every choice of one kernel's tiles.
 
     python benchmarks/tune_attention.py 64x12x256x64
     python benchmarks/gpu.py --parts tune
 
-Prints a line for each choice, those in force first as "now"; the winners belong into `long_tiles` and `mask_layout` of
-`attention/launch.py`. Not part of `make gpu`.
+Prints a line for each choice, the current ones first as "now"; the winners belong in `long_tiles` and `mask_layout` of
+`attention/triton/launch.py`. Not part of `make gpu`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from gmmvit.rows import line, row
 
 SHAPES: list[Shape] = [(64, 12, 256, 64), (2, 12, 4096, 64)]
 TINY_SHAPES: list[Shape] = [(2, 1, 36, 16)]
-SECONDS = 75  # a shape, after which no further choice is tried
+SECONDS = 75  # per shape; then no further choice is tried
 TILES = {
     "forward": [(64, 32, 4, 2), (64, 32, 4, 4), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 8, 2)],
     "kv": [(32, 64, 4, 2), (32, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 3), (128, 64, 8, 2)],
@@ -49,7 +49,7 @@ def step_of(shape: Shape, device: torch.device) -> Callable[[], None]:
 
 
 def milliseconds(step: Callable[[], None], device: torch.device) -> list[float]:
-    """Of single steps: as a CUDA graph, without a GPU once by the clock."""
+    """Times of single steps: as a CUDA graph, or without a GPU once by the clock."""
     if device.type == "cuda":
         replay = graph_timer(step)
         return [1e3 * replay() for _ in range(3)]
@@ -59,7 +59,7 @@ def milliseconds(step: Callable[[], None], device: torch.device) -> list[float]:
 
 
 def choices(tiny: bool) -> Iterator[tuple[str, str, Any]]:
-    """What to put in the place of which function of `launch`: (its description, the function's name, the function)."""
+    """Replacements for functions of `launch`: (description, name of the function, replacement)."""
     yield "now", "long_tiles", launch.long_tiles
     for layout in LAYOUTS[:1] if tiny else LAYOUTS:
         yield f"mask {layout}", "mask_layout", lambda *sizes, layout=layout: layout
@@ -75,7 +75,7 @@ def choices(tiny: bool) -> Iterator[tuple[str, str, Any]]:
 
 
 def tune(tiny: bool, shapes: list[Shape] | None = None) -> Iterator[dict[str, str]]:
-    """A row for each choice and shape; a choice that does not fit the GPU is printed and passed over."""
+    """A row for each choice and shape; prints and skips a choice that does not fit the GPU."""
     from triton.runtime.errors import OutOfResources
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,7 +84,7 @@ def tune(tiny: bool, shapes: list[Shape] | None = None) -> Iterator[dict[str, st
         step = step_of(shape, device)
         for what, name, function in choices(tiny):
             if time.monotonic() > end:
-                print(f"{shape}: {what} and what follows left out, {SECONDS} s are over", flush=True)
+                print(f"{shape}: {what} and the rest skipped after {SECONDS} s", flush=True)
                 break
             before = getattr(launch, name)
             setattr(launch, name, function)

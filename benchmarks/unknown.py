@@ -1,5 +1,5 @@
-"""How many images of classes that were never seen `--unknown-below auto` finds: a model of the digits 0 to 4 (recipe
-digits) answers to its test part and to the digits 5 to 9. A minute on one core.
+"""How many images of unseen classes `--unknown-below auto` finds: a model of the digits 0 to 4 (recipe digits)
+classifies its test part and the digits 5 to 9. A minute on one core.
 
     python benchmarks/unknown.py
 """

@@ -1,4 +1,4 @@
-"""Trials by seed of what should never end in a traceback, a hang or a lost run: `python -m soak`, a kind a function."""
+"""Seeded trials that must never end in a traceback, a hang or a lost run: `python -m soak`, one function per kind."""
 
 from collections.abc import Callable
 from random import Random
@@ -10,8 +10,8 @@ from soak.flags import flag
 from soak.interruptions import disk, kill, signalled
 from soak.trials import Sound
 
-Trial = Callable[[Sound, Random, int], str]  # what went wrong in the trial of that number; empty for nothing
-# Each kind with the trials of one turn: those that cost more come less often.
+Trial = Callable[[Sound, Random, int], str]  # from the trial's number, what went wrong; empty if nothing
+# Each kind with its trials in one turn: fewer of those that cost more.
 KINDS: dict[str, tuple[Trial, int]] = {
     "image": (image, 30),
     "folder": (folder, 12),

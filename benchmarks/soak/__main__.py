@@ -1,4 +1,4 @@
-"""Trials of the chosen kinds in turn until the minutes are over, or Ctrl-C; then trials and failures of each kind.
+"""Runs trials of the chosen kinds in turn until time is up or Ctrl-C, then prints trials and failures of each kind.
 
 PYTHONPATH=benchmarks python -m soak --minutes 20 --seed 0 --kinds kill,folder
 """

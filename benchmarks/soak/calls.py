@@ -1,4 +1,4 @@
-"""Odd arguments of the public Python names: a result, or one sentence that a statement of ours raised."""
+"""Odd arguments for the public Python names: a result, or a one-sentence error that our own code raises."""
 
 import datetime
 import dis
@@ -31,7 +31,7 @@ Target = tuple[Callable[..., Any], dict[str, Any]]
 
 
 def odd_values(rng: Random) -> list[Any]:
-    """Made anew for each trial: some of them are used up."""
+    """New ones for each trial, since some are used up."""
     ring: list[Any] = [1]
     ring.append(ring)
     return [
@@ -57,7 +57,7 @@ def _donor() -> nn.Module:
 
 
 def targets(sound: Sound, place: Path) -> dict[str, Callable[[], Target]]:
-    """Each name with arguments that are right."""
+    """Each name with valid arguments."""
     q = torch.randn(1, 2, 5, 4)
     picture = np.zeros((8, 8, 3), np.uint8)
     table = torch.ones(2, 3, 3)
@@ -130,7 +130,7 @@ def _drawn(kind: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _seen(kind: Callable[..., Any], images: torch.Tensor) -> Callable[..., Any]:
-    """The module, that then sees images of the size that it says."""
+    """Makes the module and calls it, with images of its own size if it has one."""
 
     def see(**given: Any) -> Any:
         model = kind(**given)
@@ -150,12 +150,12 @@ RARE = {"train", "train_several", "cross_validate", "export_run", "write_report"
 
 
 def call(sound: Sound, rng: Random, number: int) -> str:
-    """One or two arguments of a public name are odd."""
+    """Calls a public name with one or two odd arguments."""
     with sound.place() as place:
         known = targets(sound, place)
         name = rng.choice([name for name in known if name not in RARE or rng.random() < 0.15])
         function, given = known[name]()
-        # Of images that are none, the donor's own code complains.
+        # The donor's own code complains about images that are not images.
         free = [field for field in given if field != "x" and (name != "load_recipe" or field in {"name", *FREE})]
         odd = rng.sample(free, k=min(len(free), 1 + (rng.random() < 0.25)))
         values = {argument: rng.choice(odd_values(rng)) for argument in odd}
@@ -172,7 +172,7 @@ def shown(value: Any) -> str:
 
 
 def unfit(error: Exception) -> str:
-    """Why an error is none that the library gives; empty where it is one sentence that a statement of ours raised."""
+    """Why an error is not fit for the user; empty if it is one sentence that our own code raised."""
     trace = error.__traceback__
     assert trace is not None
     while trace.tb_next is not None:
@@ -190,6 +190,6 @@ def unfit(error: Exception) -> str:
 
 
 def _raised(trace: TracebackType) -> bool:
-    """Whether a `raise` stood there, and no operation that went wrong."""
+    """Whether a `raise` statement raised it, not a failed operation."""
     code = trace.tb_frame.f_code.co_code
     return dis.opname[code[trace.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")

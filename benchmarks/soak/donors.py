@@ -1,4 +1,4 @@
-"""Models of timm, transformers and torchvision with random weights: masks put in, saved, loaded and taken out."""
+"""Models of timm, transformers and torchvision with random weights: masks attached, saved, loaded and detached."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from soak.trials import Sound
 
 
 def attach(sound: Sound, rng: Random, number: int) -> str:
-    """The identity leaves the outputs as they were; saved masks come back; detached it is the donor."""
+    """The identity keeps the outputs, saved masks load again, and detaching restores the donor."""
     donor, seed = DONORS[number % len(DONORS)], rng.randrange(2**31)
     if donor.missing():
         return ""

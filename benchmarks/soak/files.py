@@ -1,4 +1,4 @@
-"""Damaged files: images, and those of a run."""
+"""Damaged images and run files."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ WIDE = ("NPY", "bands", "planes", "packed")  # .npy, and TIFF of five channels: 
 
 
 def damaged(content: bytes, rng: Random) -> bytes:
-    """A file with some bytes changed, cut off, repeated or inserted."""
+    """`content` with some bytes changed, cut off, repeated or inserted."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 8)):
         at, how = rng.randrange(len(data) + 1), rng.randrange(4)
@@ -32,7 +32,7 @@ def damaged(content: bytes, rng: Random) -> bytes:
 
 
 def wide_image(kind: str, size: tuple[int, int], rng: Random) -> bytes:
-    """A file of five channels of 16 bits."""
+    """A file of five 16-bit channels."""
     stream = io.BytesIO()
     levels = np.random.default_rng(rng.randrange(2**32)).integers(0, 65536, (*size, 5), dtype=np.uint16)
     if kind == "NPY":
@@ -48,7 +48,7 @@ def wide_image(kind: str, size: tuple[int, int], rng: Random) -> bytes:
 
 
 def image(sound: Sound, rng: Random, number: int) -> str:
-    """An image with changed bytes is read, or refused in a sentence."""
+    """A damaged image is read, or refused in a sentence."""
     kind, size = rng.choice(FORMATS + WIDE), (rng.randint(1, 60), rng.randint(1, 60))
     if kind in FORMATS:
         stream = io.BytesIO()
@@ -62,7 +62,7 @@ def image(sound: Sound, rng: Random, number: int) -> str:
 
 
 def folder(sound: Sound, rng: Random, number: int) -> str:
-    """A run with a changed file serves, or is refused in a line with status 1."""
+    """A run with a damaged file works, or is refused in one line with status 1."""
     with sound.place() as place:
         copy = shutil.copytree(rng.choice([sound.run, sound.half]), place / "run")
         file = rng.choice([path for path in sorted(copy.iterdir()) if path.stat().st_size])

@@ -1,17 +1,17 @@
-"""Odd values of the fields of a recipe, as flags of `train`."""
+"""Odd values for recipe fields, as flags of `train`."""
 
 from random import Random
 
 from gmmvit.config import Recipe
 from soak.trials import ODD, TINY, Sound, one_line
 
-# Those that make a trial long where their value is a valid one: thousands of epochs, a compiler, minutes.
+# Fields whose valid values make a trial long: thousands of epochs, a compiler, minutes.
 _SLOW = {"compile", "minutes", "loggers"} | set(TINY) - {"image_size", "policy", "batch_size"}
 FREE = sorted(set(Recipe.__dataclass_fields__) - _SLOW)
 
 
 def flag(sound: Sound, rng: Random, number: int) -> str:
-    """An odd value of a field is taken, or refused in a line."""
+    """An odd value of a field is accepted, or refused in one line."""
     name, value = rng.choice(FREE), rng.choice(ODD)
     with sound.place() as place:
         arguments = ["train", "--quiet", "--out", str(place / "run"), *sound.flags(sound.root / "cache")]

@@ -1,4 +1,4 @@
-"""Commands that are killed, told to stop, or find the disk full, in forked processes; then the next must work."""
+"""Commands that are killed, stopped by a signal or out of disk, in forked processes; the next command must work."""
 
 import contextlib
 import ctypes
@@ -22,10 +22,10 @@ from gmmvit.runs.run_folder import read_rows, read_summary
 from gmmvit.training.run import resume, train
 from soak.trials import Sound, wrong_end
 
-# What writes, each as often as its number; the last two cost the most.
+# Commands that write, with their weights; the last two cost the most.
 WRITES = {"train": 4, "overwrite": 3, "resume": 3, "report": 1, "export": 1}
 _SAID = "said.txt"  # beside the run: standard error of the command
-_LONGEST: dict[str, float] = {}  # seconds that a command takes where nothing ends it
+_LONGEST: dict[str, float] = {}  # seconds that a command takes if nothing ends it
 
 
 def _drawn(rng: Random) -> str:
@@ -33,7 +33,7 @@ def _drawn(rng: Random) -> str:
 
 
 def _begun(sound: Sound, command: str, place: Path) -> tuple[Path, list[str]]:
-    """The run that the command finds there, and its arguments."""
+    """The run that the command finds, and the command's arguments."""
     run = place / "run"
     if command == "train":
         return run, ["train", "--quiet", "--out", str(run), *sound.flags(place / "cache")]
@@ -45,7 +45,7 @@ def _begun(sound: Sound, command: str, place: Path) -> tuple[Path, list[str]]:
 
 
 def _next(sound: Sound, command: str, run: Path) -> str:
-    """What is wrong with the folder as the next command finds it; empty for nothing."""
+    """What is wrong with the folder for the next command; empty if nothing."""
     if command == "report":
         write_report(run)
     elif command == "export":
@@ -61,7 +61,7 @@ def _next(sound: Sound, command: str, run: Path) -> str:
 
 
 def _trained(sound: Sound, run: Path) -> None:
-    """Ends the training by `resume`, or as the sentences say."""
+    """Finishes the training by `resume`, or as its messages advise."""
     if run.exists():
         try:
             resume(run, quiet=True)
@@ -78,7 +78,7 @@ def _trained(sound: Sound, run: Path) -> None:
 
 
 def _forked(action: Callable[[], int], said: Path) -> int:
-    """The id of a child that ends with the status that `action` returns; what it says goes to a file."""
+    """The id of a child that exits with the status that `action` returns; its standard error goes to a file."""
     if child := os.fork():
         return child
     status = 70
@@ -97,7 +97,7 @@ def _forked(action: Callable[[], int], said: Path) -> int:
 
 
 def _ended(child: int) -> int:
-    """Its exit status, or the negative number of the signal; a child that hangs is killed."""
+    """The child's exit status, or the negative number of the signal; kills a child that hangs."""
     try:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except BaseException:
@@ -107,13 +107,13 @@ def _ended(child: int) -> int:
 
 
 def _alone(arguments: list[str]) -> int:
-    """The command as a process of its own runs it."""
+    """Runs the command as its own process would."""
     sys.argv = ["gmmvit", *arguments]
     return main()
 
 
 def _sent(sound: Sound, rng: Random, command: str, number: int) -> tuple[int, str, Path, str]:
-    """Sends the signal at a random moment; the status, what was said, the run and what is wrong with it then."""
+    """Sends the signal at a random moment; returns the status, standard error, the run and what is wrong with it."""
     if command not in _LONGEST:
         with sound.place() as place:
             _, arguments = _begun(sound, command, place)
@@ -131,7 +131,7 @@ def _sent(sound: Sound, rng: Random, command: str, number: int) -> tuple[int, st
 
 
 def kill(sound: Sound, rng: Random, number: int) -> str:
-    """After `kill -9` at any time, the next command reaches the weights of a run that nothing interrupted."""
+    """After `kill -9` at any time, the next command reaches the weights of an uninterrupted run."""
     command = _drawn(rng)
     status, said, _, fault = _sent(sound, rng, command, signal.SIGKILL)
     if status not in (0, -signal.SIGKILL):
@@ -140,7 +140,7 @@ def kill(sound: Sound, rng: Random, number: int) -> str:
 
 
 def signalled(sound: Sound, rng: Random, number: int) -> str:
-    """A command that is told to stop ends in one line with status 1, and the next command works."""
+    """A command stopped by a signal ends in one line with status 1, and the next command works."""
     command, sent = _drawn(rng), rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     status, said, _, fault = _sent(sound, rng, command, sent)
     if not fault and status not in (0, -signal.SIGTERM, -signal.SIGHUP):
@@ -181,9 +181,9 @@ def _on_a_full_disk(sound: Sound, rng: Random, command: str, place: Path) -> int
 
 @contextlib.contextmanager
 def _mounted(place: Path) -> Iterator[Callable[[int], None] | None]:
-    """A small disk of its own in memory, for this process alone; gives what sets how many more kiB fit on it.
+    """Mounts a small disk in memory, for this process only; yields a function that sets how many more kiB fit on it.
 
-    Gives None where that is not allowed; then a limit on the size of files stands in for it.
+    Yields None if mounting is not allowed; then a limit on the size of files stands in for it.
     """
     user, group = os.getuid(), os.getgid()
     spaces = 0x00020000 | (0x10000000 if user else 0)  # CLONE_NEWNS, CLONE_NEWUSER

@@ -1,4 +1,4 @@
-"""What the kinds share: a sound run with its images, how a command ends, a trial that may take too long."""
+"""What the kinds share: a sound run with its images, the check of how a command ends, the time limit of a trial."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ import gmmvit
 from gmmvit.cli import main
 from gmmvit.training import loop
 
-SECONDS = 60  # a trial that computes for longer hangs, and one that takes ten times as long by the clock
+SECONDS = 60  # of computing, or ten times as long by the clock, after which a trial counts as hanging
 TINY = {
     "dim": 16, "depth": 1, "num_heads": 2, "passes": 1, "epochs": 3, "warmup_epochs": 0, "threads": 1,
     "batch_size": 8, "image_size": 8, "policy": "none",
@@ -30,7 +30,7 @@ ODD = ["", " ", "-1", "0", "1e309", "nan", "inf", "-inf", "9" * 400, "1e-400", "
 
 
 class Sound:
-    """Images in two classes, a finished run on them, and one that was stopped in its second epoch."""
+    """Images in two classes, a finished run on them, and one stopped in its second epoch."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.images = root, root / "images"
@@ -55,7 +55,7 @@ class Sound:
         return ["--recipe", "digits", *words]
 
     def other_weights(self, folder: Path) -> str:
-        """In words, where a run has other weights than the one that nothing interrupted."""
+        """Which weights of a run differ from those of the uninterrupted one; empty if none."""
         for name in ("model.safetensors", "last.safetensors"):
             whole, other = load_file(self.run / name), load_file(folder / name)
             if any(not torch.equal(whole[key], other[key]) for key in whole):
@@ -64,7 +64,7 @@ class Sound:
 
     @contextlib.contextmanager
     def place(self):
-        """An empty folder for a trial, which works in it: odd values may be names of folders that it then makes."""
+        """An empty folder to run a trial in, since odd values may name folders that it then creates."""
         folder = self.root / "trial"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -83,7 +83,7 @@ def _stop_in_the_second_epoch(row: dict, weights: object, recipe: object) -> Non
 
 
 def wrong_end(status: int, said: str, allowed: tuple[int, ...]) -> str:
-    """What is wrong with how a command ended that said this on standard error; empty for nothing."""
+    """What is wrong with a command's status and standard error; empty if nothing."""
     lines = [line for line in said.splitlines() if line.startswith("gmmvit:")]
     if status not in allowed or "Traceback" in said:
         return f"status {status}: {(lines or said.splitlines())[-1:]}"
@@ -93,7 +93,7 @@ def wrong_end(status: int, said: str, allowed: tuple[int, ...]) -> str:
 
 
 def one_line(arguments: list[str], allowed: tuple[int, ...]) -> str:
-    """What is wrong with how the command ends; empty for nothing."""
+    """What is wrong with how the command ends; empty if nothing."""
     said = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         status = main(arguments)
@@ -101,7 +101,7 @@ def one_line(arguments: list[str], allowed: tuple[int, ...]) -> str:
 
 
 def tried(trial: Callable[[Sound, Random, int], str], sound: Sound, seed: str, number: int) -> str:
-    """What went wrong in a trial; empty for nothing."""
+    """What went wrong in a trial; empty if nothing."""
 
     def hang(*_: object) -> None:
         raise TimeoutError(f"took more than {SECONDS} s")
