@@ -21,11 +21,12 @@ FOUR = ["a", "b"] * 2
 
 @dataclass(frozen=True)
 class Layout:
-    """`tree`: a folder -> how many images lie in it, a parquet file -> its labels, another file -> its text. `read`:
-    the images of each part, None where it is refused; `says`: what the refusal or a notice must say."""
+    """`tree`: a folder -> how many images lie in it, a parquet file -> its labels, a link -> the path it leads to from
+    its folder, another file -> its text. `read`: the images of each part, None where it is refused; `says`: what the
+    refusal or a notice must say."""
 
     shown: str
-    tree: dict[str, int | list | str]
+    tree: dict[str, int | list | str | Path]
     read: dict[str, int] | None
     says: str = ""
     seen: str = ""
@@ -228,9 +229,34 @@ LAYOUTS = [
         "`train` of `train/...`, `test/...`",
         _classes("train", "test"),
         CUT,
-        "PATH/train is one part of PATH: test beside it is ignored",
+        "PATH/train is one part of PATH: test beside it is not read, give folder:PATH for all of it",
         "vision#669",
         inner="train",
+    ),
+    Layout(
+        "`train/metadata.csv` of `train/...`, `test/...`",
+        {"train": 4, "test": 2, "train/metadata.csv": ROW + "000.png,a\n001.png,b\n002.png,a\n003.png,b\n"},
+        {"train": 2, "val": 1, "test": 1},
+        "PATH/train is one part of PATH: test beside it is not read, give folder:PATH for all of it",
+        inner="train/metadata.csv",
+    ),
+    Layout(
+        "`flowers_train` of `flowers_train/...`, `flowers_test/...`",
+        _classes("flowers_train", "flowers_test"),
+        CUT,
+        "PATH/flowers_train is one part of PATH: flowers_test beside it is not read, give folder:PATH for all of it",
+        inner="flowers_train",
+    ),
+    Layout(
+        "`a/*`, `b/*`, `a/more` linked to images, `b/round` to PATH",
+        {"a": 4, "b": 4, "../more": 4, "a/more": Path("../../more"), "b/round": Path("..")},
+        {"train": 6, "val": 3, "test": 3},
+        "count as those classes: a/more; ignored 1 link that leads nowhere or in a circle: b/round (in PATH)",
+    ),
+    Layout(
+        "`train/...`, `test` linked to class folders",
+        _classes("train", "../other") | {"test": Path("../other")},
+        {"train": 6, "val": 2, "test": 8},
     ),
     Layout(
         "`train/...` of 3 classes, `test/...` of 2",
@@ -296,6 +322,34 @@ LAYOUTS = [
         "en",
     ),
     Layout(
+        "`train` of `train/0.parquet`, `test/0.parquet`",
+        {"train/0.parquet": FOUR * 2, "test/0.parquet": FOUR},
+        CUT,
+        "PATH/train is one part of PATH: test beside it is not read, give hf:PATH for all of it",
+        kind="hf",
+        inner="train",
+    ),
+    Layout(
+        "`train/train.parquet`, `test/test.parquet`",
+        {"train/train.parquet": FOUR * 2, "test/test.parquet": FOUR},
+        {"train": 6, "val": 2, "test": 4},
+        kind="hf",
+    ),
+    Layout(
+        "`data` linked to a folder of `train.parquet`, `round` to PATH",
+        {"../other/train.parquet": FOUR * 2, ".": 0, "data": Path("../other"), "round": Path(".")},
+        CUT,
+        "ignored 1 link that leads nowhere or in a circle: round (in PATH)",
+        kind="hf",
+    ),
+    Layout(
+        "`train.parquet`, `more` linked to a folder of `test.parquet`",
+        {"train.parquet": FOUR * 2, "../other/test.parquet": FOUR, "more": Path("../other")},
+        None,
+        "holds 2 data sets (configurations): give one of them, files directly in PATH or hf:PATH/more",
+        kind="hf",
+    ),
+    Layout(
         "`train.parquet`, `data/train.parquet`",
         {"train.parquet": FOUR, "data/train.parquet": FOUR},
         None,
@@ -343,10 +397,13 @@ def build(layout: Layout, root: Path) -> None:
     """Write the files of a layout."""
     for number, (place, content) in enumerate(layout.tree.items()):
         if isinstance(content, int):
+            (root / place).mkdir(parents=True, exist_ok=True)
             for index in range(content):
                 draw(root / place / f"{index:03d}.png", shade=(40 * number + index) % 256)
         elif isinstance(content, list):
             write_parquet(root / place, content, first=10 * number)
+        elif isinstance(content, Path):
+            (root / place).symlink_to(content)
         else:
             (root / place).parent.mkdir(parents=True, exist_ok=True)
             (root / place).write_text(content)

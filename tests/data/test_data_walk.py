@@ -33,11 +33,30 @@ def test_what_is_ignored_is_said_before_an_empty_class_stops(data_error, load, t
     assert ignored(lines) == [f"ignored 1 file that is no image: .heic 1 (in {two_classes})"]
 
 
-def test_linked_folders_in_a_class_are_not_followed(load, two_classes, lines):
-    (two_classes / "cat" / "more").symlink_to(two_classes / "dog")
-    (two_classes / "cat" / "round").symlink_to(two_classes)
+def test_linked_folders_are_read_wherever_they_lie_unless_they_lead_back(load, two_classes, lines, tmp_path, fill):
+    more = fill(tmp_path / "more", {"cats": 3, "birds": 2})
+    (two_classes / "cat" / "more").symlink_to(more / "cats")
+    (two_classes / "bird").symlink_to(more / "birds")
+    (more / "birds" / "deeper").mkdir()
+    for place, target in {"cat/more/all": more, "cat/up": two_classes, "bird/deeper/bird": more / "birds"}.items():
+        (two_classes / place).symlink_to(target)
+    (two_classes / "round").symlink_to(two_classes)
+    (two_classes / "dog" / "gone").symlink_to("nowhere")
+    assert len(load(two_classes, **ALL).train) == 50 + 3 + 2
+    links = "round, bird/deeper/bird, cat/more/all, cat/up, dog/gone"
+    assert ignored(lines) == [f"ignored 5 links that lead nowhere or in a circle: {links} (in {two_classes})"]
+
+
+def test_links_beside_a_table_and_to_images_that_it_does_not_list_are_named(load, two_classes, lines, tmp_path, fill):
+    rows = [f"{file.parent.name}/{file.name},{file.parent.name}" for file in two_classes.rglob("*.png")]
+    (two_classes / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    (two_classes / "more").symlink_to(fill(tmp_path / "more", {"fish": 1}))
+    (two_classes / "round").symlink_to(two_classes)
     assert len(load(two_classes, **ALL).train) == 50
-    assert ignored(lines) == [f"ignored 2 linked folders below {two_classes}: cat/more, cat/round"]
+    assert ignored(lines) == [
+        f"ignored 1 link that leads nowhere or in a circle: round (in {two_classes})",
+        f"ignored 1 image that {two_classes / 'metadata.csv'} does not list: more/fish/000.png",
+    ]
 
 
 def test_linked_images_and_linked_classes_are_read(load, two_classes, lines, tmp_path, fill):
@@ -67,7 +86,7 @@ def test_dead_link_in_a_class_is_a_broken_image(data_error, load, two_classes, l
 def test_dead_link_as_a_class_is_ignored(load, two_classes, lines, target):
     (two_classes / "fish").symlink_to(target)
     assert load(two_classes).classes == ("cat", "dog")
-    assert ignored(lines) == [f"ignored 1 dead link beside the class folders of {two_classes}: fish"]
+    assert ignored(lines) == [f"ignored 1 link that leads nowhere or in a circle: fish (in {two_classes})"]
 
 
 @pytest.mark.parametrize("content", ["nothing", "loose image", "empty classes"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gmmvit.data.classes import check_classes, check_some_lack
-from gmmvit.data.layout import check_classes_hold_images, check_no_parts, find_parts, tell_unused
+from gmmvit.data.layout import check_classes_hold_images, check_no_parts, find_parts, tell_other_parts, tell_unused
 from gmmvit.data.records import (
     Contents,
     DataError,
@@ -24,7 +24,7 @@ from gmmvit.data.records import (
 )
 from gmmvit.data.several import multi_hot
 from gmmvit.data.table import TABLE_EXTENSIONS, find_table, read_table
-from gmmvit.data.walk import EXTENSIONS, PassedOver, data_files, dead_links, images_below, loose_images, visible_folders
+from gmmvit.data.walk import EXTENSIONS, PassedOver, data_files, idle_links, images_below, loose_images, visible_folders
 
 # Part name -> the path of each image and the name of its class, or of its classes.
 Entries = Mapping[str, Sequence[tuple[str, Label]]]
@@ -40,10 +40,11 @@ def folder_source(path: Path, report: Report) -> Source:
     Raises:
         DataError: nothing there, or a fault of its layout.
     """
-    path = Path(os.path.realpath(path))
+    given, path = path, Path(os.path.realpath(path))
     name = f"folder-{path.name}"
     if not path.exists():
         raise DataError(f"folder {path} does not exist")
+    tell_other_parts(given if path.is_dir() else given.parent, "folder", report)
     table = path if path.suffix.lower() in TABLE_EXTENSIONS else find_table(path)
     if table is not None and table.is_file():
         return entries_source(name, table.parent, table_entries(table, report), also=[str(table)])
@@ -77,7 +78,9 @@ def table_entries(table: Path, report: Report) -> dict[str, list[tuple[str, Labe
     """The images of a table by part, as `read_table`, and a notice about those beside it that it does not list."""
     entries = read_table(table, report)
     listed = {os.path.realpath(file) for rows in entries.values() for file, _ in rows}
-    others = [file for file in images_below(table.parent, PassedOver()) if os.path.realpath(file) not in listed]
+    passed = PassedOver()
+    others = [file for file in images_below(table.parent, passed) if os.path.realpath(file) not in listed]
+    passed.report_links(table.parent, report)
     if others:
         names = listing([relative(file, table.parent) for file in others])
         report(f"ignored {counted(len(others), 'image')} that {table} does not list: {names}")
@@ -86,13 +89,13 @@ def table_entries(table: Path, report: Report) -> dict[str, list[tuple[str, Labe
 
 def class_entries(root: Path, report: Report, *, required: bool = True) -> list[tuple[str, Label]]:
     """The images of every class folder of `root`, also in folders below it. Hidden files are left out, as are, with a
-    notice, files of other types, linked folders in a class, and images and dead links beside the class folders.
+    notice, files of other types, images beside the class folders, and links that lead nowhere or in a circle.
 
     Raises:
         DataError: no class folders, or with `required` a class folder without images.
     """
     folders = visible_folders(root)
-    loose, dead = loose_images(root), dead_links(root)
+    loose = loose_images(root)
     if not folders:
         found = f"{counted(len(loose), 'image')} directly in it but " if loose else ""
         tables = data_files(root)
@@ -105,9 +108,7 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
         report(f"ignored {counted(len(loose), 'image')} beside the class folders of {root}: {listing(loose)}")
     if tables := data_files(root):
         report(f"ignored beside the class folders of {root}: {listing(tables)}")
-    if dead:
-        report(f"ignored {counted(len(dead), 'dead link')} beside the class folders of {root}: {listing(dead)}")
-    passed = PassedOver()
+    passed = PassedOver(links=idle_links(root))
     entries: list[tuple[str, Label]] = []
     empty: list[str] = []
     for folder in folders:

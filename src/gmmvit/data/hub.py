@@ -11,6 +11,7 @@ from typing import Any
 
 from gmmvit.data.classes import one_naming
 from gmmvit.data.labels import number_labels
+from gmmvit.data.layout import tell_other_parts
 from gmmvit.data.parquet import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -22,7 +23,7 @@ from gmmvit.data.parquet import (
 )
 from gmmvit.data.parts import part_of
 from gmmvit.data.records import Contents, DataError, Part, Report, Source, expanded, listing
-from gmmvit.data.walk import DATA_EXTENSIONS, EXTENSIONS, PassedOver, images_below
+from gmmvit.data.walk import DATA_EXTENSIONS, EXTENSIONS, PassedOver, files_below, images_below
 
 _SAVED = ("dataset_dict.json", "state.json")
 
@@ -36,18 +37,20 @@ def hub_source(name: str, report: Report) -> Source:
     Raises:
         DataError: nothing there, several configurations, or the columns cannot be found.
     """
-    path = Path(os.path.realpath(expanded(name)))
+    given = expanded(name)
+    path = Path(os.path.realpath(given))
     if not path.exists():
         if name.startswith((".", "/", "~")):
             raise DataError(f"{path} does not exist")
         return _library_source(name, name, report)
+    tell_other_parts(given, "hf", report)
     if any((path / file).is_file() for file in _SAVED):
         if others := [str(folder) for folder in find_shards(path)]:
             report(f"ignored the parquet files in {listing(others)}: {path} was saved by save_to_disk, which is read")
         return _library_source(name, str(path), report)
     if not path.is_dir():
         raise DataError(f"{path} is a file; give the folder that holds it")
-    found = find_shards(path)
+    found = find_shards(path, report)
     if len(found) > 1:
         places = [f"hf:{folder}" if folder != path else f"files directly in {path}" for folder in found]
         raise DataError(
@@ -71,8 +74,8 @@ def hub_source(name: str, report: Report) -> Source:
 def _report_others(path: Path, report: Report) -> None:
     """A notice about data beside the parquet files that is not read."""
     known = (DATA_EXTENSIONS | EXTENSIONS) - {".parquet", ".json"}
-    files = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-    others = Counter(file.suffix.lower() for file in files if file.suffix.lower() in known)
+    extensions = [os.path.splitext(file.name)[1].lower() for file in files_below(path, PassedOver())]
+    others = Counter(extension for extension in extensions if extension in known)
     if others:
         kinds = [f"{extension} {others[extension]}" for extension in sorted(others)]
         report(f"ignored beside the parquet files of {path}: {listing(kinds)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from pathlib import Path
 
 from gmmvit.data.parts import part_of, parts_of
 from gmmvit.data.records import DataError, Report, listing
 from gmmvit.data.table import find_table
-from gmmvit.data.walk import data_files, dead_links, loose_images, visible_folders
+from gmmvit.data.walk import data_files, idle_links, loose_images, visible_folders
 
 
 def find_parts(path: Path) -> dict[str, Path]:
@@ -55,15 +56,24 @@ def check_no_parts(path: Path, report: Report) -> None:
         )
     for name in named:
         report(f"{path / name} is read as a class, not as the {called[name]} part: it holds no class folders")
-    if part_of(path.name):
-        _report_other_parts(path, report)
 
 
-def _report_other_parts(path: Path, report: Report) -> None:
-    with contextlib.suppress(DataError):  # the parent folder may not be readable
-        others = [folder.name for folder in visible_folders(path.parent) if part_of(folder.name) and folder != path]
-        if others:
-            report(f"{path} is one part of {path.parent}: {listing(others)} beside it is ignored")
+def tell_other_parts(given: Path, kind: str, report: Report) -> None:
+    """Reports the parts beside a folder that is given and is one part of a data set itself, be it there or where a link
+    leads; `kind` is `folder` or `hf`, the way it is given."""
+    for folder in dict.fromkeys((os.path.abspath(given), os.path.realpath(given))):
+        path = Path(folder)
+        with contextlib.suppress(DataError):  # the folder round it may not be readable
+            if _inner(path.parent) == path:
+                path = path.parent
+            called = _called(path.parent)
+            others = [name for name in called if name != path.name]
+            if path.name in called and others:
+                report(
+                    f"{path} is one part of {path.parent}: {listing(others)} beside it is not read, give "
+                    f"{kind}:{path.parent} for all of it"
+                )
+                return
 
 
 def check_classes_hold_images(root: Path, report: Report) -> None:
@@ -99,7 +109,7 @@ def check_classes_hold_images(root: Path, report: Report) -> None:
 
 def tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) -> None:
     """Reports what is ignored beside the parts: parts without images, and classes or images outside any part."""
-    strays = [*loose_images(path), *dead_links(path), *data_files(path)]
+    strays = [*loose_images(path), *map(os.path.basename, idle_links(path)), *data_files(path)]
     called = _called(path)
     for folder in visible_folders(path):
         part = called.get(folder.name)

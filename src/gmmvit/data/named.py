@@ -144,7 +144,7 @@ def _download(name: str, data_dir: Path, download: bool, report: Report) -> Sour
 def _parquet(name: str, folder: Path, report: Report) -> Source | None:
     if not folder.is_dir():
         return None
-    found = {place: shards for place, shards in find_shards(folder).items() if any(shards)}
+    found = {place: shards for place, shards in find_shards(folder, report).items() if any(shards)}
     if not found:
         return None
     preferred = [folder / sub for sub in _SHARD_FOLDERS if folder / sub in found] or list(found)

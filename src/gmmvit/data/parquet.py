@@ -12,9 +12,9 @@ import numpy as np
 
 from gmmvit.data.classes import one_naming
 from gmmvit.data.labels import SEVERAL_COLUMN, number_labels
-from gmmvit.data.parts import part_in
+from gmmvit.data.parts import part_in, part_of
 from gmmvit.data.records import Contents, DataError, Part, Report, listing, silent
-from gmmvit.data.walk import visible_folders
+from gmmvit.data.walk import PassedOver, files_below
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,23 +29,29 @@ _ROWS = 256
 Shards = dict[str | None, list[Path]]
 
 
-def find_shards(root: Path) -> dict[Path, Shards]:
+def find_shards(root: Path, report: Report = silent) -> dict[Path, Shards]:
     """The parquet files in a folder and below it, by the folder of the configuration that they belong to.
 
     A part is known by the name of a file (`data/train-00000-of-00002.parquet`), else by that of a folder
-    (`default/train/0000.parquet`); the configuration is what lies round it.
+    (`default/train/0000.parquet`); the configuration is what lies round it. Links that lead nowhere or in a circle are
+    reported.
 
     Raises:
         DataError: a shard of a series is missing, or a folder cannot be read.
     """
     found: dict[Path, Shards] = {}
-    for file in sorted(_parquet_files(root), key=lambda file: (len(file.parts), file)):
+    passed = PassedOver()
+    files = [Path(path) for path in parquet_files(root, passed)]
+    passed.report_links(root, report)
+    for file in sorted(files, key=lambda file: (len(file.parts), file)):
         folders = file.relative_to(root).parts[:-1]
         part = part_in(file.stem)
         if part is None:
             depth = next((i for i in reversed(range(len(folders))) if part_in(folders[i])), len(folders))
             part = part_in(folders[depth]) if depth < len(folders) else None
             folders = folders[:depth]
+        elif folders and part_of(folders[-1]) == part:  # train/train.parquet
+            folders = folders[:-1]
         found.setdefault(root.joinpath(*folders), {}).setdefault(part, []).append(file)
     for shards in found.values():
         for files in shards.values():
@@ -53,12 +59,9 @@ def find_shards(root: Path) -> dict[Path, Shards]:
     return found
 
 
-def _parquet_files(root: Path) -> Iterator[Path]:
-    for folder in visible_folders(root):
-        if not folder.is_symlink():  # it may lead in a circle
-            yield from _parquet_files(folder)
-    files = (file for file in root.iterdir() if file.suffix.lower() in (".parquet", ".pq"))
-    yield from (file for file in files if not file.name.startswith("."))
+def parquet_files(root: Path, passed: PassedOver) -> Iterator[str]:
+    """The parquet files among `files_below`."""
+    return (file.path for file in files_below(root, passed) if file.name.lower().endswith((".parquet", ".pq")))
 
 
 def _check_series(files: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gmmvit.data.records import DataError, Report, counted, listing, relative
+from gmmvit.data.records import DataError, Report, listing, relative
 
 EXTENSIONS = frozenset(
     """.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .npy""".split()  # noqa: SIM905
@@ -23,7 +23,7 @@ DATA_EXTENSIONS = frozenset(
 
 @dataclass(frozen=True)
 class PassedOver:
-    """What class folders hold beside images: the other files by extension, and the links to folders."""
+    """What folders hold beside what is read: other files by extension, and links that lead nowhere or in a circle."""
 
     extensions: Counter[str] = field(default_factory=Counter)
     links: list[str] = field(default_factory=list)
@@ -34,14 +34,20 @@ class PassedOver:
             kinds = [f"{extension} {number}" for extension, number in self.extensions.most_common()]
             are = "files that are no images" if count > 1 else "file that is no image"
             report(f"ignored {count} {are}: {listing(kinds)} (in {root})")
+        self.report_links(root, report)
+
+    def report_links(self, root: Path, report: Report) -> None:
+        """The line about the links alone."""
         if self.links:
+            lead = "link that leads" if len(self.links) == 1 else "links that lead"
             links = listing([relative(link, root) for link in self.links])
-            report(f"ignored {counted(len(self.links), 'linked folder')} below {root}: {links}")
+            report(f"ignored {len(self.links)} {lead} nowhere or in a circle: {links} (in {root})")
 
 
 def visible_folders(path: Path) -> list[Path]:
-    """The folders in a folder, also linked ones, without hidden ones."""
-    return [Path(entry.path) for entry in _sorted_entries(path) if _is_folder(entry)]
+    """The folders in a folder, also linked ones, without hidden ones and links that lead back to where they lie."""
+    above = _with_those_above(path)
+    return [Path(entry.path) for entry in _sorted_entries(path) if _is_folder(entry) and not _leads_back(entry, above)]
 
 
 def loose_images(path: Path) -> list[str]:
@@ -49,9 +55,10 @@ def loose_images(path: Path) -> list[str]:
     return [entry.name for entry in _sorted_entries(path) if _is_image(entry.name) and _is_file(entry)]
 
 
-def dead_links(path: Path) -> list[str]:
-    """The names of the links in a folder that lead nowhere or in a circle."""
-    return [entry.name for entry in _sorted_entries(path) if _is_dead(entry)]
+def idle_links(path: Path) -> list[str]:
+    """The paths of the links in a folder that lead nowhere or in a circle."""
+    above = _with_those_above(path)
+    return [entry.path for entry in _sorted_entries(path) if _is_dead(entry) or _leads_back(entry, above)]
 
 
 def data_files(path: Path) -> list[str]:
@@ -59,16 +66,29 @@ def data_files(path: Path) -> list[str]:
     return [e.name for e in _sorted_entries(path) if os.path.splitext(e.name)[1].lower() in DATA_EXTENSIONS]
 
 
-def images_below(folder: str | Path, passed: PassedOver) -> Iterator[str]:
-    """The images in a folder and in those below it. Links to folders are not followed, since they may lead in a circle;
-    a dead link with the name of an image counts as one, so that it is listed among the broken images."""
+def files_below(
+    folder: str | Path, passed: PassedOver, above: frozenset[str] | None = None
+) -> Iterator[os.DirEntry[str]]:
+    """The files in a folder and in those below it, sorted, without hidden ones. Linked folders are read like others;
+    links that lead back to a folder they lie in (`above`, by default that of the first call) are passed over."""
+    above = _with_those_above(folder) if above is None else above
     for entry in _sorted_entries(folder):
-        if entry.is_dir(follow_symlinks=False):
-            yield from images_below(entry.path, passed)
-        elif _is_folder(entry):
+        if not _is_folder(entry):
+            yield entry
+        elif _leads_back(entry, above):
             passed.links.append(entry.path)
-        elif _is_image(entry.name) and (_is_file(entry) or _is_dead(entry)):
+        else:
+            yield from files_below(entry.path, passed, above | _with_those_above(entry.path))
+
+
+def images_below(folder: str | Path, passed: PassedOver) -> Iterator[str]:
+    """The images among `files_below`; a dead link with the name of an image counts as one, so that it is listed among
+    the broken images."""
+    for entry in files_below(folder, passed):
+        if _is_image(entry.name) and (_is_file(entry) or _is_dead(entry)):
             yield entry.path
+        elif _is_dead(entry):
+            passed.links.append(entry.path)
         else:
             passed.extensions[os.path.splitext(entry.name)[1].lower() or "no extension"] += 1
 
@@ -101,6 +121,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
     return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
+def _with_those_above(folder: str | Path) -> frozenset[str]:
+    """The real paths of a folder and of all that it lies in."""
+    real = Path(os.path.realpath(folder))
+    return frozenset(map(str, (real, *real.parents)))
+
+
+def _leads_back(entry: os.DirEntry[str], above: frozenset[str]) -> bool:
+    return entry.is_symlink() and os.path.realpath(entry.path) in above
 
 
 def _is_dead(entry: os.DirEntry[str]) -> bool:
