@@ -196,7 +196,76 @@ LAYOUTS = [
         "`CLASS/train/*`, `CLASS/test/*`",
         _classes("a", "b", classes=("train", "test")),
         None,
-        "hold the same folders (test, train) but no images: put the parts outside",
+        "the class folder PATH/a holds folders named like parts (train, test): put the parts outside, PATH/train/a/",
+    ),
+    Layout(
+        "`CLASS/train/*`, `CLASS/test/*`, one class without `test`",
+        _classes("a", "b", classes=("train", "test")) | {"c/train": 4},
+        None,
+        "the class folder PATH/a holds folders named like parts (train, test)",
+    ),
+    Layout(
+        "`a/Train/*`, `a/Test/*`, `b/*`",
+        {"a/Train": 4, "a/Test": 4, "b": 4},
+        None,
+        "the class folder PATH/a holds folders named like parts (Train, Test): put the parts outside, "
+        "PATH/Train/a/*.jpg, or all its images directly into PATH/a",
+    ),
+    Layout(
+        "`train/...`, `docs/*.png`, `figures/old/*.png`",
+        _classes("train") | {"docs": 3, "figures/old": 3},
+        CUT,
+        "ignored beside the parts of PATH: docs, figures",
+    ),
+    Layout(
+        "`data/train/CLASS/*`, `data/test/...`, `docs/*.png`",
+        _classes("data/train", "data/test") | {"docs": 3},
+        None,
+        "PATH/data holds parts with class folders (train, test), so it is no class of PATH: give folder:PATH/data",
+    ),
+    Layout(
+        "`data/CLASS/*`, `docs/*.png`",
+        _classes("data") | {"docs": 4},
+        {"train": 6, "val": 3, "test": 3},
+        "count as those classes: data/a, data/b; if they are the classes, give folder:PATH/data",
+    ),
+    Layout(
+        "`images/*.jpg`, `masks/*.png`",
+        {"images": 4, "masks": 4},
+        None,
+        "PATH holds images beside masks, as data for segmentation or detection do, and no classes: put each class into "
+        "a folder of its own (PATH/CLASS/*.jpg), or list the images with their classes in PATH/metadata.csv",
+    ),
+    Layout(
+        "`train/images/*.jpg`, `train/labels/*.txt`, `valid/...`",
+        {f"{part}/images": 4 for part in ("train", "valid")}
+        | {f"{part}/labels/000.txt": "0 0.5 0.5 1 1" for part in ("train", "valid")},
+        None,
+        "PATH/train holds images beside labels, as data for segmentation or detection do",
+    ),
+    Layout(
+        "`JPEGImages/*`, `SegmentationClass/*`, `Annotations/*.xml`, `ImageSets/Main/*.txt`",
+        {"JPEGImages": 4, "SegmentationClass": 2, "Annotations/0.xml": "x", "ImageSets/Main/train.txt": "x"},
+        None,
+        "PATH holds JPEGImages beside Annotations, SegmentationClass, as data for",
+    ),
+    Layout(
+        "`train/*.jpg`, `train_masks/*.png`",
+        {"train": 4, "train_masks": 4},
+        None,
+        "PATH holds train beside train_masks, as data for",
+    ),
+    Layout(
+        "`Images/CLASS/*`, `Annotation/CLASS/*`",
+        _classes("Images") | {"Annotation/a/0": "x", "Annotation/b/0": "x"},
+        None,
+        "PATH holds Images beside Annotation, .*: give folder:PATH/Images if its folders are the classes",
+    ),
+    Layout("`mask/*`, `no_mask/*` (classes)", {"mask": 4, "no_mask": 4}, CUT),
+    Layout(
+        "`images/*`, `labels/*`, `cables/*` (classes)",
+        {"images": 4, "labels": 4, "cables": 4},
+        {"train": 6, "val": 3, "test": 3},
     ),
     Layout(
         "`fold1/CLASS/*`, `fold2/CLASS/*`",

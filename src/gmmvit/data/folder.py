@@ -52,8 +52,8 @@ def folder_source(path: Path, report: Report) -> Source:
         raise DataError(f"{path} is not a folder; expected PATH/CLASS/*.jpg, PATH/train/CLASS/*.jpg or a metadata.csv")
     parts = find_parts(path)
     if not parts:
-        check_no_parts(path, report)
         check_classes_hold_images(path, report)
+        check_no_parts(path, report)
         return entries_source(name, path, {"all": class_entries(path, report)})
     if "train" not in parts:
         raise DataError(f"no train part in {path}: it holds {listing(sorted(parts))} only; add {path / 'train'}/CLASS/")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+from gmmvit.data.annotated import check_not_annotated
 from gmmvit.data.parts import part_of, parts_of
 from gmmvit.data.records import DataError, Report, listing
 from gmmvit.data.table import find_table
@@ -33,8 +35,9 @@ def find_parts(path: Path) -> dict[str, Path]:
 
 
 def _called(path: Path) -> dict[str, str]:
-    """Names of the folders of PATH that are named like parts -> part."""
-    return parts_of([folder.name for folder in visible_folders(path)])
+    """Names of the folders of PATH that are named like parts -> part, those of train first."""
+    called = parts_of([folder.name for folder in visible_folders(path)])
+    return dict(sorted(called.items(), key=lambda item: item[1] != "train"))
 
 
 def _inner(folder: Path) -> Path:
@@ -47,8 +50,8 @@ def _inner(folder: Path) -> Path:
 def check_no_parts(path: Path, report: Report) -> None:
     """Raises DataError if all class folders of PATH are named like parts; reports it if only some are."""
     called = _called(path)
-    named = sorted(called, key=lambda name: called[name] != "train")
-    if named and (len(named) == len(visible_folders(path)) or len(set(called.values())) > 1):
+    named = list(called)
+    if _are_parts(called, len(visible_folders(path))):
         raise DataError(
             f"{path} holds {listing(named)}, named like parts, with images but no class folders: expected "
             f"{path / named[0]}/CLASS/*.jpg, or a metadata.csv (file_name, label) in each; if they are classes, list "
@@ -56,6 +59,11 @@ def check_no_parts(path: Path, report: Report) -> None:
         )
     for name in named:
         report(f"{path / name} is read as a class, not as the {called[name]} part: it holds no class folders")
+
+
+def _are_parts(called: Mapping[str, str], count: int) -> bool:
+    """Whether the folders `called` parts among `count` neighbours cannot be classes: all are, or several parts."""
+    return bool(called) and (len(called) == count or len(set(called.values())) > 1)
 
 
 def tell_other_parts(given: Path, kind: str, report: Report) -> None:
@@ -78,7 +86,9 @@ def tell_other_parts(given: Path, kind: str, report: Report) -> None:
 
 def check_classes_hold_images(root: Path, report: Report) -> None:
     """Raises DataError if the folders of `root` are not classes but contain them: the path is one folder too high, or
-    holds several data sets or folds, or parts inside classes. Reports folders inside classes."""
+    holds several data sets or folds, or parts inside classes; or if they are images and their masks. Reports folders
+    inside classes."""
+    check_not_annotated(root)
     inside = {folder: [sub.name for sub in visible_folders(folder)] for folder in visible_folders(root)}
     bare = {folder: subs for folder, subs in inside.items() if subs and not loose_images(folder)}
     names = {folder.name.casefold() for folder in inside}
@@ -91,20 +101,37 @@ def check_classes_hold_images(root: Path, report: Report) -> None:
                 f"{folder} holds folders named like its neighbours ({listing(called)}) but no images of its "
                 "own, so it is not a class: move it away, or put its images into the neighbours"
             )
+    for folder, subs in inside.items():
+        _check_no_parts_inside(folder, len(subs))
     common = [sub for sub, count in Counter(sub for subs in inside.values() for sub in subs).items() if count > 1]
     alike = len(bare) == len(inside) > 1 and len({frozenset(subs) for subs in bare.values()}) == 1
-    if alike and (len(common) > 1 or any(map(part_of, common))):
+    if alike and len(common) > 1:
         folders = listing([folder.name for folder in inside])
-        if all(map(part_of, common)):
-            right = f"put the parts outside: {root / common[0]}/CLASS/*.jpg"
-        else:
-            right = f"give one of them (folder:{next(iter(inside))}), or list the images in {root / 'metadata.csv'}"
         raise DataError(
-            f"the folders {folders} of {root} hold the same folders ({listing(common)}) but no images: {right}"
+            f"the folders {folders} of {root} hold the same folders ({listing(common)}) but no images: give one of "
+            f"them (folder:{next(iter(inside))}), or list the images in {root / 'metadata.csv'}"
         )
     nested = [f"{folder.name}/{sub}" for folder, subs in inside.items() for sub in subs]
     if nested:
-        report(f"images in folders inside the classes of {root} count as those classes: {listing(nested)}")
+        several = [folder for folder in bare if len(inside[folder]) > 1]
+        only = f"; if they are the classes, give folder:{several[0]}" if len(bare) == len(several) == 1 else ""
+        report(f"images in folders inside the classes of {root} count as those classes: {listing(nested)}{only}")
+
+
+def _check_no_parts_inside(folder: Path, count: int) -> None:
+    """Raises DataError if a folder that is to be a class holds parts; `count` folders lie in it."""
+    called = _called(folder)
+    if not _are_parts(called, count):
+        return
+    named, around = listing(list(called)), folder.parent
+    if find_parts(folder):
+        raise DataError(
+            f"{folder} holds parts with class folders ({named}), so it is no class of {around}: give folder:{folder}"
+        )
+    raise DataError(
+        f"the class folder {folder} holds folders named like parts ({named}): put the parts outside, "
+        f"{around / next(iter(called))}/{folder.name}/*.jpg, or all its images directly into {folder}"
+    )
 
 
 def tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) -> None:

@@ -43,6 +43,11 @@ def part_in(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def other_words(name: str) -> list[str]:
+    """The words of a name, in small letters, without those that mean a part."""
+    return [token for token in _tokens(name) if not _part_of_token(token)]
+
+
 def _tokens(name: str) -> list[str]:
     return [token.lower() for token in _TOKENS.findall(name)]
 
