@@ -144,6 +144,24 @@ def test_a_transparent_colour_is_white_at_every_depth(depth, pixel):
     assert opaque[:, 0, 0].tolist() == [value >> (depth - 8) for value in pixel]
 
 
+@pytest.mark.parametrize("like", [[300, 5, 71], [300, 6, 70], [301, 5, 70], [44, 5, 70]])
+def test_a_colour_of_16_bits_that_is_like_the_transparent_one_in_its_high_or_low_bytes_stays(like):
+    content = png(16, 2, like, before=transparent(300, 5, 70))
+    for source in (content, Image.open(io.BytesIO(content))):
+        got = decode_image(source, size=(4, 8))
+        assert got.flatten(1).unique(dim=1).tolist() == [[value >> 8] for value in like]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_image_of_ones_own_is_left_as_it_is(loaded):
+    image = Image.open(io.BytesIO(png(16, 2, [300, 5, 70], before=transparent(300, 5, 70))))
+    if loaded:
+        image.load()
+    decode_image(image, size=(4, 8))
+    assert image.info["transparency"] == (300, 5, 70)
+    assert image.getpixel((0, 0)) == (1, 0, 0)
+
+
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("colour", [4, 6])
 def test_an_alpha_channel_counts_at_every_depth(depth, colour):

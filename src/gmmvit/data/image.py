@@ -200,9 +200,11 @@ def _levels(image: Image, target: Target) -> np.ndarray:
 def _upright(image: Image) -> Image:
     from PIL import ExifTags, ImageOps
 
-    transparency = _transparency(image)
+    transparency, low = _transparency(image), _low_bytes(image)
     image.load()
-    if transparency != image.info.get("transparency"):
+    if low is not None:
+        image = _white_where_transparent(image, low)
+    elif transparency != image.info.get("transparency"):
         image = image.copy()
         image.info["transparency"] = transparency
     # exif_transpose copies even where there is nothing to turn, and fails on some damaged EXIF blocks.
@@ -216,14 +218,44 @@ def _upright(image: Image) -> Image:
 def _transparency(image: Image) -> Any:
     """The transparent value of an image that is not loaded yet; Pillow keeps that of a PNG in the file's depth, and its
     pixels, but for grey ones of 16 bits, in 8."""
-    value = image.info.get("transparency")
+    value, raw = image.info.get("transparency"), _raw_mode(image)
+    return value * _DEPTHS[raw] if raw in _DEPTHS and isinstance(value, int) else value
+
+
+def _low_bytes(image: Image) -> np.ndarray | None:
+    """uint8 [H, W, 3], the low bytes of a PNG of 16-bit colours with a transparent one that is not loaded yet; None for
+    any other image. Pillow keeps the high bytes; of values in the other order of bytes, they are the low ones."""
+    from PIL import Image as PilImage
+
+    if _raw_mode(image) != "RGB;16B" or not isinstance(image.info.get("transparency"), tuple):
+        return None
+    file: Any = image  # what follows is of Pillow's own readers of files
+    place = file.fp.tell()
+    file.fp.seek(0)
+    content = file.fp.read()
+    file.fp.seek(place)
+    with PilImage.open(BytesIO(content), formats=["PNG"]) as again:
+        swapped: Any = again
+        swapped.tile = [(*tile[:3], "RGB;16L") for tile in swapped.tile]
+        return np.asarray(again)
+
+
+def _white_where_transparent(image: Image, low: np.ndarray) -> Image:
+    """A PNG of 16-bit colours, with its `low` bytes, whose transparent colour is white: exactly that, none like it."""
+    from PIL import Image as PilImage
+
+    high = np.asarray(image)
+    image = image.copy()
+    red_green_blue = np.array(image.info.pop("transparency"))
+    same = ((high == red_green_blue >> 8) & (low == red_green_blue & 255)).all(axis=2)
+    image.paste((255, 255, 255), mask=PilImage.fromarray(same.astype(np.uint8) * 255))
+    return image
+
+
+def _raw_mode(image: Image) -> str | None:
     tiles = getattr(image, "tile", None)
     raw = tiles[0][3] if tiles else None
-    if raw in _DEPTHS and isinstance(value, int):
-        return value * _DEPTHS[raw]
-    if raw == "RGB;16B" and isinstance(value, tuple):
-        return tuple(band >> 8 for band in value)
-    return value
+    return raw if isinstance(raw, str) else None
 
 
 def _eight_bit(image: Image) -> Image:
