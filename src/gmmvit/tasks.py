@@ -1,4 +1,4 @@
-"""What a model learns: one label an image, or several. Whatever depends on that asks a `Task`.
+"""What a model learns: one label per image, or several. Whatever depends on that asks a `Task`.
 
 Letters: M models, N images, K classes.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gmmvit.checks import is_real
 from gmmvit.text import short
 
-THRESHOLD = 0.5  # of the probability of a label, from which on it is named
+THRESHOLD = 0.5  # the least probability of a label that is named
 WORDS = {
     "top1": "top-1",
     "macro_f1": "macro F1",
@@ -29,12 +29,12 @@ class Task(ABC):
     """A kind of training.
 
     Attributes:
-        name: as config.yaml records it.
-        metrics: what is measured beside the loss, as fractions; by the first, `main`, an epoch is the best unless the
+        name: as in config.yaml.
+        metrics: what is measured besides the loss, as fractions; the first, `main`, chooses the best epoch unless the
             recipe selects another.
         trained: what is measured on training images.
-        of_class: what is measured of each class.
-        reading: what a program makes of the logits.
+        of_class: what is measured for each class.
+        reading: how a program turns logits into probabilities.
     """
 
     name: ClassVar[str]
@@ -53,14 +53,14 @@ class Task(ABC):
         return tuple(f"val_{name}" for name in self.metrics)
 
     def selected(self, select: str) -> str:
-        """The metric that `select` of a recipe means: its default, top1, is the main one of every kind.
+        """The metric that a recipe's `select` means: its default, top1, is the main one of every task.
 
-        Raises ValueError for one of another kind.
+        Raises ValueError for a metric of another task.
         """
         chosen = self.main if select == "top1" else select
         if chosen not in self.metrics:
             raise ValueError(
-                f"select {select} is not measured where an image has {self.words}: take {' or '.join(self.metrics)}"
+                f"select {select} is not measured if images have {self.words}: take {' or '.join(self.metrics)}"
             )
         return chosen
 
@@ -74,23 +74,23 @@ class Task(ABC):
 
     @abstractmethod
     def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """How many of the images of a training step are right, of which `trained` is the mean."""
+        """How many images of a training step are right; `trained` is their mean."""
 
     @abstractmethod
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each image, float32 [N]; `labels` are those of a `Split`, here and below."""
+        """The loss of each image, float32 [N]; here and below, `labels` are those of a `Split`."""
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of each class, [N, K]."""
+        """The probability of each class, [N, K]."""
 
     @abstractmethod
     def mean_logits(self, logits: Tensor) -> Tensor:
-        """Of logits [M, N, K] of several models those [N, K] whose probabilities are the mean of theirs."""
+        """The logits [N, K] whose probabilities are the mean of those of several models, logits [M, N, K]."""
 
     @abstractmethod
     def answers(self, logits: Tensor) -> Tensor:
-        """What is answered, equal rows for equal answers: [N] or [N, K]."""
+        """The answers, equal rows for equal answers: [N] or [N, K]."""
 
     @abstractmethod
     def confidence(self, logits: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Task(ABC):
 
     @abstractmethod
     def claims(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities that were given, and whether each came true: float64 both, of equal length."""
+        """Predicted probabilities, and whether each came true: both float64, of equal length."""
 
     @abstractmethod
     def metric_values(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -106,10 +106,10 @@ class Task(ABC):
 
     @abstractmethod
     def class_values(self, logits: Tensor, labels: Tensor) -> list[float | None]:
-        """`of_class` of each class; None where no image has it."""
+        """`of_class` for each class; None if no image has it."""
 
     def right(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Which images are answered right in all, bool [N]."""
+        """Which images have a completely right answer, bool [N]."""
         return self.same(self.answers(logits), labels.cpu())
 
     @staticmethod
@@ -119,7 +119,7 @@ class Task(ABC):
         return equal.all(1) if equal.ndim == 2 else equal
 
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Of logits [N, K] on the CPU the loss and the `metrics`."""
+        """The loss and the `metrics` of logits [N, K] on the CPU."""
         labels = labels.cpu()
         return {"loss": self.mean_loss(logits, labels), **self.metric_values(logits, labels)}
 
@@ -134,7 +134,7 @@ class OneLabel(Task):
     metrics = ("top1", "macro_f1", "balanced")
     trained = "top1"
     of_class = "top1"
-    reading = "whose softmax are the probabilities"
+    reading = "whose softmax gives the probabilities"
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits, targets)
@@ -183,11 +183,11 @@ class OneLabel(Task):
 
 @dataclass(frozen=True, eq=False)
 class SeveralLabels(Task):
-    """An image may have several of the classes, or none: a sigmoid and a binary cross-entropy for each, the loss their
-    mean. Labels are uint8 [N, K].
+    """An image may have several of the classes, or none: each has a sigmoid and a binary cross-entropy, and the loss is
+    their mean. Labels are uint8 [N, K].
 
     Attributes:
-        threshold: probability from which on a label is named.
+        threshold: the least probability of a label that is named.
         positive: weight of each class's images in the loss of that class, float32 [K] on the device; 1 by default.
     """
 
@@ -195,7 +195,7 @@ class SeveralLabels(Task):
     metrics = ("map", "macro_f1", "micro_f1")
     trained = "label_accuracy"
     of_class = "AP"
-    reading = f"whose sigmoid are the probabilities: an image has each label from {THRESHOLD:g} on"
+    reading = f"whose sigmoid gives the probabilities: an image has each label of at least {THRESHOLD:g}"
 
     threshold: float = THRESHOLD
     positive: Tensor | None = None
@@ -230,8 +230,8 @@ class SeveralLabels(Task):
         return logits.double().sigmoid().flatten(), labels.cpu().double().flatten()
 
     def metric_values(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Mean average precision over the classes that occur, and F1 at the threshold: the mean over the classes that
-        occur or were named, and that of all images and classes together."""
+        """Mean average precision over the classes that occur, and F1 at the threshold: macro over the classes that
+        occur or were named, and micro over all images and classes."""
         hits, there, said = (count.double() for count in label_counts(self.answers(logits), labels))
         known = [value for value in self.class_values(logits, labels) if value is not None]
         each = (2 * hits / (there + said))[there + said > 0]
@@ -245,7 +245,7 @@ class SeveralLabels(Task):
         """The average precision of each class, by scikit-learn."""
         from sklearn.metrics import average_precision_score
 
-        # Of a training that diverges; its loss says so.
+        # NaN if training diverged, which the loss shows.
         ranked, truth = logits.nan_to_num().numpy(), labels.cpu().numpy()
         return [
             float(average_precision_score(truth[:, k], ranked[:, k])) if truth[:, k].any() else None
@@ -258,25 +258,25 @@ TASKS: dict[str, Task] = {task.name: task for task in (ONE_LABEL, SEVERAL_LABELS
 
 
 def task_of(labels: Tensor) -> Task:
-    """The kind of training that the labels of a `Split` are for."""
+    """The task for the labels of a `Split`."""
     return SEVERAL_LABELS if labels.ndim == 2 else ONE_LABEL
 
 
 def task_in(facts: Mapping[str, Any]) -> Task:
-    """The kind of training that a summary, or the row of a trial, is of."""
+    """The task of a summary or of a trial's row."""
     return SEVERAL_LABELS if "val_map" in facts else ONE_LABEL
 
 
 def at_threshold(task: Task, threshold: float | None) -> Task:
     """The task with that threshold; None leaves it.
 
-    Raises ValueError where the task has none, or for a number that is no probability.
+    Raises ValueError if the task has no threshold, or it is not a number above 0 and below 1.
     """
     if threshold is None:
         return task
     if not isinstance(task, SeveralLabels):
         raise ValueError(
-            "threshold is for models of several labels an image: of this one the likeliest class is the answer"
+            "threshold is for models with several labels per image: this one answers with the likeliest class"
         )
     if not is_real(threshold) or not 0 < threshold < 1:
         raise ValueError(f"threshold must be a number above 0 and below 1, got {short(threshold)}")
@@ -284,19 +284,19 @@ def at_threshold(task: Task, threshold: float | None) -> Task:
 
 
 def positive_weights(counts: Tensor, images: int) -> Tensor:
-    """For how many images without a class one with it counts, float32 [K], so that both sides of each class weigh the
-    same; `counts` are the images that have each class."""
+    """The weight of an image with a class against one without, float32 [K], which gives both sides of each class the
+    same total; `counts` are the images that have each class."""
     return (images - counts).clamp_min(1).float() / counts.clamp_min(1)
 
 
 def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """How often each class was taken for each: int64 [K, K], rows true, columns predicted."""
+    """The confusion matrix: int64 [K, K], rows true, columns predicted."""
     classes = logits.shape[1]
     cells = labels.cpu() * classes + logits.argmax(1).cpu()
     return cells.bincount(minlength=classes * classes).reshape(classes, classes)
 
 
 def label_counts(answers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each class the images that have it and were given it, that have it, and that were given it: int64 [K] each."""
+    """For each class, how many images have it and were given it, have it, were given it: int64 [K] each."""
     labels = labels.cpu().long()
     return (answers.long() * labels).sum(0), labels.sum(0), answers.long().sum(0)

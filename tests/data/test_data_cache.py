@@ -131,7 +131,7 @@ def test_a_cache_overwritten_in_place_is_decoded_anew_with_a_notice(load, two_cl
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     lines.clear()
     assert same(load(two_classes), first)
-    assert lines[0] == f"cache {file} was changed after it was written: its images are decoded anew"
+    assert lines[0] == f"cache {file} was changed after it was written: its images are decoded again"
     assert decoded(lines)
     assert file.read_bytes() == whole
 
@@ -147,7 +147,7 @@ def test_a_changed_byte_of_the_index_trains_no_other_names_or_images(load, two_c
     second = load(two_classes)
     assert same(second, first)
     assert second.classes == first.classes
-    assert lines[0] == f"cache {file} was changed after it was written: its images are decoded anew"
+    assert lines[0] == f"cache {file} was changed after it was written: its images are decoded again"
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_dedupe_of_given_parts_leaves_the_test_as_it_is(load, tmp_path, lines):
 def test_copies_of_another_class_are_told(load, leaking, lines):
     picture(0).save(leaking / "dog" / "wrong.png")
     load(leaking, image_size=32)
-    assert any("copies are of another class than their original" in line for line in lines)
+    assert any("copies with different classes" in line for line in lines)
 
 
 def test_flat_pictures_are_no_copies_of_one_another(load, two_classes, lines):

@@ -230,7 +230,7 @@ def test_arrays_are_taken_as_images(gradient):
     assert torch.equal(decode_image(torch.from_numpy(gradient), size=(8, 8)), expected)
     assert torch.equal(decode_image(torch.from_numpy(gradient)[None].expand(3, -1, -1), size=(8, 8)), expected)
     assert torch.equal(decode_image(torch.from_numpy(gradient / 255)[None].half(), size=(8, 8)), expected)
-    with pytest.raises(ValueError, match=r"must have them from 0 to 1, got -0.5 to 0.5: give it before"):
+    with pytest.raises(ValueError, match=r"must have values from 0 to 1, got -0.5 to 0.5: pass it before"):
         decode_image(gradient / gradient.max() - 0.5, size=(8, 8))
     with pytest.raises(ValueError, match="from 0 to 1, got nan"):
         decode_image(torch.full((3, 4, 4), torch.nan), size=(8, 8))

@@ -47,7 +47,7 @@ def test_sizes_kinds_broken_images_and_copies_are_counted(look, mixed):
     names = found.decoded.catalog.names
     copies = [sorted(names[row] for row in rows) for rows in found.copies]
     assert sorted(copies) == [["cat/0.png", "cat/again.png"], ["cat/1.png", "dog/cat.jpg"]]
-    assert any("1 copies are of another class" in line for line in found.leaks)
+    assert any("copies with different classes: 1" in line for line in found.leaks)
 
 
 def test_the_parts_are_those_of_the_training(look, mixed, tmp_path):

@@ -64,7 +64,7 @@ def test_the_lines_say_what_is_there(call, pets):
         "broken images: 1: dog/torn.png (image file is truncated); --skip-broken trains without them",
         "copies: 1 picture occurs more than once, exact or near (2 images)",
         *[line for line in out.splitlines() if "copies of training images" in line],
-        "1 copies are of another class than their original, as dog/stray.png and cat <b>/3.png",
+        "copies with different classes: 1, such as dog/stray.png and cat <b>/3.png",
         "augmentation as in recipe few, for 29 images to learn from",
         "inspect.html",
     ]

@@ -192,7 +192,7 @@ def test_folds_and_their_ensemble(place, run, capsys):
     ("words", "fault"),
     [
         (["train", "--sampling", "balanced"], "take --class-weights balanced"),
-        (["train", "--select", "balanced"], "select balanced is not measured where an image has several labels"),
+        (["train", "--select", "balanced"], "select balanced is not measured if images have several labels"),
         (["train", "--train-per-class", "9"], "train_per_class takes the first images of each class"),
         (["predict", "RUN", "shapes/000.png", "--unknown-below", "auto"], "unknown_below needs one label an image"),
         (["predict", "RUN", "shapes/000.png", "--threshold", "1.5"], "threshold must be a number above 0 and below 1"),
@@ -213,10 +213,10 @@ def test_a_run_of_one_label_has_no_threshold_and_no_map(tmp_path, capsys):
     recipe = gmmvit.load_recipe("digits", dim=16, depth=1, num_heads=2, epochs=1, passes=1, val_fraction=0.5)
     gmmvit.train(recipe, tmp_path / "digits", quiet=True)
     assert load_config(tmp_path / "digits")["data"]["task"] == "one_label"
-    with pytest.raises(ValueError, match="threshold is for models of several labels"):
+    with pytest.raises(ValueError, match="threshold is for models with several labels"):
         gmmvit.load_run(tmp_path / "digits").predict(torch.rand(1, 8, 8), threshold=0.3)
     assert main(["train", "--select", "map", "--out", str(tmp_path / "no")]) == 2
-    assert "select map is not measured where an image has one label" in capsys.readouterr().err
+    assert "select map is not measured if images have one label" in capsys.readouterr().err
     config = tmp_path / "digits" / "config.yaml"
     config.write_text(config.read_text().replace("  task: one_label\n", ""))
     assert gmmvit.load_run(tmp_path / "digits").task is ONE_LABEL  # as older versions wrote it

@@ -1,9 +1,8 @@
-"""The decoded cache: one file a data set, size and fit, checked against the sources, safe for several processes.
+"""The decoded cache: a file per data set, size and fit, checked against its sources, safe for several processes.
 
 The file holds the pixels, the labels (int64, or uint8 for each class), the sums (int64), a JSON index and a trailer
 (the index's checksum and length, magic). It is written under a temporary name, flushed and renamed, so a file with the
-final name is always whole; one whose pixels, labels or index were changed afterwards is noticed by its sums and decoded
-anew.
+final name is complete. Sums reveal later changes to pixels, labels or index; such a file is decoded again.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from gmmvit.data.target import Target
 _FORMAT = 1
 _MAGIC = b"gmmvit02"
 _TRAILER = struct.Struct("<IQ8s")
-# Pixels whose sums are computed again when a cache is read: all of CIFAR-10, 184 MB, which takes a core about 0.2 s.
-# Of a larger data set, which may be larger than memory, so many bytes of images at equal distances.
+# Pixels whose sums are checked when a cache is read: all of CIFAR-10, 184 MB, which takes a core about 0.2 s. Of larger
+# data sets, which may not fit into memory, this many bytes of evenly spaced images.
 _CHECKED_BYTES = 512 * 2**20
 _CHECKED_ROWS = 128
 
 
 def cache_folder(option: str | os.PathLike[str] | None, report: Report) -> Path | None:
-    """The option, else the environment variable GMMVIT_CACHE, else ~/.cache/gmmvit; None, with a notice, where it lies
-    in a home folder that is not known."""
+    """The option, else the environment variable GMMVIT_CACHE, else ~/.cache/gmmvit; None, with a notice, if it is in a
+    home folder that is unknown."""
     try:
         return expanded(option or os.environ.get("GMMVIT_CACHE") or "~/.cache/gmmvit")
     except DataError as error:
@@ -46,7 +45,7 @@ def cache_folder(option: str | os.PathLike[str] | None, report: Report) -> Path 
 
 
 def cache_path(folder: Path, name: str, location: str, target: Target) -> Path:
-    """Where the decoded images of a data set at one place, brought to one target, are kept."""
+    """The cache file for the data set `name` at `location`, decoded to one target."""
     parts: list[Any] = [_FORMAT, name, location, target.shape, target.fit]
     parts += [] if target.usual else [target.bits, target.axes]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -56,12 +55,12 @@ def cache_path(folder: Path, name: str, location: str, target: Target) -> Path:
 
 
 def readable_name(name: str) -> str:
-    """What a data set is called in the name of its cache file."""
+    """A data set's name as part of the name of its cache file."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[-40:].strip("-")
 
 
 def is_cache_file(path: Path) -> bool:
-    """Whether a file ends as those that are written here, those of older formats too."""
+    """Whether a file ends like a cache file of this or an older format."""
     try:
         with open(path, "rb") as file:
             file.seek(-len(_MAGIC), os.SEEK_END)
@@ -71,10 +70,10 @@ def is_cache_file(path: Path) -> bool:
 
 
 def fingerprint(location: str, files: Sequence[str]) -> str:
-    """Changes when a file is added, removed, renamed, resized, touched or made readable.
+    """A hash that changes when a file is added, removed, renamed, resized, touched or made readable.
 
     Raises:
-        DataError: a file has gone or its folder cannot be entered.
+        DataError: a file is gone or its folder cannot be entered.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -83,7 +82,7 @@ def fingerprint(location: str, files: Sequence[str]) -> str:
         except OSError as error:
             if not os.path.islink(file):
                 raise DataError(f"{file} cannot be read: {error.strerror}") from error
-            # A link that leads nowhere is one of the broken images; its own status changes to its target's once mended.
+            # A dead link counts as a broken image; once repaired, its status becomes that of its target.
             status = os.lstat(file)
         name = relative(file, location)
         digest.update(f"{name!a} {status.st_size} {status.st_mtime_ns} {status.st_mode}\n".encode())
@@ -91,10 +90,9 @@ def fingerprint(location: str, files: Sequence[str]) -> str:
 
 
 def fetch(path: Path, state: str, target: Target, produce: Producer, report: Report) -> Decoded:
-    """The cached images at `path`, produced and written first where there are none whose fingerprint is `state`.
+    """The cached images at `path`; first produces and writes them unless their fingerprint is `state`.
 
-    Where the cache cannot be written (read-only, full, not a folder), `report` says so and the images are produced in
-    memory.
+    If the cache cannot be written (read-only, full, not a folder), reports this and produces the images in memory.
     """
     cached = _read(path, state, target, report)
     if cached is not None:
@@ -124,8 +122,8 @@ class _CacheError(Exception):
 
 @contextlib.contextmanager
 def locked(path: Path, report: Report) -> Iterator[bool]:
-    """Hold an exclusive lock between processes; yields whether it is held. It saves double work only, so where the file
-    system (or the operating system) has none, go on without."""
+    """Hold an exclusive lock between processes; yields whether it is held. It only saves double work, so without locks
+    in the file system (or the operating system) the caller continues."""
     try:
         import fcntl
     except ImportError:
@@ -149,7 +147,7 @@ class _FileSink:
         self._file, self._image_bytes = file, image_bytes
 
     def reserve(self, count: int) -> None:
-        # A full disk shows here and not after minutes of decoding.
+        # A full disk shows here, not after minutes of decoding.
         if hasattr(os, "posix_fallocate") and count:
             try:
                 os.posix_fallocate(self._file.fileno(), 0, count * self._image_bytes)
@@ -175,7 +173,7 @@ class _FileSink:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete what killed processes left; only under the lock, where no other process can be writing."""
+    """Delete what killed processes left; call it only under the lock, when no other process can be writing."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -203,7 +201,7 @@ def _write(path: Path, state: str, target: Target, produce: Producer) -> Decoded
             ).encode()
             sink.write(index + _TRAILER.pack(zlib.crc32(index), len(index), _MAGIC))
             sink.finish()
-            # Read through this handle: another process may replace the file as soon as it is in place.
+            # Read through this handle: another process may replace the file at any time.
             decoded = _parse(file, state, target)
         os.replace(temporary, path)
     finally:
@@ -222,7 +220,7 @@ def _read(path: Path, state: str, target: Target, report: Report = silent) -> De
 
 
 def _same_sums(images: np.ndarray, sums: np.ndarray) -> bool:
-    """Whether the images are those that the sums were made of; of many a spread sample."""
+    """Whether the images still have these sums; of many images, a spread sample."""
     step = max(1, -(-images.nbytes // _CHECKED_BYTES))
     images, sums = images[::step], sums[::step]
     blocks = range(0, len(images), _CHECKED_ROWS)
@@ -230,11 +228,11 @@ def _same_sums(images: np.ndarray, sums: np.ndarray) -> bool:
 
 
 def _changed(file: BinaryIO) -> str:
-    return f"cache {file.name} was changed after it was written: its images are decoded anew"
+    return f"cache {file.name} was changed after it was written: its images are decoded again"
 
 
 def _index(content: bytes) -> dict[str, Any] | None:
-    """The index if it is one that `_write` wrote: its checksum is no help against who writes his own."""
+    """The index if it has the form that `_write` gives it, which a matching checksum does not prove."""
     try:
         index = json.loads(content)
         count, parts, names = index["count"], index["parts"], index["names"]
@@ -255,7 +253,7 @@ def _index(content: bytes) -> dict[str, Any] | None:
 
 
 def _parse(file: BinaryIO, state: str, target: Target, report: Report = silent) -> Decoded | None:
-    """The decoded images of an open cache file, or None where it is damaged or made from other sources."""
+    """The decoded images of an open cache file; None if it is damaged or made from other sources."""
     size = file.seek(0, os.SEEK_END)
     if size < _TRAILER.size:
         return None

@@ -1,4 +1,4 @@
-"""What lies in the decoded cache, and its removal: files that this project wrote and nothing else."""
+"""Lists and removes the files of the decoded cache, only those that this project wrote."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Cached:
 
     Attributes:
         path: the file.
-        dataset: what it was decoded from, as `cifar10` or `folder-my-images`.
+        dataset: what it was decoded from, such as `cifar10` or `folder-my-images`.
         image_size: HEIGHTxWIDTH in pixels.
         channels: 1 to 12.
         bits: 8 or 16.
-        split: whether it holds the same images once more in the order of a split.
-        leftover: whether it is half of a file, left by a process that was killed or is still writing.
+        split: whether it holds the images again in the order of a split.
+        leftover: whether it is incomplete, from a process that was killed or is still writing.
         bytes: its size.
-        written: when.
+        written: time of the last change.
     """
 
     path: Path
@@ -48,11 +48,11 @@ class Cached:
 
 
 def cached(cache_dir: str | os.PathLike[str] | None = None, report: Report = silent) -> list[Cached]:
-    """The files of the cache by name, of this project alone: others that lie there are passed over.
+    """The files of the cache, sorted by name; files of other origin are ignored.
 
     Args:
-        cache_dir: as of `load_dataset`: GMMVIT_CACHE, else `~/.cache/gmmvit` by default.
-        report: is given a line where the home folder is not known.
+        cache_dir: as in `load_dataset`; by default GMMVIT_CACHE, else `~/.cache/gmmvit`.
+        report: gets a line if the home folder is unknown.
 
     Raises:
         DataError: the folder cannot be read.
@@ -70,7 +70,7 @@ def cached(cache_dir: str | os.PathLike[str] | None = None, report: Report = sil
 
 
 def _described(path: Path) -> Cached | None:
-    """What a file is by its name, its kind and its last bytes; None where it is not of the cache."""
+    """A file described by its name, its kind and its last bytes; None if it is not of the cache."""
     whole, leftover = _NAME.fullmatch(path.name), _LEFTOVER.fullmatch(path.name)
     match = whole or leftover
     if match is None or path.is_symlink() or not path.is_file() or (whole and not is_cache_file(path)):
@@ -98,9 +98,9 @@ def clear_cache(
     """Removes the files of one data set, or of all, and returns them; a training that has one open keeps its images.
 
     Args:
-        name: as `cached` calls a data set, or as `--dataset` does, or "all".
-        cache_dir: as of `cached`.
-        report: is given a line for each file that another process is writing, which stays.
+        name: a data set as in `Cached.dataset` or as in `--dataset`, or "all".
+        cache_dir: as in `cached`.
+        report: gets a line for each file that stays because another process is writing it.
 
     Raises:
         DataError: there is no such data set in the cache, or a file cannot be removed.
@@ -126,7 +126,7 @@ def _removed(files: Sequence[Cached], report: Report) -> tuple[Cached, ...]:
             except OSError as error:
                 raise DataError(f"{file.path} cannot be removed: {error.strerror or error}") from error
         gone.append(file)
-        with contextlib.suppress(OSError):  # what is in it is not the project's
+        with contextlib.suppress(OSError):  # a file with content is not the project's
             if not lock.is_symlink() and lock.stat().st_size == 0:
                 lock.unlink()
     return tuple(gone)
@@ -134,10 +134,10 @@ def _removed(files: Sequence[Cached], report: Report) -> tuple[Cached, ...]:
 
 @contextlib.contextmanager
 def _unless_written(lock: Path) -> Iterator[bool]:
-    """Yields whether no other process holds the lock of a cache file, which is held meanwhile where it can be."""
+    """Yields whether no other process holds a cache file's lock, and holds it meanwhile if the system has locks."""
     try:
         import fcntl
-    except ImportError:  # Windows, which removes no file that is open
+    except ImportError:  # Windows, which does not remove open files
         yield True
         return
     try:

@@ -1,4 +1,4 @@
-"""The same picture in several places of a data set: a copy in training makes its test image an easy one.
+"""Finds the same picture in several places of a data set: a copy in the training part makes a test image too easy.
 
 Letters: N images, C channels, H height, W width.
 """
@@ -11,24 +11,24 @@ import numpy as np
 import torch
 
 _ROWS = 1024
-_FLAT = 4.0  # grey levels of deviation below which a picture has too little in it to be distinguished from another
-_BITS, _LEVELS = 6, 2.0  # of 64 bits of the outline, and grey levels in the mean, that near copies differ by at most
-_NEIGHBOURS = 4  # in the order of each quarter of the outline
+_FLAT = 4.0  # with a smaller standard deviation in grey levels, only exact copies count: too little is in the picture
+_BITS, _LEVELS = 6, 2.0  # how far near copies may differ: bits of the 64-bit outline, and mean grey levels
+_NEIGHBOURS = 4  # compared in the order of each quarter of the outline
 _PARTS = ("test", "val", "train")
 
 
 def find_copies(images: np.ndarray) -> np.ndarray:
-    """A number for each image [N, C, H, W], the same for exact and near copies: int64 [N], the row of the first.
+    """For each image [N, C, H, W] the row of its first exact or near copy: int64 [N].
 
-    Near copies have the same outline (the signs of differences between neighbouring cells, 64 bits, as in dHash) but
-    for a few bits, and grey levels that differ little: the same picture in another format, or slightly larger.
+    Near copies are, for example, the same picture in another format or slightly larger: their outlines (the signs of
+    differences between neighbouring cells, 64 bits, as in dHash) differ in a few bits and their grey levels little.
     """
     small, outline = _described(images)
     first = np.arange(len(images))
     codes = np.packbits(outline, axis=1)
     shown = small.std(1) >= _FLAT
     for quarter in range(4):
-        # Near copies agree in one of four quarters at least, unless they differ in all of them.
+        # Near copies mostly agree in at least one quarter, and then are neighbours in its order.
         keys = np.roll(codes, -2 * quarter, axis=1)
         order = np.lexsort(keys.T[::-1])
         for step in range(1, _NEIGHBOURS + 1):
@@ -73,7 +73,7 @@ def _join(first: np.ndarray, one: np.ndarray, other: np.ndarray) -> None:
 def told_copies(
     groups: np.ndarray, rows: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str]
 ) -> list[str]:
-    """Sentences about copies of training images in the other parts, and about copies of different classes."""
+    """Warnings about copies of training images in the other parts, and about copies with different classes."""
     lines = []
     train = {groups[row]: row for row in rows["train"].tolist()}
     for part in ("val", "test"):
@@ -82,7 +82,7 @@ def told_copies(
             seen = f"{names[leaked[0]]} is {names[train[groups[leaked[0]]]]}"
             lines.append(
                 f"{len(leaked)} of {len(rows[part])} {part} images are copies of training images ({seen}), exact or "
-                "near: figures on them are too good; --dedupe keeps copies in one part"
+                "near: scores on them are too good; --dedupe keeps copies in one part"
             )
     order = np.argsort(groups, kind="stable")
     differ = labels[order][1:] != labels[order][:-1]
@@ -90,8 +90,7 @@ def told_copies(
     if pairs.any():
         at = int(np.flatnonzero(pairs)[0])
         lines.append(
-            f"{int(pairs.sum())} copies are of another class than their original, as {names[order[at + 1]]} and "
-            f"{names[order[at]]}"
+            f"copies with different classes: {int(pairs.sum())}, such as {names[order[at + 1]]} and {names[order[at]]}"
         )
     return lines
 
@@ -99,8 +98,8 @@ def told_copies(
 def kept_together(groups: np.ndarray, rows: Mapping[str, np.ndarray], given: bool) -> dict[str, np.ndarray]:
     """The parts with all copies of a picture in one of them.
 
-    Of parts that were cut, the held-out ones give theirs to the training part; of `given` ones, which others measure on
-    too, the training part loses its own.
+    Parts cut by us give held-out copies to the training part; `given` parts, on which others measure too, keep theirs,
+    and the training part drops them.
     """
     order = [part for part in (_PARTS if given else _PARTS[::-1]) if part in rows]
     taken: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""A whole data set from encoded images to pixels, block by block, so that it need not fit into memory.
+"""Decodes a whole data set to pixels, block by block, so that it need not fit into memory.
 
 Shape letters: N images of all parts, C channels, H height, W width.
 """
@@ -24,26 +24,27 @@ from gmmvit.data.target import Target
 if TYPE_CHECKING:
     from gmmvit.data.records import ImageSource
 
-# A block is what one thread decodes in one go: enough images to outweigh the handing over, and few enough bytes that
-# the sums of a block (16 bytes a value) stay small.
+# A block is what a thread decodes at a time: enough images to outweigh passing it on, few enough bytes to keep the sums
+# of a block (16 bytes per value) small.
 _BLOCK_IMAGES = 128
 _BLOCK_BYTES = 8 * 2**20
 _SMALL_BYTES = 16384
 _PROGRESS_SECONDS = 5.0
-_DECODING_BYTES = 8  # a value of one image: Pillow's own, ours, and those of its sums
+_DECODING_BYTES = 8  # per value of one image: Pillow's, ours, and those of its sums
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """Everything about decoded images but the pixels.
+    """Everything about decoded images except the pixels.
 
     Attributes:
         classes: class names.
         parts: part name -> first and one past the last image of that part.
         labels: int64 `[N]`, or uint8 `[N, K]`.
         names: N names.
-        sums: int64 `[N, 2, C]`, the sum and the sum of squares of every image: the statistics of any split.
-        broken: name and reason of every image that could not be decoded; they are not counted in N.
+        sums: int64 `[N, 2, C]`, the sum and the sum of squares of every image, from which any split gets its
+            statistics.
+        broken: name and reason of every image that could not be decoded; N does not count these.
     """
 
     classes: tuple[str, ...]
@@ -56,7 +57,7 @@ class Catalog:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images `[N, C, H, W]`, uint8 or uint16, in memory or on a read-only map, and their catalog."""
+    """Images `[N, C, H, W]`, uint8 or uint16, in memory or as a read-only map, and their catalog."""
 
     images: np.ndarray
     catalog: Catalog
@@ -96,7 +97,7 @@ class MemorySink:
 
 
 def check_room(size: int, what: str) -> None:
-    """Raises DataError where more bytes are needed than are free: the system would kill the process later."""
+    """Raises DataError if fewer bytes are free than needed: the system would kill the process later."""
     free = free_memory()
     if free is not None and size > free:
         raise DataError(
@@ -167,8 +168,8 @@ def _decode_block(sources: list[ImageSource], target: Target) -> _Block:
 
 
 def _decoded_blocks(sources: Iterator[ImageSource], target: Target) -> Iterator[_Block]:
-    """Blocks in order. Pillow frees the interpreter's lock while it decodes, so threads work in parallel on files;
-    thumbnails of a few kilobytes spend their time outside of that and are faster without."""
+    """Blocks in order. Pillow frees the interpreter's lock while it decodes, so threads decode files in parallel;
+    images of a few kilobytes spend their time elsewhere and are faster without threads."""
     workers = min(8, os.cpu_count() or 1)
     block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // target.nbytes))
     pending: deque[Future[_Block]] = deque()
@@ -180,7 +181,7 @@ def _decoded_blocks(sources: Iterator[ImageSource], target: Target) -> Iterator[
                 yield _decode_block(block, target)
                 continue
             pending.append(pool.submit(_decode_block, block, target))
-            # A bounded queue: sources may be read from a file that is larger than memory.
+            # A bounded queue: sources may come from a file larger than memory.
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         yield from (future.result() for future in pending)
@@ -204,7 +205,7 @@ def _check_labels(part: Part, num_classes: int) -> None:
     if len(wrong):
         raise DataError(
             f"label {part.labels[wrong[0]]} of {part.names[wrong[0]]} is outside of 0..{num_classes - 1} "
-            f"({len(wrong)} such labels): one class name is needed for every label"
+            f"({len(wrong)} such labels): every label needs a class name"
         )
 
 

@@ -1,4 +1,4 @@
-"""Pixels brought to the size, channels and bits of a `Target`.
+"""Brings pixels to the size, channels and bits of a `Target`.
 
 Shape letters: C channels, H height, W width.
 """
@@ -19,10 +19,10 @@ _LUMA = (0.299, 0.587, 0.114)  # Pillow's
 
 
 def fit_levels(levels: np.ndarray, target: Target) -> np.ndarray:
-    """Levels [H, W, C], uint8 or uint16, to `[C, H, W]` of the target's size and type; resized a channel at a time.
+    """Levels [H, W, C], uint8 or uint16, to `[C, H, W]` of the target's size and type; resizes a channel at a time.
 
     Raises:
-        DataError: the image has another number of channels than the target; of grey and RGB one becomes the other.
+        DataError: the image has other channels than the target, unless they are grey and RGB, which become each other.
     """
     from PIL import Image
 
@@ -48,7 +48,7 @@ def _white(dtype: np.dtype) -> int:
 
 
 def resized(image: Image, target: Target) -> Image:
-    """Bicubic and antialiased, the aspect ratio kept or not as `fit` says."""
+    """The image resized as the target's `fit` says, bicubic and antialiased."""
     from PIL import Image as PilImage
 
     (height, width), fit = target.size, target.fit
@@ -63,7 +63,7 @@ def resized(image: Image, target: Target) -> Image:
         padded = PilImage.new(image.mode, (width, height))
         padded.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
         return padded
-    # The box with the target's aspect ratio round the centre: cutting before resizing saves the part that is cut off.
+    # The central box with the target's aspect ratio: cutting before resizing saves work on what is cut off.
     scale = min(image.width / width, image.height / height)
     left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
     box = (left, top, left + width * scale, top + height * scale)

@@ -14,7 +14,7 @@ from gmmvit.text import short
 
 
 def check_folds(folds: int | None, fold: int | None) -> None:
-    """Raise ValueError unless both are None, or there are two folds or more and `fold` is None or one of 1..folds."""
+    """Raise ValueError unless both are None, or `folds` is at least 2 and `fold` is None or one of 1..folds."""
     for name, value in (("folds", folds), ("fold", fold)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"{name} must be a whole number, got {short(value)}")
@@ -27,17 +27,17 @@ def check_folds(folds: int | None, fold: int | None) -> None:
 def measured_by(
     fold: int, folds: int, labels: np.ndarray, groups: np.ndarray | None, classes: Sequence[str], seed: int
 ) -> np.ndarray:
-    """Which images a fold measures, bool `[N]`: each image is in one of `folds`, every class spread evenly over them.
+    """Which images a fold measures, bool `[N]`: each image is in one of `folds`, which share every class evenly.
 
     Args:
         fold: 1..folds.
-        labels: int64 `[N]`, or uint8 `[N, K]`, whose labels are spread as evenly as `deal` brings them.
-        groups: int64 `[N]`, equal for copies of a picture, which stay in one fold; None where that is not asked for.
+        labels: int64 `[N]`, or uint8 `[N, K]`, spread as evenly as `deal` can.
+        groups: int64 `[N]`, equal for copies of a picture, which stay in one fold; None if copies do not matter.
         classes: class names, for the errors.
         seed: decides the folds.
 
     Raises:
-        DataError: a class has fewer images than there are folds, or all of it are copies of one picture.
+        DataError: a class has fewer images than there are folds, or only copies of one picture.
     """
     counts = class_counts(labels, len(classes))
     few = [f"{name!r} ({count})" for name, count in zip(classes, counts, strict=True) if count < folds]
@@ -55,7 +55,7 @@ def measured_by(
         names = listing([repr(classes[label]) for label in missing.tolist()])
         raise DataError(
             f"class {names} is not in the training part of fold {fold}: all of its images are copies of one picture; "
-            "add images, or leave --dedupe away"
+            "add images, or drop --dedupe"
         )
     return held
 
@@ -65,7 +65,7 @@ def _of_one_label(fold: int, folds: int, labels: np.ndarray, groups: np.ndarray 
 
     options = {"n_splits": folds, "shuffle": True, "random_state": seed % 2**32}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes whose copies leave fewer groups than folds
+        warnings.simplefilter("ignore", UserWarning)  # about classes with fewer groups than folds
         if groups is None:
             splits = StratifiedKFold(**options).split(labels, labels)
         else:

@@ -1,6 +1,6 @@
-"""Images as a program has them: paths, bytes, PIL images, arrays and tensors, one or many.
+"""Images as programs pass them: paths, bytes, PIL images, arrays and tensors, one or many.
 
-Letters: N images, C channels (those wanted, 1, 3, or 4 with transparency), H height, W width.
+Letters: N images, C channels (the target's, or 1, 3, or 4 with transparency), H height, W width.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _KINDS = (
 
 
 def each_image(given: Any) -> Iterator[Any]:
-    """The images in what was given: one of what `image_source` takes, a batch of them as an array [N, H, W, C] or a
-    tensor [N, C, H, W], or anything that can be iterated over, as a list, a generator or a column of paths."""
+    """The images in `given`: one image as `image_source` takes it, a batch as an array [N, H, W, C] or a tensor
+    [N, C, H, W], or any iterable, such as a list, a generator or a column of paths."""
     from PIL import Image
 
     is_one = isinstance(given, str | bytes | os.PathLike | Image.Image)
@@ -37,10 +37,10 @@ def each_image(given: Any) -> Iterator[Any]:
 
 
 def image_source(source: object, target: Target) -> ImageSource:
-    """What the decoder reads of one image as it was given.
+    """One given image in the form that the decoder takes.
 
     Raises:
-        TypeError: it is of another type or shape.
+        TypeError: it has another type or shape.
         ValueError: its floats are not from 0 to 1.
     """
     from PIL import Image
@@ -72,7 +72,7 @@ def _levels_of(pixels: np.ndarray, bits: int) -> np.ndarray:
     low, high = float(pixels.min()), float(pixels.max())
     if not 0 <= low <= high <= 1:
         raise ValueError(
-            f"an image of floats must have them from 0 to 1, got {low:g} to {high:g}: give it before it is normalised, "
+            f"an image of floats must have values from 0 to 1, got {low:g} to {high:g}: pass it before normalisation, "
             "or as uint8 or uint16"
         )
     wide = np.result_type(pixels, np.float32)  # half precision ends at 65504

@@ -1,5 +1,4 @@
-"""What an image file says of itself: its size, its kind, whether it is to be turned, what a pixel is. No pixels are
-decoded."""
+"""Reads what an image file says about itself, without decoding pixels: size, kind, rotation, what a pixel is."""
 
 from __future__ import annotations
 
@@ -34,12 +33,12 @@ _MODES = {
     "RGBA": "colour and transparency",
     "CMYK": "CMYK",
 }
-_TURNED = ("JPEG", "MPO", "TIFF", "WEBP")  # whose orientation Pillow reads without the pixels
+_TURNED = ("JPEG", "MPO", "TIFF", "WEBP")  # formats whose orientation Pillow reads without decoding
 
 
 @dataclass(frozen=True)
 class Header:
-    """`size` is (height, width) in pixels as stored; `kind` is as "PNG, colour"; `turned` where EXIF turns it."""
+    """`size`: (height, width) in pixels as stored; `kind`: such as "PNG, colour"; `turned`: whether EXIF turns it."""
 
     size: tuple[int, int]
     kind: str
@@ -47,14 +46,14 @@ class Header:
 
 
 def own_pixels(source: str, channels: int | None, axes: str | None) -> tuple[int, int] | None:
-    """The channels and bits of a file where they are not those of usual images, which become grey or RGB of 8 bits.
+    """The channels and bits of an unusual image file; None for usual ones, which become 8-bit grey or RGB.
 
     Args:
         source: a path.
         channels, axes: see `read_levels`.
 
     Raises:
-        DataError: it is not clear what its channels are, or the file is damaged.
+        DataError: it is unclear what its channels are, or the file is damaged.
         OSError: it cannot be opened.
     """
     from PIL import Image
@@ -64,14 +63,14 @@ def own_pixels(source: str, channels: int | None, axes: str | None) -> tuple[int
             if image.format != "TIFF" or not _has_bands(image):
                 is_wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
                 return (1, 16) if is_wide else None
-    except DAMAGE:  # Pillow takes no file of five bands
+    except DAMAGE:  # Pillow refuses, for example, files of five bands
         pass
     found = levels_header(source, channels, axes)
     return None if found is None else (found.channels, found.bits)
 
 
 def _has_bands(image: Image) -> bool:
-    """Whether a TIFF holds more than Pillow would read of it: pages of grey, a fourth band, colours of 16 bits."""
+    """Whether a TIFF holds more than Pillow would read: grey pages, a fourth band, 16-bit colours."""
     tile = getattr(image, "tile", None)
     arguments = tile[0][3] if tile else ""
     raw = arguments if isinstance(arguments, str) else str(arguments[0])
@@ -80,7 +79,7 @@ def _has_bands(image: Image) -> bool:
 
 
 def read_header(source: ImageSource, target: Target | None = None) -> Header | None:
-    """The header of a file, an encoded image or a decoded one, as it is read for `target`; None where it cannot be."""
+    """The header of a file, an encoded image or a decoded one, as read for `target`; None if it cannot be read."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
@@ -107,7 +106,7 @@ def _pillow_header(source: str | bytes) -> Header | None:
 
     for content in (source, None):
         try:
-            if content is None:  # sound without its texts and colour profile, as the decoder tries it
+            if content is None:  # retry without texts and colour profile, as the decoder does
                 content = bare(source if isinstance(source, bytes) else Path(source).read_bytes())
                 if content is None:
                     return None
@@ -125,7 +124,7 @@ def _header(image: Image) -> Header:
     if image.format in _TURNED:
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        except DAMAGE:  # then the decoder turns nothing
+        except DAMAGE:  # the decoder does not turn it either
             turned = False
     kind = _MODES.get(image.mode, image.mode)
     return Header((image.height, image.width), f"{image.format}, {kind}" if image.format else kind, turned)

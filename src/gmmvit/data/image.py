@@ -1,4 +1,4 @@
-"""One image file -> pixels at the size and of the kind wanted; training and prediction share this code.
+"""One image file -> pixels of the target's size and kind; training and prediction share this code.
 
 Shape letters: C channels, H height, W width.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from gmmvit.data.records import ImageSource
 
-# What docs/data.md names, whatever the file is called: to read PostScript, Pillow would start another program.
+# Those in docs/data.md, whatever the file is called; for PostScript, Pillow would start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 _BAND_PIXELS = 2**20
@@ -50,15 +50,14 @@ DAMAGE = (
     zlib.error,
 )
 
-
-_DEPTHS = {"L;2": 85, "L;4": 17}  # of Pillow's raw modes: the step between two values in 8 bits
+_DEPTHS = {"L;2": 85, "L;4": 17}  # Pillow's raw mode -> the step between two values in 8 bits
 
 
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keep Pillow's Python warnings (large images, odd metadata) from the user; what matters comes as an error.
+    """Hide Pillow's Python warnings (large images, odd metadata) from the user; what matters is an error.
 
-    Entered once round all threads that decode, since they share the filters.
+    Enter it once around all decoding threads, since they share the filters.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
@@ -77,9 +76,9 @@ def decode_image(
 ) -> torch.Tensor:
     """Decode one image to `[channels, height, width]`, uint8 or uint16.
 
-    EXIF rotation is applied, transparency is laid on white unless it is one of the channels, the first frame of an
-    animation is taken. To 8 bits, 16-bit values are scaled by 1/257, and float images are read as 0..1 or 0..255 or
-    stretched from their own range; to 16 bits, 8-bit values are scaled by 257. Resizing is bicubic and antialiased.
+    Applies EXIF rotation, lays transparency on white unless it is one of the channels, and takes the first frame of an
+    animation. For 8 bits, 16-bit values are scaled by 1/257, and float images count as 0..1 or 0..255 or are stretched
+    from their own range; for 16 bits, 8-bit values are scaled by 257. Resizing is bicubic and antialiased.
 
     Args:
         source: a path, the bytes of an encoded image, a PIL image, an array `[H, W]` or `[H, W, C]`, or a tensor
@@ -88,13 +87,13 @@ def decode_image(
         size: (height, width) in pixels.
         channels: 3 for RGB, 1 for grey, or another number up to 12, which the image must have.
         bits: 8 or 16.
-        fit: `crop` resizes the short side and cuts the centre, `stretch` ignores the aspect ratio, `pad` resizes the
-            long side and centres the image on black.
-        axes: `hwc` or `chw`, the order of the axes in a .npy file; None where its shape says it.
+        fit: `crop` resizes the short side and cuts out the centre, `stretch` ignores the aspect ratio, `pad` resizes
+            the long side and centres the image on black.
+        axes: `hwc` or `chw`, the order of the axes in a .npy file; None if its shape shows it.
 
     Raises:
-        DataError: the image cannot be read, has other channels, or a package that it needs is not installed.
-        TypeError: `source` is of another type or shape.
+        DataError: the image cannot be read, has other channels, or needs a package that is not installed.
+        TypeError: `source` has another type or shape.
         ValueError: its floats are not from 0 to 1, or `size`, `channels`, `bits`, `fit` or `axes` is out of range.
     """
     target = Target(size, channels, bits, fit, axes)
@@ -119,7 +118,7 @@ def decode_pixels(source: ImageSource, target: Target) -> np.ndarray:
     try:
         if (len(source) if isinstance(source, bytes) else os.stat(source).st_size) == 0:
             raise DataError("it is empty")
-        # What Pillow makes of usual images comes first: nothing else may slow them down.
+        # Usual images go straight to Pillow: nothing else may slow them down.
         levels = None if target.by_pillow else read_levels(source, target.channels, target.axes)
         return _opened_pixels(source, target) if levels is None else fit_levels(levels, target)
     except DataError:
@@ -141,7 +140,7 @@ def decode_pixels(source: ImageSource, target: Target) -> np.ndarray:
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with; it fails when asked for another."""
+    """Those of `FORMATS` that this Pillow was built with; it fails if asked for another."""
     from PIL import Image
 
     Image.init()
@@ -154,13 +153,13 @@ def _opened_pixels(source: str | bytes, target: Target) -> np.ndarray:
     stream = BytesIO(source) if isinstance(source, bytes) else source
     with Image.open(stream, formats=formats()) as image:
         # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target leaves room for
-        # antialiasing. A rotated image has not swapped its sides yet, hence the larger side for both.
+        # antialiasing. The sides of a rotated image are not swapped yet, hence the larger side for both.
         image.draft(None, (2 * max(target.size), 2 * max(target.size)))
         return _fit_pixels(image, target)
 
 
 def _bare_pixels(source: str | bytes, target: Target) -> np.ndarray | None:
-    """The pixels of an image that failed, if it is sound without its texts and colour profile."""
+    """The pixels of an image that failed to decode, if it decodes without its texts and colour profile."""
     try:
         content = bare(source if isinstance(source, bytes) else Path(source).read_bytes())
         return None if content is None else _opened_pixels(content, target)
@@ -182,12 +181,12 @@ def _fit_pixels(image: Image, target: Target) -> np.ndarray:
         image = image.convert("L" if grey else "RGB")
     if (image.height, image.width) != target.size:
         image = resized(image, target)
-    pixels = np.asarray(image if grey else image.convert("RGB"))  # a grey one only now: three times the bytes
+    pixels = np.asarray(image if grey else image.convert("RGB"))  # grey to RGB only now: it triples the bytes
     return np.ascontiguousarray(pixels[None] if grey else pixels.transpose(2, 0, 1))
 
 
 def _levels(image: Image, target: Target) -> np.ndarray:
-    """[H, W, C] of an image that Pillow read: uint16 of one with more than 8 bits, transparency a channel if wanted."""
+    """[H, W, C] of an image that Pillow read: uint16 above 8 bits; transparency is a channel if wanted."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _scaled(image, target.dtype)[..., None]
     if len(image.getbands()) == target.channels and image.mode in ("LA", "RGBA", "RGBX", "CMYK"):
@@ -207,7 +206,7 @@ def _upright(image: Image) -> Image:
     elif transparency != image.info.get("transparency"):
         image = image.copy()
         image.info["transparency"] = transparency
-    # exif_transpose copies even where there is nothing to turn, and fails on some damaged EXIF blocks.
+    # exif_transpose copies even if there is nothing to turn, and fails on some damaged EXIF blocks.
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
@@ -216,20 +215,20 @@ def _upright(image: Image) -> Image:
 
 
 def _transparency(image: Image) -> Any:
-    """The transparent value of an image that is not loaded yet; Pillow keeps that of a PNG in the file's depth, and its
-    pixels, but for grey ones of 16 bits, in 8."""
+    """The transparent value of an image not loaded yet. Of a PNG, Pillow keeps this value in the file's depth but the
+    pixels in 8 bits, except 16-bit grey ones."""
     value, raw = image.info.get("transparency"), _raw_mode(image)
     return value * _DEPTHS[raw] if raw in _DEPTHS and isinstance(value, int) else value
 
 
 def _low_bytes(image: Image) -> np.ndarray | None:
-    """uint8 [H, W, 3], the low bytes of a PNG of 16-bit colours with a transparent one that is not loaded yet; None for
-    any other image. Pillow keeps the high bytes; of values in the other order of bytes, they are the low ones."""
+    """uint8 [H, W, 3], the low bytes of a PNG not loaded yet, with 16-bit colours and a transparent one; None for any
+    other image. Pillow keeps only high bytes, so this reads the values in the other byte order."""
     from PIL import Image as PilImage
 
     if _raw_mode(image) != "RGB;16B" or not isinstance(image.info.get("transparency"), tuple):
         return None
-    file: Any = image  # what follows is of Pillow's own readers of files
+    file: Any = image  # only Pillow's file readers have these attributes
     place = file.fp.tell()
     file.fp.seek(0)
     content = file.fp.read()
@@ -241,7 +240,7 @@ def _low_bytes(image: Image) -> np.ndarray | None:
 
 
 def _white_where_transparent(image: Image, low: np.ndarray) -> Image:
-    """A PNG of 16-bit colours, with its `low` bytes, whose transparent colour is white: exactly that, none like it."""
+    """A PNG of 16-bit colours, with its `low` bytes, whose transparent colour, and no similar one, becomes white."""
     from PIL import Image as PilImage
 
     high = np.asarray(image)
@@ -259,7 +258,7 @@ def _raw_mode(image: Image) -> str | None:
 
 
 def _eight_bit(image: Image) -> Image:
-    """The image with 8 bits a channel and no transparency."""
+    """The image with 8 bits per channel and no transparency."""
     from PIL import Image as PilImage
 
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -273,8 +272,8 @@ def _eight_bit(image: Image) -> Image:
 def _scaled(image: Image, dtype: np.dtype) -> np.ndarray:
     """Grey values of more than 8 bits as uint8 or uint16 [H, W], the transparent one as white.
 
-    The scale follows from the type where it can, so that dark and bright images stay comparable; only in 8 bits, values
-    that fit neither 0..1 (floats), 0..255 nor 0..65535 are stretched from their own range.
+    The type decides the scale if it can, so that dark and bright images stay comparable; only for 8 bits, values that
+    fit neither 0..1 (floats), 0..255 nor 0..65535 are stretched from their own range.
     """
     white = int(np.iinfo(dtype).max)
     low, factor = 0.0, white / 65535
@@ -285,7 +284,7 @@ def _scaled(image: Image, dtype: np.dtype) -> np.ndarray:
             factor = white
         elif white > 255 and (image.mode == "F" or least < 0 or most > 65535):
             wanted = "floats from 0 to 1" if image.mode == "F" else "values from 0 to 65535"
-            raise DataError(f"its values go from {least:g} to {most:g}: 16 bits are made of {wanted}")
+            raise DataError(f"its values go from {least:g} to {most:g}: 16 bits need {wanted}")
         elif white == 255 and least >= 0 and most <= 255:
             factor = 1.0
         elif least < 0 or most > 65535 or image.mode == "F":
@@ -298,7 +297,7 @@ def _scaled(image: Image, dtype: np.dtype) -> np.ndarray:
 
 
 def _bands(image: Image) -> Iterator[tuple[slice, np.ndarray]]:
-    """An image as float64, some rows at a time: a whole large one takes eight times what its file unpacks to."""
+    """An image as float64, some rows at a time: a large one as a whole would take eight times its unpacked size."""
     step = max(1, _BAND_PIXELS // max(1, image.width))
     for top in range(0, image.height, step):
         band = image.crop((0, top, image.width, min(top + step, image.height)))

@@ -1,4 +1,4 @@
-"""What a data set holds, before anything is trained on it: classes, sizes, kinds, broken images, copies.
+"""Looks at a data set before training: classes, sizes, kinds, broken images, copies.
 
 Shape letters: N images that can be read, C channels, H height, W width.
 """
@@ -31,19 +31,19 @@ class Inspection:
     """What was found.
 
     Attributes:
-        name: as it was asked for.
-        location: the folder or Hub name where it lies.
+        name: the name asked for.
+        location: its folder or Hub name.
         decoded: the readable images at the training size, their labels and names, and the broken ones.
-        parts: part -> int64 rows of `decoded`, as a training would split them; as they were given where none could.
-        refusal: why a training would refuse the data, broken images aside; None where it would not.
-        dataset: what a training would get; None where it is refused.
+        parts: part -> int64 rows of `decoded`, as training would split them, or as given if training would refuse.
+        refusal: why training would refuse the data, broken images aside; None if it would not.
+        dataset: what training would get; None if it would refuse.
         sizes: (height, width) as stored -> number of readable images.
-        kinds: format and colours, as "PNG, grey" -> number of readable images.
+        kinds: format and colours, such as "PNG, grey" -> number of readable images.
         turned: how many of them EXIF turns or mirrors.
-        grey: how many have no colour in their pixels, whatever their kind; all where one channel is read.
-        copies: rows of each picture that occurs more than once, exact or near; None where the images are too large
-            together to be compared in memory.
-        leaks: sentences about copies in several parts or of several classes.
+        grey: how many have no colour in their pixels, whatever their kind; all if one channel is read.
+        copies: rows of each picture that occurs more than once, exactly or nearly; None if the images do not fit into
+            memory for the comparison.
+        leaks: warnings about copies in several parts or with several classes.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Inspection:
 
     @property
     def labels_an_image(self) -> list[int] | None:
-        """How many images have no label, one, two ...; None where every image has one class."""
+        """How many images have no label, one, two ...; None if every image has one class."""
         labels = self.decoded.catalog.labels
         return np.bincount(labels.sum(1)).tolist() if labels.ndim == 2 else None
 
@@ -93,11 +93,11 @@ def inspect_dataset(
     report: Report | None = None,
     **split: Any,
 ) -> Inspection:
-    """Look at a data set as `load_dataset` would load it, with the same arguments, `split` being those that make its
-    parts; broken images are no error here, and neither is a split that a training would refuse.
+    """Look at a data set as `load_dataset` loads it, with the same arguments; `split` are those that make its parts.
+    Neither broken images nor a split that training would refuse are errors here.
 
     Raises:
-        DataError: nothing is there, its layout can be read in two ways or in none, or no image can be read.
+        DataError: nothing is there, its layout is ambiguous or unknown, or no image can be read.
         ValueError, TypeError: an argument is out of range.
     """
     paths(data_dir=data_dir, cache_dir=cache_dir)
@@ -115,7 +115,7 @@ def inspect_dataset(
     rows = {part: np.arange(first, last) for part, (first, last) in catalog.parts.items() if last > first}
     refusal, dataset, leaks = None, None, []
     try:
-        dataset = load_dataset(  # which finds what was decoded in the cache
+        dataset = load_dataset(  # finds the decoded images in the cache
             name,
             data_dir=data_dir,
             image_size=image_size,
@@ -149,7 +149,7 @@ def inspect_dataset(
 
 
 def _rows(dataset: Dataset, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Where the images of each part stand in the catalog."""
+    """The rows of each part's images in the catalog."""
     row_of = {name: row for row, name in enumerate(names)}
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     return {
@@ -161,7 +161,7 @@ def _rows(dataset: Dataset, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 @quiet_pillow()
 def _headers(source: Source, target: Target, broken: set[str]) -> tuple[Counter[tuple[int, int]], Counter[str], int]:
-    """Sizes, kinds and the number of turned ones of the images that can be read."""
+    """Sizes and kinds of the readable images, and how many are turned."""
     sizes: Counter[tuple[int, int]] = Counter()
     kinds: Counter[str] = Counter()
     turned = 0
@@ -176,7 +176,7 @@ def _headers(source: Source, target: Target, broken: set[str]) -> tuple[Counter[
 
 
 def _several(groups: np.ndarray) -> list[list[int]]:
-    """The rows of each group of more than one, in order."""
+    """The rows of each group with more than one, in order."""
     members: dict[int, list[int]] = {}
     for row, first in enumerate(groups.tolist()):
         members.setdefault(first, []).append(row)

@@ -1,6 +1,6 @@
-"""Labels as numbers: int64 `[N]`, one an image, or uint8 `[N, K]`, 1 for each of K classes that the image has.
+"""Labels as numbers: int64 `[N]`, one per image, or uint8 `[N, K]` with 1 for each of K classes that the image has.
 
-What is the same of both kinds, so that nobody else has to know which one it is.
+These functions take both kinds, so that callers need not know which one they have.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
-SEPARATORS = ("|", ";", ",")  # of the labels in a cell of a table
+SEPARATORS = ("|", ";", ",")  # between labels in a table cell
 NO_LABEL = "no label"
 
 
@@ -37,17 +37,16 @@ def has_class(labels: Array, number: int) -> Array:
 
 
 def numbers_of(label: np.ndarray | np.generic | torch.Tensor) -> tuple[int, ...]:
-    """The numbers of one image's classes, of labels on the CPU."""
+    """The numbers of one image's classes, from a label on the CPU."""
     return tuple(np.flatnonzero(np.asarray(label)).tolist()) if label.ndim else (int(label),)
 
 
 def words_of(label: np.ndarray | np.generic | torch.Tensor, classes: Sequence[str]) -> str:
-    """The names of one image's classes, with commas between; `NO_LABEL` where it has none."""
+    """The names of one image's classes, separated by commas; `NO_LABEL` if it has none."""
     return ", ".join(classes[number] for number in numbers_of(label)) or NO_LABEL
 
 
 def cell_of(names: Sequence[str]) -> str:
-    """Labels as a cell of a table, which `read_table` reads: with | between, or as a JSON list where a name holds a
-    separator."""
+    """Labels as a table cell for `read_table`: separated by |, or a JSON list if a name contains a separator."""
     plain = not any(mark in name for name in names for mark in (*SEPARATORS, "["))
     return "|".join(names) if plain else json.dumps(list(names), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Stratified, seeded choice of the images that are held out for validation and test."""
+"""Chooses the images held out for validation and test, stratified and seeded."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def check_seed(value: int) -> None:
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int | Sequence[int]) -> np.ndarray:
-    """Choose `ceil(fraction * N)` of N images, the same share of every class to one image.
+    """Choose `ceil(fraction * N)` of N images, from every class the same share to within one image.
 
-    Every class keeps at least one image that is not chosen, so the total can be less for classes of one or two. Where
-    images have several labels, number and shares are as near to that as `deal` brings them.
+    Every class keeps at least one image that is not chosen, so classes of one or two images can make the total smaller.
+    With several labels per image, number and shares are as close as `deal` gets.
 
     Args:
         labels: int64 `[N]`, or uint8 `[N, K]`.
-        fraction: 0..1, without 1.
+        fraction: at least 0 and below 1.
         seed: whole numbers in 0..2**32-1; the same seed gives the same choice on every machine and numpy version.
 
     Returns:
@@ -50,7 +50,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int | Sequence[int]) -> 
     values, counts = np.unique(labels, return_counts=True)
     shares = fraction * counts
     quotas = np.minimum(np.floor(shares + 1e-9).astype(np.int64), counts - 1)
-    # What rounding down left over goes to the classes with the largest remainders.
+    # Classes with the largest remainders get what rounding down left over.
     for index in np.argsort(quotas - shares, kind="stable"):
         if quotas.sum() >= wanted:
             break
@@ -83,13 +83,12 @@ def choose_parts(
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Decide which images make up `train`, `val` and `test`.
 
-    Parts that are given stay as they are. With neither `val` nor `test`, the test part is cut first by
-    `test_fraction`; without `val`, the validation part is cut from what is then left by `val_fraction`. With
-    `per_class`, what is left for training and validation is the first so many of each class, or all where there are
-    fewer.
+    Given parts stay as they are. With neither `val` nor `test`, `test_fraction` first cuts the test part; without
+    `val`, `val_fraction` then cuts the validation part from the rest. With `per_class`, training and validation get
+    only the first `per_class` images of each class, or all if there are fewer.
 
     Args:
-        labels: the labels int64 `[N]`, or uint8 `[N, K]`, of each given part; the keys are `all`, or `train` with or
+        labels: the labels of each given part, int64 `[N]` or uint8 `[N, K]`; the keys are `all`, or `train` with or
             without `val`, `test`.
         classes: class names, for the errors.
 
@@ -97,7 +96,7 @@ def choose_parts(
         For every resulting part, the given part that it comes from and the sorted indices in it, int64.
 
     Raises:
-        DataError: a class has no image for training, or too few to be split; or `per_class` of several labels.
+        DataError: a class has no image for training, or too few to split; or `per_class` with several labels.
     """
     origin = "all" if "all" in labels else "train"
     pool = labels[origin]
@@ -120,17 +119,17 @@ def choose_parts(
 
 
 def _words(seed: int) -> tuple[int, ...]:
-    """numpy takes seeds in words of 32 bits."""
+    """The seed in 32-bit words, as numpy takes it."""
     return (seed,) if seed < 2**32 else (seed % 2**32, seed // 2**32)
 
 
 def cut_validation(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The images that are held out for validation, bool `[N]`, chosen as by `choose_parts`."""
+    """The images held out for validation, bool `[N]`, chosen as in `choose_parts`."""
     return hold_out(labels, fraction, (*_words(seed), _VAL_STREAM))
 
 
 def first_of_each(labels: np.ndarray, rows: np.ndarray, per_class: int | None) -> np.ndarray:
-    """Of `rows` the first `per_class` of each class, still in order; all of them with None.
+    """The first `per_class` of `rows` in each class, still in order; None keeps all.
 
     Raises:
         DataError: images have several labels.
@@ -139,8 +138,8 @@ def first_of_each(labels: np.ndarray, rows: np.ndarray, per_class: int | None) -
         return rows
     if labels.ndim == 2:
         raise DataError(
-            "train_per_class takes the first images of each class, and here an image may have several labels: leave it "
-            "away, or list fewer images in the table"
+            "train_per_class takes the first images of each class, and here an image may have several labels: drop it, "
+            "or list fewer images in the table"
         )
     of_class = labels[rows]
     return np.sort(np.concatenate([rows[of_class == label][:per_class] for label in np.unique(of_class)]))

@@ -1,4 +1,4 @@
-"""Images with several labels dealt to subsets, so that each gets its share of every label.
+"""Deals images with several labels to subsets, each with its share of every label.
 
 Letters: N images, K classes, S subsets, U units that stay together.
 """
@@ -14,13 +14,13 @@ def deal(
     labels: np.ndarray, shares: Sequence[float], seed: int | Sequence[int], groups: np.ndarray | None = None
 ) -> np.ndarray:
     """The subset of each image, int64 `[N]`, by iterative stratification (Sechidis et al., 2011): the label with the
-    fewest images left comes first, and each of them goes where that label is wanted most. Images without a label are
-    dealt last and even the sizes out. The same on every machine.
+    fewest images left comes first, and each of these goes where that label is wanted most. Images without a label come
+    last and even out the sizes. The result is the same on every machine.
 
     Args:
         labels: uint8 `[N, K]`.
-        shares: of each subset, with the sum 1.
-        seed: of `numpy.random.RandomState`.
+        shares: of the subsets, with sum 1.
+        seed: for `numpy.random.RandomState`.
         groups: int64 `[N]`, equal for images that stay together.
     """
     units = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]

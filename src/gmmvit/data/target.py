@@ -1,4 +1,4 @@
-"""What an image becomes: its size, and what a pixel is. The one place that says so; `Split.images` has this dtype.
+"""What an image becomes: its size, and what a pixel is, defined only here; `Split.images` has this dtype.
 
 Letters: C channels, H height, W width.
 """
@@ -21,18 +21,18 @@ AXES = ("hwc", "chw")
 
 @dataclass(frozen=True)
 class Target:
-    """What the images of a data set, or those that a model is shown, are brought to.
+    """What all images of a data set, or for a model, become.
 
     Args:
         size: (height, width) in pixels.
         channels: 1 (grey), 3 (RGB; other kinds of 8-bit images become one of these two), or another number up to 12,
             which every image must have.
-        bits: of a level: 8 (uint8) or 16 (uint16).
+        bits: per channel, 8 (uint8) or 16 (uint16).
         fit: `crop`, `stretch` or `pad`, see `decode_image`.
-        axes: the order of an array [H, W, C] ("hwc") or [C, H, W] ("chw") in a .npy file; None where its shape says it.
+        axes: the order of an array [H, W, C] ("hwc") or [C, H, W] ("chw") in a .npy file; None if its shape shows it.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: an argument is out of range.
     """
 
     size: tuple[int, int]
@@ -59,12 +59,12 @@ class Target:
 
     @property
     def usual(self) -> bool:
-        """Whether it is what Pillow makes of any image: grey or RGB of 8 bits."""
+        """Whether Pillow turns any image into this: 8-bit grey or RGB."""
         return self.bits == 8 and self.channels in (1, 3)
 
     @property
     def by_pillow(self) -> bool:
-        """Whether Pillow loses nothing of an image on its way there; else the reader of levels is asked first."""
+        """Whether Pillow loses nothing on the way to it; otherwise the reader of levels comes first."""
         return self.usual or self.channels == 1
 
     @property
@@ -74,12 +74,12 @@ class Target:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the pixels."""
+        """The type of the pixels."""
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
     @property
     def nbytes(self) -> int:
-        """Of one image."""
+        """The bytes of one image."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def __str__(self) -> str:

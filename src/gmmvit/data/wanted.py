@@ -1,4 +1,4 @@
-"""What is asked of the images of a data set, and what its own files add where that leaves something open."""
+"""What the caller wants images to become, completed from the data set's own files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gmmvit.data.target import Target
 
 @dataclass(frozen=True)
 class Wanted:
-    """A `Target` as it is asked for; None leaves a field to the data set. Raises ValueError as `Target`."""
+    """A `Target` as the caller asks for it; None leaves a field to the data set. Raises ValueError as `Target`."""
 
     size: tuple[int, int] | None
     channels: int | None
@@ -33,7 +33,7 @@ class Wanted:
         """What the images of `source` become.
 
         Raises:
-            DataError: its first images do not show clearly what their channels are.
+            DataError: its first images do not clearly show their channels.
         """
         own = self._own(source) if self.channels is None or self.bits is None else None
         channels, bits = own or (source.channels, 8)
@@ -47,12 +47,12 @@ class Wanted:
 
     @quiet_pillow()
     def _own(self, source: Source) -> tuple[int, int] | None:
-        """Channels and bits of the first image that can be read; None where that is a usual one, or none is known."""
+        """Channels and bits of the first readable image; None if that is a usual one, or if none is known."""
         wrong = None
         for sample in source.samples:
             try:
                 return own_pixels(sample, self.channels, self.axes)
-            except OSError:  # a dead link, which is reported among the broken images
+            except OSError:  # a dead link; reported as a broken image
                 continue
             except DataError as error:
                 wrong = wrong or DataError(f"{relative(sample, source.location)} of {source.location}: {error}")
