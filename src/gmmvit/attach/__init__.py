@@ -1,4 +1,4 @@
-"""`attach` puts the mask into anybody's ViT, in place and on one instance; `detach` restores the donor exactly.
+"""`attach` puts the mask into any ViT, in place and on one instance; `detach` restores the donor exactly.
 
 `gmmvit.attach` names both this package and its function, so the package is callable too.
 """
