@@ -3,8 +3,8 @@
     python benchmarks/tune_attention.py 64x12x256x64
     python benchmarks/gpu.py --parts tune
 
-Prints a line for each choice, the current ones first as "now"; the winners belong in `long_tiles` and `mask_layout` of
-`attention/triton/launch.py`. Not part of `make gpu`.
+Prints a line for each choice, the current ones first as "now"; the winners belong in `long_tiles`, `whole_tiles` and
+`mask_layout` of `attention/triton/launch.py`. Not part of `make gpu`.
 """
 
 import argparse
@@ -19,15 +19,16 @@ from gmmvit.attention.triton import launch
 from gmmvit.bench import Shape, graph_timer, grid_of, parse_shapes
 from gmmvit.rows import line, row
 
-SHAPES: list[Shape] = [(64, 12, 256, 64), (2, 12, 4096, 64)]
+SHAPES: list[Shape] = [(64, 12, 256, 64), (64, 8, 256, 16), (2, 12, 4096, 64)]
 TINY_SHAPES: list[Shape] = [(2, 1, 36, 16)]
-SECONDS = 75  # per shape; then no further choice is tried
+SECONDS = 65  # per shape; then no further choice is tried
 TILES = {
     "forward": [(64, 32, 4, 2), (64, 32, 4, 4), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 8, 2)],
     "kv": [(32, 64, 4, 2), (32, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 3), (128, 64, 8, 2)],
     "q": [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 2), (128, 64, 8, 2)],
     "table": [(64, 64, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 8, 2), (128, 128, 8, 1), (128, 128, 8, 2)],
 }
+WHOLE = [(128, 32, 4, 2), (128, 64, 8, 2), (256, 32, 8, 1), (256, 32, 8, 2), (256, 64, 8, 2)]  # tiles of all queries
 LAYOUTS = ("table", "shifted", "whole")
 
 
@@ -63,6 +64,10 @@ def choices(tiny: bool) -> Iterator[tuple[str, str, Any]]:
     yield "now", "long_tiles", launch.long_tiles
     for layout in LAYOUTS[:1] if tiny else LAYOUTS:
         yield f"mask {layout}", "mask_layout", lambda *sizes, layout=layout: layout
+    yield "backward in two kernels", "whole_tiles", lambda x: None
+    for size in [(64, 32, 4, 1)] if tiny else WHOLE:
+        tiles = launch.Tiles(*size)
+        yield f"backward in one kernel {size}", "whole_tiles", lambda x, t=tiles: t if x.q.shape[2] <= t.BM else None
     chosen = launch.long_tiles
     for kernel, sizes in TILES.items():
         for size in [(32, 32, 4, 1)] if tiny and kernel == "q" else [] if tiny else sizes:

@@ -33,6 +33,7 @@ NAMES = {
         "long_backward_kv",
         "long_backward_table",
         "long_backward_dense",
+        "whole_backward",
     ),
 }
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
@@ -158,6 +159,7 @@ CALLS: dict[str, Any] = {
     "vit, 32 pixels": attention((256, 12, 64, 16), HALF),
     "one tile, wide heads": attention((64, 6, 64, 64), HALF),
     "timm's vit, 224 pixels, class token": attention((128, 3, 196, 64), HALF, prefix=1),
+    "vit, 64 pixels": attention((64, 8, 256, 16), HALF),
     "swin, windows": attention((512, 3, 16, 32), HALF, groups=4, dropout_p=0.1),
     "timm's swin, windows of 7 x 7": attention((512, 3, 49, 32), HALF, groups=4),
     "vit, element-wise mask and a bias": attention((16, 3, 196, 64), HALF, "dense", groups=1),

@@ -53,6 +53,16 @@ def long_tiles(kernel: str, tokens: int, width: int, dtype: torch.dtype, roomy: 
     return Tiles(64, 64, 4, 2)
 
 
+def whole_tiles(x: "Inputs") -> Tiles | None:
+    """For a backward pass with one program for each head of each sample; None where that spills registers (dropout,
+    wide heads, float32: docs/log.md), exceeds the shared memory or leaves processors idle."""
+    batch, heads, tokens, _ = x.q.shape
+    fits = tokens <= (256 if is_roomy(x.q.device) else 128) and x.width <= 32
+    if not fits or x.seed is not None or x.q.dtype == torch.float32 or batch * heads < _processors(x.q.device):
+        return None
+    return Tiles(128, 32, 4, 2) if tokens <= 128 else Tiles(256, 32, 8, 2)
+
+
 def mask_layout(heads: int, tokens: int, cols: int, prefix: int) -> str:
     """How the long kernels read an offset table: "shifted" or "whole", both from `lay_out_mask`, or the "table" itself,
     cell by cell. "shifted" takes twice the table's memory, but its loads are wide only without prefix tokens and with
@@ -252,13 +262,14 @@ def long_backward(
     mask_wanted: bool,
     bias_wanted: bool,
 ) -> Sums:
-    """Fills `grads` of q, k and v like `short_backward`, in two launches; one more lays out a table, and one more
+    """Fills `grads` of q, k and v like `short_backward`, in one launch or two; one more lays out a table, and one more
     computes the gradient of an offset table, a dense mask or a bias."""
     from gmmvit.attention.triton.long_kernels import (
         long_backward_dense,
         long_backward_kv,
         long_backward_q,
         long_backward_table,
+        whole_backward,
     )
 
     batch, heads, tokens, _ = x.q.shape
@@ -268,14 +279,18 @@ def long_backward(
         reads = (x.q, x.k, x.v, grad_out, lse, delta, x.mask, x.bias, x.seed)
         return *reads, *outputs, *x.strides(grad_out), *x.sizes(), *more, x.scale, x.dropout_p
 
-    by_keys, by_queries = laid_out(x, backward=True)
     grad_t = (grads[0].stride(2),)
-    tiles = x.tiles("q")
-    programs = -(-tokens // tiles.BM) * batch * heads
-    long_backward_q[(programs,)](*common(by_keys, (out, grads[0]), grad_t), **by_keys.constants(tiles))
-    tiles = x.tiles("kv")
-    programs = -(-tokens // tiles.BN) * batch * heads
-    long_backward_kv[(programs,)](*common(by_queries, grads[1:], grad_t), **by_queries.constants(tiles))
+    whole = whole_tiles(x)
+    by_keys, *by_queries = laid_out(x, backward=whole is None)
+    if whole:
+        whole_backward[(batch * heads,)](*common(by_keys, (out, *grads), grad_t), **by_keys.constants(whole))
+    else:
+        tiles = x.tiles("q")
+        programs = -(-tokens // tiles.BM) * batch * heads
+        long_backward_q[(programs,)](*common(by_keys, (out, grads[0]), grad_t), **by_keys.constants(tiles))
+        tiles = x.tiles("kv")
+        programs = -(-tokens // tiles.BN) * batch * heads
+        long_backward_kv[(programs,)](*common(by_queries[0], grads[1:], grad_t), **by_queries[0].constants(tiles))
     grad_table = None
     if x.mask is not None and x.cols and mask_wanted:
         grad_table = torch.zeros_like(x.mask, dtype=torch.float32).unsqueeze(0)

@@ -282,6 +282,61 @@ def long_backward_kv(
 
 
 @triton.jit
+def whole_backward(
+    q, k, v, grad_out, lse, delta, mask, bias, seed, out, grad_q, grad_k, grad_v,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
+    mask_h, mask_i, mask_j, bias_g, bias_h, bias_i, bias_j,
+    B, H, T, rows, groups, grad_t, scale, dropout_p,
+    COLS: tl.constexpr, PREFIX: tl.constexpr, MASK: tl.constexpr, LOG: tl.constexpr, BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """One program: a whole head of T <= BM queries, whose logits it computes once for the gradients of q, k and v. Also
+    writes delta = <grad_out, out> for the kernels of mask and bias."""
+    head = tl.program_id(0).to(tl.int64)
+    b, h = head // H, head % H
+    d = tl.arange(0, BD)
+    i = tl.arange(0, BM)
+    own_mask = mask + h * mask_h if MASK != "none" else mask
+    own_bias = bias + (b % groups) * bias_g + h * bias_h if BIAS else bias
+    own = b * T * grad_t + h * D
+    queries = load_rows(q + b * q_b + h * q_h, i, d, q_t, q_d, T, D, EVEN)
+    grads = load_rows(grad_out + b * go_b + h * go_h, i, d, go_t, go_d, T, D, EVEN)
+    outs = load_rows(out + b * T * H * D + h * D, i, d, H * D, 1, T, D, EVEN)
+    row_sum = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+    tl.store(delta + head * T + i, row_sum, mask=i < T)
+    log_total = load_sums(lse + head * T, i, T, EVEN, float("inf"))  # no weight beyond T
+    unit = logit_unit(scale, MASK, LOG)
+    sum_q = tl.zeros([BM, BD], tl.float32)
+    for first in range(0, T, BN):
+        j = first + tl.arange(0, BN)
+        keys = load_rows(k + b * k_b + h * k_h, j, d, k_t, k_d, T, D, EVEN)
+        values = load_rows(v + b * v_b + h * v_h, j, d, v_t, v_d, T, D, EVEN)
+        m = mask_at(own_mask, i[:, None], j[None, :], mask_i, mask_j, T, rows, scale, COLS, PREFIX, MASK, LOG, EVEN)
+        a = bias_at(own_bias, i[:, None], j[None, :], bias_i, bias_j, T, BIAS)
+        dots = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
+        weights = tl.exp2(logits - log_total[:, None])
+        grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        dropped = weights
+        if DROPOUT:
+            factor = dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
+            grad_w *= factor
+            dropped = weights * factor
+        sum_v = tl.dot(tl.trans(dropped.to(grads.dtype)), grads, input_precision=PRECISION)
+        store_rows(grad_v + own, j, d, grad_t, sum_v, T, D, EVEN)
+        grad_l = weights * (grad_w * unit - (row_sum * unit)[:, None])
+        if MASK != "none" and not LOG:
+            grad_l = grad_l * m
+        grad_s = grad_l.to(keys.dtype)
+        sum_q = tl.dot(grad_s, keys, sum_q, input_precision=PRECISION)
+        sum_k = tl.dot(tl.trans(grad_s), queries, input_precision=PRECISION)
+        store_rows(grad_k + own, j, d, grad_t, sum_k * scale, T, D, EVEN)
+    store_rows(grad_q + own, i, d, grad_t, sum_q * scale, T, D, EVEN)
+
+
+@triton.jit
 def long_backward_dense(
     q, k, v, grad_out, lse, delta, mask, bias, seed, grad_mask, grad_bias,
     q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, go_b, go_h, go_t, go_d,
