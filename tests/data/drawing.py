@@ -39,13 +39,15 @@ def write_parquet(
     image: str = "img",
     label: str = "label",
     classes: list[str] | None = None,
+    more: dict[str, list] | None = None,
     first: int = 0,
 ) -> Path:
-    """A shard with one encoded image of 32 x 32 for each label; shards of another `first` have other images."""
+    """A shard with one encoded image of 32 x 32 for each label, and `more` columns; those of another `first` have other
+    images."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [{"bytes": _encoded((first + row) * 7 % 256), "path": None} for row in range(len(labels))]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({image: pa.array(cells, kind), label: pa.array(labels)})
+    table = pa.table({image: pa.array(cells, kind), label: pa.array(labels), **(more or {})})
     if classes:
         features = {label: {"names": classes, "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})

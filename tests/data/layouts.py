@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drawing import draw, write_parquet
+from tables import TABLES
 
 from gmmvit.data import DataError, load_dataset
 
@@ -21,12 +22,12 @@ FOUR = ["a", "b"] * 2
 
 @dataclass(frozen=True)
 class Layout:
-    """`tree`: a folder -> how many images lie in it, a parquet file -> its labels, a link -> the path it leads to from
-    its folder, another file -> its text. `read`: the images of each part, None where it is refused; `says`: what the
-    refusal or a notice must say."""
+    """`tree`: a folder -> how many images lie in it, a parquet file -> its labels or its columns, that of the labels
+    first, a link -> the path it leads to from its folder, another file -> its text. `read`: the images of each part,
+    None where it is refused; `says`: what the refusal or a notice must say."""
 
     shown: str
-    tree: dict[str, int | list | str | Path]
+    tree: dict[str, int | list | dict | str | Path]
     read: dict[str, int] | None
     says: str = ""
     seen: str = ""
@@ -460,6 +461,7 @@ LAYOUTS = [
         "hf",
     ),
 ]
+LAYOUTS += [Layout(**row) for row in TABLES]
 
 
 def build(layout: Layout, root: Path) -> None:
@@ -473,6 +475,9 @@ def build(layout: Layout, root: Path) -> None:
             write_parquet(root / place, content, first=10 * number)
         elif isinstance(content, Path):
             (root / place).symlink_to(content)
+        elif isinstance(content, dict):
+            [(label, labels), *more] = content.items()
+            write_parquet(root / place, labels, label=label, more=dict(more), first=10 * number)
         else:
             (root / place).parent.mkdir(parents=True, exist_ok=True)
             (root / place).write_text(content)

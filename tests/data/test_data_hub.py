@@ -140,3 +140,39 @@ def test_nothing_there(data_error, load, tmp_path):
     assert "does not exist" in data_error(load, f"hf:{tmp_path / 'none'}")
     (tmp_path / "empty").mkdir()
     assert "holds no data set" in data_error(load, f"hf:{tmp_path / 'empty'}")
+
+
+def saved(datasets, place, parts, **kinds):
+    """Saves parts, each given as its columns beside the images; returns what loads them."""
+    made, first = {}, 0
+    for part, columns in parts.items():
+        count = len(next(iter(columns.values())))
+        known = {name: kinds.get(name, datasets.Value("string")) for name in columns}
+        features = datasets.Features({"image": datasets.Image(), **known})
+        columns = {"image": IMAGES[first : first + count], **columns}
+        made[part], first = datasets.Dataset.from_dict(columns, features=features), first + count
+    (datasets.DatasetDict(made) if len(made) > 1 else made[part]).save_to_disk(place)
+    return f"hf:{place}"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_column_of_parts_divides_a_saved_set(load, tmp_path, lines, datasets, named):
+    says = ["train"] * 6 + ["valid"] * 2 + ["test"] * 2
+    kinds = {"subset": datasets.ClassLabel(names=["test", "train", "valid"])} if named else {}
+    columns = {"label": ["cat", "dog"] * 5, "subset": says, "note": list("abcdefghij")}
+    data = load(saved(datasets, tmp_path / "a", {"all": columns}, **kinds))
+    assert [len(part) for part in (data.train, data.val, data.test)] == [6, 2, 2]
+    assert data.test.images[:, 0, 0, 0].tolist() == [80, 90]
+    assert f"hf:{tmp_path / 'a'}: the column subset makes the parts, train 6, val 2, test 2" in lines
+    assert f"ignored columns of hf:{tmp_path / 'a'}: note (image, label, subset are read)" in lines
+
+
+def test_columns_that_the_parts_of_a_saved_set_do_not_share(data_error, load, tmp_path, lines, datasets):
+    train, test = ["cat", "dog"] * 4, ["dog", "cat"]
+    data = load(saved(datasets, tmp_path / "a", {"train": {"label": train}, "test": {"target": test}}), val_fraction=0)
+    assert data.test.labels.tolist() == [1, 0]
+    assert any("labels are read from columns of different names: label in train and target in test" in x for x in lines)
+    name = saved(datasets, tmp_path / "b", {"train": {"label": train}, "test": {"breed": test}})
+    assert f"no column of labels in the test part of {name}: it has image, breed" in data_error(load, name)
+    name = saved(datasets, tmp_path / "c", {"train": {"label": train}, "test": {"label": test, "split": ["train"] * 2}})
+    assert "row 0: split says train, and train is a part of its own" in data_error(load, name)

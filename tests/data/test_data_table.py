@@ -153,7 +153,12 @@ def test_a_space_before_a_quote_is_no_part_of_the_label(tmp_path):
 @pytest.mark.parametrize(
     ("name", "lines", "fault"),
     [
-        ("metadata.csv", ["file_name,label,Split", "0.png,a,train"], "has the column Split: write it in small letters"),
+        (
+            "metadata.csv",
+            ["file_name,Label", "0.png,a"],
+            "has the columns file_name, Label; it needs file_name and label",
+        ),
+        ("metadata.csv", ["file_name,label,Split", "0.png,a,3"], "row 2: Split is '3'; it must be train, val or test"),
         ("metadata.csv", ["file_name,label", "0.png,0", "1.png,-1"], "row 3: label -1 is negative: number the classes"),
         ("metadata.csv", ["file_name,label", "0.png,1", "1.png,1.0"], r"row 3: label 1\.0 is 1 in other rows"),
         ("metadata.csv", ["file_name,label", "0.png,a", "./0.png,b"], r"row 3: 0\.png is listed in row 2 already"),

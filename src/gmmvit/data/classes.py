@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gmmvit.data.records import DataError, listing, ordered_classes
+from gmmvit.data.records import DataError, Label, listing, ordered_classes
 from gmmvit.text import shown
 
 
@@ -68,11 +68,11 @@ def one_naming(named: Iterable[tuple[str, Sequence[str] | None]]) -> Sequence[st
     return None if first is None else first[1]
 
 
-def check_numbers(labels: Iterable[tuple[int, str]], where: str) -> None:
-    """Raise DataError for a table's labels, with their rows, that are all numbers and hold one that is negative, which
-    elsewhere marks an image without a label, or one that is written in two ways."""
+def check_numbers(labels: Iterable[tuple[int | str, Label]], where: str) -> None:
+    """Raise DataError for a table's labels, one per image, with their rows, that are all numbers and hold one that is
+    negative, which elsewhere marks an image without a label, or one that is written in two ways."""
     found: dict[float, str] = {}
-    rows = list(labels)
+    rows = [(row, label) for row, label in labels if isinstance(label, str)]
     try:
         numbers = [float(label) for _, label in rows]
     except ValueError:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gmmvit.data.classes import one_naming
-from gmmvit.data.labels import number_labels
+from gmmvit.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, known_columns, one_column, tell_unread
+from gmmvit.data.division import divide, part_name, texts_of
+from gmmvit.data.labels import SEVERAL_COLUMN, number_labels
 from gmmvit.data.layout import tell_other_parts
-from gmmvit.data.parquet import (
-    IMAGE_COLUMNS,
-    LABEL_COLUMNS,
-    find_column,
-    find_shards,
-    image_bytes,
-    known_parts,
-    read_shards,
-)
+from gmmvit.data.parquet import find_shards, image_bytes, known_parts, read_shards
 from gmmvit.data.parts import part_of
 from gmmvit.data.records import Contents, DataError, Part, Report, Source, expanded, listing
 from gmmvit.data.walk import DATA_EXTENSIONS, EXTENSIONS, PassedOver, files_below, images_below
 
+_HEAD = 256  # rows that show whether a column may say parts
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -116,21 +111,35 @@ def _open_parts(name: str, location: str, report: Report) -> dict[str, Any]:
     return parts
 
 
-def _read(name: str, parts: Mapping[str, Any], report: Report) -> Contents:
-    features = parts["all" if "all" in parts else "train"].features
-    image, label = _columns(name, features, report)
-    labels = {part: data.with_format(None)[label][:] for part, data in parts.items()}
-    named = one_naming(
-        (f"the {part} part of hf:{name}", _class_names(data.features[label])) for part, data in parts.items()
+def _read(name: str, given: Mapping[str, Any], report: Report) -> Contents:
+    where = f"hf:{name}"
+    features = {part: data.features for part, data in given.items()}
+    image = one_column({part: _images(part_name(part, where), its) for part, its in features.items()}, "images", report)
+    label = one_column({part: _labels(part_name(part, where), its) for part, its in features.items()}, "labels", report)
+    taken = {*image.values(), *label.values()}
+    texts = {part: (len(data), _part_columns(data.with_format(None), taken)) for part, data in given.items()}
+    divided, used = divide(where, texts, report)
+    tell_unread(
+        where,
+        [*image.values(), *label.values(), *used],
+        [column for its in features.values() for column in its],
+        report,
     )
-    names, numbers = number_labels(f"hf:{name}", labels, named, report, label)
+    parts = {part: given[origin].select(rows) for part, (origin, rows) in divided.items()}
+    label = {part: label[origin] for part, (origin, _) in divided.items()}
+    labels = {part: data.with_format(None)[label[part]][:] for part, data in parts.items()}
+    named = one_naming(
+        (f"the {part} part of {where}", _class_names(data.features[label[part]])) for part, data in parts.items()
+    )
+    several = SEVERAL_COLUMN if SEVERAL_COLUMN in label.values() else ""
+    names, numbers = number_labels(where, labels, named, report, several)
     return Contents(
         names,
         {
             part: Part(
                 values,
                 [f"{name}/{part}#{row}" for row in range(len(values))],
-                _encoded_images(parts[part], image),
+                _encoded_images(parts[part], image[divided[part][0]]),
             )
             for part, values in numbers.items()
         },
@@ -143,17 +152,49 @@ def _class_names(feature: Any) -> list[str] | None:
     return getattr(feature, "names", None)
 
 
-def _columns(name: str, features: Mapping[str, Any], report: Report) -> tuple[str, str]:
-    """The columns of images and labels: by their type where that decides, else by their name."""
+def _images(where: str, features: Mapping[str, Any]) -> list[str]:
+    """The columns that may hold the images, likeliest first: by their type where that decides, else by their name."""
     import datasets
 
-    where = f"hf:{name}"
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    image = images[0] if len(images) == 1 else find_column(images, IMAGE_COLUMNS, "images", where, report)
-    labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not images:
+        raise DataError(f"no column of images in {where}: it has {listing(list(features))}, none of the type Image")
+    return images if len(images) == 1 else known_columns(images, IMAGE_COLUMNS, "images", where)
+
+
+def _labels(where: str, features: Mapping[str, Any]) -> list[str]:
+    """The columns that may hold the labels, as `_images`."""
+    import datasets
+
+    labels = [
+        column
+        for column, feature in features.items()
+        if isinstance(feature, datasets.ClassLabel) and not all(map(part_of, feature.names))
+    ]
+    numeric = [
+        column
+        for column, feature in features.items()
+        if isinstance(feature, datasets.Value) and feature.dtype.startswith(("bool", "int", "uint", "float"))
+    ]
     if len(labels) == 1:
-        return image, labels[0]
-    return image, find_column(labels or list(features), LABEL_COLUMNS, "labels", where, report)
+        return labels
+    return known_columns(labels or list(features), LABEL_COLUMNS, "labels", where, numeric)
+
+
+def _part_columns(data: Any, others: Container[str]) -> dict[str, list[str]]:
+    """The columns of texts or categories, except the `others`, that may say parts -> their values."""
+    texts = {column: _texts(data, column) for column in data.features if column not in others}
+    return {column: values for column, values in texts.items() if values is not None}
+
+
+def _texts(data: Any, column: str) -> list[str] | None:
+    import datasets
+
+    feature = data.features[column]
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    if names is None and feature not in (datasets.Value("string"), datasets.Value("large_string")):
+        return None
+    return texts_of(data[column][:_HEAD], lambda: data[column][:], names)
 
 
 def _encoded_images(data: Any, column: str) -> Callable[[], Iterator[bytes | str]]:

@@ -10,9 +10,11 @@ import tokenize
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from gmmvit.data.records import DataError, Report, listing
+from gmmvit.data.records import DataError, Label, Report, listing
 from gmmvit.data.several import SEPARATORS
 
+# What a column for a label may hold: 1 where the image has it, also as pandas and JSON write it.
+TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
 _HINT = 'separate labels by |, or write them as a JSON list, as ["red fox", "tree"]'
 
 
@@ -91,13 +93,22 @@ def _written(cell: str) -> object:
 
 
 def from_columns(
-    where: str, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]], report: Report
-) -> list[tuple[str, ...]] | None:
-    """The labels of rows that have a column of 0 and 1 for each label, which is said; None where they have none."""
-    if len(columns) < 2 or not rows or any(row[name] not in ("0", "1") for _, row in rows for name in columns):
+    where: str, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]], report: Report, *, whole: bool
+) -> Sequence[Label] | None:
+    """The labels of rows that have a column of 0 and 1 for each label, which is said; None where they have none.
+
+    Where each row has a single 1, that is the class of its image; otherwise an image may have several labels.
+
+    Args:
+        whole: every label must have an image, as in a table for training.
+    """
+    if len(columns) < 2 or not rows or any(row[name] not in TRUTH for _, row in rows for name in columns):
         return None
-    unused = [name for name in columns if all(row[name] == "0" for _, row in rows)]
+    found = [tuple(name for name in columns if TRUTH[row[name]]) for _, row in rows]
+    unused = [name for name in columns if all(name not in labels for labels in found)] if whole else []
     if unused:
         raise DataError(f"{where}: no image has the label {listing(unused)}, a column of 0 alone: remove it")
-    report(f"{where} has neither label nor labels: its columns of 0 and 1 are the labels, {listing(columns)}")
-    return [tuple(name for name in columns if row[name] == "1") for _, row in rows]
+    one = all(len(labels) == 1 for labels in found)
+    are = "are the classes, one per image" if one else "are the labels"
+    report(f"{where} has neither label nor labels: its columns of 0 and 1 {are}, {listing(columns)}")
+    return [label for (label,) in found] if one else found

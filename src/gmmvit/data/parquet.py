@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gmmvit.data.classes import one_naming
+from gmmvit.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, known_columns, one_column, tell_unread
+from gmmvit.data.division import divide, texts_of
 from gmmvit.data.labels import SEVERAL_COLUMN, number_labels
 from gmmvit.data.parts import part_in, part_of
 from gmmvit.data.records import Contents, DataError, Part, Report, listing, silent
@@ -18,9 +21,6 @@ from gmmvit.data.walk import PassedOver, files_below
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-IMAGE_COLUMNS = ("img", "image", "images", "pixel_values", "picture")
-LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "category", "target")
 
 _SERIES = re.compile(r"(?P<name>.*)-(?P<index>\d+)-of-(?P<count>\d+)")
 _ROWS = 256
@@ -106,35 +106,87 @@ def read_shards(
         classes: class names for whole-number labels where the files do not carry them.
 
     Raises:
-        DataError: a file cannot be read, has no column of images or of labels, or a label is neither number nor text.
+        DataError: a file cannot be read, has no column of images or of labels, a label is neither number nor text, or a
+            column of parts contradicts the files.
     """
-    labels = {part: _read_labels(files, report) for part, files in shards.items()}
-    described = one_naming((f"the {part} part of {name}", names) for part, (_, names, _) in labels.items())
-    column = next((column for *_, column in labels.values() if column == SEVERAL_COLUMN), "")
+    schemas = {str(file): _schema(file) for files in shards.values() for file in files}
+    images = {file: known_columns(schema.names, IMAGE_COLUMNS, "images", file) for file, schema in schemas.items()}
+    labels = {
+        file: known_columns(schema.names, LABEL_COLUMNS, "labels", file, _numeric(schema))
+        for file, schema in schemas.items()
+    }
+    image, label = one_column(images, "images", report), one_column(labels, "labels", report)
+    taken = {*image.values(), *label.values()}
+    read = {part: _read_labels(files, label) for part, files in shards.items()}
+    given = {part: (len(values), _part_columns(shards[part], taken)) for part, (values, _) in read.items()}
+    parts, divided = divide(name, given, report)
+    there = [column for schema in schemas.values() for column in schema.names]
+    tell_unread(name, [*image.values(), *label.values(), *divided], there, report)
+    described = one_naming((f"the {part} part of {name}", names) for part, (_, names) in read.items())
     names, numbers = number_labels(
-        name, {part: values for part, (values, _, _) in labels.items()}, described or classes, report, column
+        name,
+        {part: _chosen(read[origin][0], rows) for part, (origin, rows) in parts.items()},
+        described or classes,
+        report,
+        SEVERAL_COLUMN if SEVERAL_COLUMN in label.values() else "",
     )
     return Contents(
         names,
-        {
-            part: Part(values, _row_names(name, shards[part]), _row_images(shards[part]))
-            for part, values in numbers.items()
-        },
+        {part: _part(name, values, shards[parts[part][0]], parts[part][1], image) for part, values in numbers.items()},
     )
 
 
-def find_column(columns: Sequence[str], known: Sequence[str], what: str, where: str, report: Report = silent) -> str:
-    """The first of the `known` columns that is there; reports others of them.
+def _numeric(schema: pa.Schema) -> list[str]:
+    """The columns of numbers and truth values."""
+    import pyarrow as pa
 
-    Raises:
-        DataError: none is.
-    """
-    there = [name for name in known if name in columns]
-    if not there:
-        raise DataError(f"no column of {what} in {where}: it has {listing(columns, 9)}; expected {' or '.join(known)}")
-    if len(there) > 1:
-        report(f"{where}: {what} are read from the column {there[0]}, not from {' or '.join(there[1:])}")
-    return there[0]
+    checks = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
+    return [field.name for field in schema if any(check(field.type) for check in checks)]
+
+
+def _part(name: str, labels: np.ndarray, files: Sequence[Path], rows: np.ndarray, image: Mapping[str, str]) -> Part:
+    """Those rows of the files."""
+    names, images = _row_names(name, files), _row_images(files, image)
+    if len(rows) == len(names):
+        return Part(labels, names, images)
+    chosen = np.isin(np.arange(len(names)), rows)
+    return Part(labels, _chosen(names, rows), lambda: itertools.compress(images(), chosen))
+
+
+def _chosen(values: Any, rows: np.ndarray) -> Any:
+    """Those rows of an array or a list."""
+    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows.tolist()]
+
+
+def _part_columns(files: Sequence[Path], others: Container[str]) -> dict[str, list[str]]:
+    """The columns of texts or categories that all files have, except the `others`, and that may say parts -> values."""
+    first, *rest = [_schema(file) for file in files]
+    found: dict[str, list[str]] = {}
+    for column in first.names:
+        if column in others or not all(column in schema.names for schema in rest):
+            continue
+        parts = [_texts(file, column) for file in files]
+        if None not in parts:
+            found[column] = [text for texts in parts if texts is not None for text in texts]
+    return found
+
+
+def _texts(file: Path, column: str) -> list[str] | None:
+    """The values of a column of texts or categories as texts; None for another one, or where they cannot say parts."""
+    import pyarrow as pa
+
+    with _open(file) as shard:
+        schema = shard.schema_arrow
+        kind, names = schema.field(column).type, _class_names(schema, column)
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_integer(kind) if names else pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            return None
+        try:
+            head = next(shard.iter_batches(_ROWS, columns=[column]), None)
+            first = [] if head is None else head.column(0).to_pylist()
+            return texts_of(first, lambda: shard.read([column])[column].to_pylist(), names)
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(file, error) from error
 
 
 def _open(file: Path) -> pa.parquet.ParquetFile:
@@ -151,29 +203,31 @@ def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} is not a whole parquet file, copy it again: {' '.join(str(error).split())[:120]}")
 
 
-def _read_labels(files: Sequence[Path], report: Report) -> tuple[Any, Sequence[str] | None, str]:
-    """The labels of all shards of a part, the class names that they carry, and the column of labels."""
+def _schema(file: Path) -> pa.Schema:
+    with _open(file) as shard:
+        return shard.schema_arrow
+
+
+def _read_labels(files: Sequence[Path], column: Mapping[str, str]) -> tuple[Any, Sequence[str] | None]:
+    """The labels of all shards of a part, from the `column` of each, and the class names that they carry."""
     import pyarrow as pa
 
     columns: list[Any] = []
     named: list[tuple[str, list[str] | None]] = []
     for file in files:
+        label = column[str(file)]
         with _open(file) as shard:
-            heard = silent if columns else report
-            schema = shard.schema_arrow
-            find_column(schema.names, IMAGE_COLUMNS, "images", str(file), heard)
-            column = find_column(schema.names, LABEL_COLUMNS, "labels", str(file), heard)
-            named.append((str(file), _class_names(schema, column)))
+            named.append((str(file), _class_names(shard.schema_arrow, label)))
             try:
-                values = shard.read([column])[column]
+                values = shard.read([label])[label]
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(file, error) from error
             whole = pa.types.is_integer(values.type) and not values.null_count
             columns.append(values.to_numpy() if whole else values.to_pylist())
     names = one_naming(named)
     if all(isinstance(values, np.ndarray) for values in columns):
-        return np.concatenate(columns), names, column
-    return [value for values in columns for value in values], names, column
+        return np.concatenate(columns), names
+    return [value for values in columns for value in values], names
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
@@ -193,15 +247,14 @@ def _row_names(name: str, files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _row_images(files: Sequence[Path]) -> Callable[[], Iterator[bytes]]:
+def _row_images(files: Sequence[Path], column: Mapping[str, str]) -> Callable[[], Iterator[bytes]]:
     import pyarrow as pa
 
     def sources() -> Iterator[bytes]:
         for file in files:
             with _open(file) as shard:
-                column = find_column(shard.schema_arrow.names, IMAGE_COLUMNS, "images", str(file))
                 try:
-                    for batch in shard.iter_batches(_ROWS, columns=[column]):
+                    for batch in shard.iter_batches(_ROWS, columns=[column[str(file)]]):
                         yield from map(image_bytes, batch.column(0).to_pylist())
                 except (OSError, pa.ArrowException) as error:
                     raise _damaged(file, error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+PARTS = ("train", "val", "test")
 _WORDS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "validate", "dev", "development"),
@@ -31,10 +32,10 @@ def parts_of(names: Sequence[str]) -> dict[str, str]:
     words = {name: frozenset(token for token in _tokens(name) if _part_of_token(token) is None) for name in names}
     found = {name: part for name in names if (part := part_of(name))}
     loose = {name: part for name in names if name not in found and (part := part_in(name))}
+    kinds: dict[frozenset[str], set[str]] = {}
     for name, part in loose.items():
-        if any(words[other] == words[name] and loose[other] != part for other in loose):
-            found[name] = part
-    return found
+        kinds.setdefault(words[name], set()).add(part)
+    return found | {name: part for name, part in loose.items() if len(kinds[words[name]]) > 1}
 
 
 def part_in(name: str) -> str | None:

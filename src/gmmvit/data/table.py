@@ -1,21 +1,25 @@
-"""`metadata.csv` or `metadata.jsonl`: a table of image files and their classes, one an image or several."""
+"""`metadata.csv` or `metadata.jsonl`: a table of image files and their classes, one per image or several."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 from gmmvit.data.classes import check_numbers, label_fault, plain_label
-from gmmvit.data.label_cells import from_columns, split_cells
-from gmmvit.data.parts import part_of
-from gmmvit.data.records import DataError, Label, Report, listing
+from gmmvit.data.columns import tell_unread
+from gmmvit.data.division import PART_COLUMN, folder_parts, is_split, part_column
+from gmmvit.data.label_cells import TRUTH, from_columns, split_cells
+from gmmvit.data.parts import PARTS, part_of
+from gmmvit.data.records import DataError, Label, Report, counted, listing
 
 TABLE_EXTENSIONS = (".csv", ".jsonl")
-_READ = ("file_name", "label", "labels", "split")
+Rows: TypeAlias = list[tuple[int, dict[str, str]]]  # the line on which each row begins, and its cells by column
+_LABELS = ("label", "labels")
+_READ = ("file_name", *_LABELS, PART_COLUMN)
 
 
 def find_table(folder: Path) -> Path | None:
@@ -27,59 +31,158 @@ def find_table(folder: Path) -> Path | None:
     return there[0] if there else None
 
 
-def read_table(path: Path, report: Report) -> dict[str, list[tuple[str, Label]]]:
-    """Read the columns `file_name` (relative to the table), `label` or `labels` and, where it is given, `split`.
+def read_table(path: Path, report: Report, part: str = "all") -> dict[str, list[tuple[str, Label]]]:
+    """Read the columns `file_name` (relative to the table), `label` or `labels` and, where there is one, that of the
+    parts (see `part_column`); without one, the folders of the files may name the parts (see `folder_parts`).
 
     `label` is the class of an image, `labels` are several, or none in an empty cell (see `split_cells`). Without both,
-    the other columns are the labels where they hold 0 and 1 alone, which `report` is given.
+    the other columns are the labels where they hold 0 and 1 alone. A part for validation or test may have no label at
+    all (see `labelled`). `report` is given what was read by a rule, and which columns were not.
+
+    Args:
+        part: the part in whose folder the table lies, `all` if it is in none.
 
     Returns:
-        Part name -> image files with their class; the one part `all` without a column `split`.
+        Part name -> image files with their class; the one part `part` where nothing names others.
 
     Raises:
         DataError: a column, a file or a value is missing or wrong; the message names the row: the line of the file on
             which it begins, as an editor or a spreadsheet counts them.
     """
     header, rows = _rows(path)
-    labels = _labels(path, header, rows, report)
+    files = _files(path, rows)
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    column, parts = _by_column(path, header, rows, part, report)
+    labels, read = _labels(path, [name for name in header if name != column], rows, part, report)
+    tell_unread(str(path), ["file_name", *read, *([column] if column else [])], header, report)
+    numbers = [number for number, _ in rows]
+    if part == "all":
+        parts = _by_folder(path, numbers, files, labels, column, parts, report)
     entries: dict[str, list[tuple[str, Label]]] = {}
+    given: list[tuple[int, Label]] = []
+    for its in ("all", *PARTS):
+        if mine := [at for at, other in enumerate(parts) if other == its]:
+            entries[its] = [(os.path.join(path.parent, files[at]), labels[at]) for at in mine]
+            if not _lacks_labels(its, entries[its]):
+                given.extend((numbers[at], labels[at]) for at in mine)
+    for number, label in given:
+        if label == "":
+            raise DataError(f"{path}, row {number}: the label is empty")
+    check_numbers(given, str(path))
+    return entries
+
+
+def labelled(
+    entries: Mapping[str, list[tuple[str, Label]]], where: str, report: Report
+) -> dict[str, list[tuple[str, Label]]]:
+    """The parts of a table without those for validation and test whose labels are all empty or -1, which are told."""
+    for part in (lacking := [part for part, rows in entries.items() if _lacks_labels(part, rows)]):
+        report(f"{where}: the {part} part carries no labels and is left out")
+    return {part: rows for part, rows in entries.items() if part not in lacking}
+
+
+def _lacks_labels(part: str, rows: Sequence[tuple[str, Label]]) -> bool:
+    return part in ("val", "test") and all(label in ("", "-1") for _, label in rows)
+
+
+def _files(path: Path, rows: Rows) -> list[str]:
+    """The files of the rows, relative to the table."""
     seen: dict[str, int] = {}
-    absent: list[str] = []
-    for (number, row), label in zip(rows, labels, strict=True):
+    for number, row in rows:
         file_name = os.path.normpath(row["file_name"]) if row["file_name"] else ""
-        if not file_name or label == "":
-            raise DataError(f"{path}, row {number}: the {'label' if file_name else 'file_name'} is empty")
+        if not file_name:
+            raise DataError(f"{path}, row {number}: the file_name is empty")
         if file_name in seen:
             raise DataError(f"{path}, row {number}: {file_name} is listed in row {seen[file_name]} already")
         seen[file_name] = number
-        file = os.path.join(path.parent, file_name)
-        if not os.path.isfile(file):
-            absent.append(f"{file_name} (row {number})")
-        entries.setdefault(_part(path, number, row.get("split")), []).append((file, label))
+    absent = [
+        f"{file} (row {number})" for file, number in seen.items() if not os.path.isfile(os.path.join(path.parent, file))
+    ]
     if absent:
         raise DataError(f"{path} names {len(absent)} missing files: {listing(absent)}")
-    if not entries:
-        raise DataError(f"{path} has no rows")
-    if "all" not in entries and "train" not in entries:
-        raise DataError(f"no train part in {path}: its column split holds {listing(sorted(entries))} only")
-    return {part: entries[part] for part in ("all", "train", "val", "test") if part in entries}
+    return list(seen)
 
 
-def _labels(
-    path: Path, header: Sequence[str], rows: Sequence[tuple[int, dict[str, str]]], report: Report
-) -> Sequence[Label]:
-    """What each row says of its image's classes; "" where it says nothing and one is needed."""
-    if "label" in header:
-        check_numbers([(number, row["label"]) for number, row in rows if row["label"]], str(path))
-        return [row["label"] for _, row in rows]
-    if "labels" in header:
-        return split_cells(str(path), [(number, row["labels"]) for number, row in rows])
-    if (found := from_columns(str(path), _others(header), rows, report)) is None:
-        raise _lacking(path, header)
+def _by_column(
+    path: Path, header: Sequence[str], rows: Rows, part: str, report: Report
+) -> tuple[str | None, list[str]]:
+    """The column of the parts, None without one, and the part of each row."""
+    numbers = [number for number, _ in rows]
+    columns = {name: [row[name] for _, row in rows] for name in header if name not in ("file_name", *_LABELS)}
+    for name in filter(is_split, columns):
+        for number, value in zip(numbers, columns[name], strict=True):
+            if part_of(value) is None:
+                raise DataError(f"{path}, row {number}: {name} is {value!r}; it must be train, val or test")
+    found = part_column(str(path), columns, numbers)
+    if found is None:
+        return None, [part] * len(rows)
+    column, parts = found
+    if header.count(column) > 1:
+        raise DataError(f"{path} has several columns {column}: keep one")
+    if part == "all" and not is_split(column):
+        report(f"the column {column} of {path} is read as split")
+    at = next((at for at, its in enumerate(parts) if part not in ("all", its)), None)
+    if at is not None:
+        raise DataError(
+            f"{path}, row {numbers[at]}: {column} is {columns[column][at]!r}, and the table lies in the {part} part: "
+            "remove the column"
+        )
+    return column, parts
+
+
+def _by_folder(
+    path: Path,
+    numbers: Sequence[int],
+    files: Sequence[str],
+    labels: Sequence[Label],
+    column: str | None,
+    parts: list[str],
+    report: Report,
+) -> list[str]:
+    """The part of each row, `parts` unless the folders of the files give it."""
+    named = folder_parts(files, labels)
+    if named is None:
+        return parts
+    if column is not None:
+        if odd := [file for file, its, other in zip(files, parts, named, strict=True) if other not in (None, its)]:
+            report(
+                f"{path}: the column {column} makes the parts, though the folders of {counted(len(odd), 'image')} name "
+                f"others: {listing(odd)}"
+            )
+        return parts
+    found = [its for its in named if its]
+    inside = next(file for file, its in zip(files, named, strict=True) if its)
+    at = next((at for at, its in enumerate(named) if its is None), None)
+    if len(set(found)) == 1:
+        report(
+            f"{path}: files in a folder called like the {found[0]} part, such as {inside}, are read like the others; a "
+            "column split would make them a part"
+        )
+        return parts
+    if at is not None:
+        raise DataError(
+            f"{path}, row {numbers[at]}: {files[at]} lies in no part, while the folders of others, such as {inside}, "
+            "name parts: add a column split"
+        )
     return found
 
 
-def _rows(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
+def _labels(
+    path: Path, header: Sequence[str], rows: Rows, part: str, report: Report
+) -> tuple[Sequence[Label], Sequence[str]]:
+    """What each row says of its image's classes, and the columns that say it; `header` is without that of the parts."""
+    if "label" in header:
+        return [row["label"] for _, row in rows], ["label"]
+    if "labels" in header:
+        return split_cells(str(path), [(number, row["labels"]) for number, row in rows]), ["labels"]
+    found = from_columns(str(path), _others(header), rows, report, whole=part in ("all", "train"))
+    if found is None:
+        raise _lacking(path, header, rows)
+    return found, _others(header)
+
+
+def _rows(path: Path) -> tuple[Sequence[str], Rows]:
     """The columns, and the rows with the lines on which they begin; blank ones count and are left out."""
     try:
         # Spreadsheets put a byte order mark in front.
@@ -93,15 +196,16 @@ def _rows(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
 
 def _others(header: Sequence[str]) -> list[str]:
     """The columns that may each stand for a label."""
-    return [name for name in header if name not in ("file_name", "split")]
+    return [name for name in header if name != "file_name" and not is_split(name)]
 
 
 def _check_columns(path: Path, header: Sequence[str]) -> None:
     """Raise DataError for columns that cannot be read, whatever the rows hold."""
-    named = "label" in header or "labels" in header
+    named = any(name in header for name in _LABELS)
     if "file_name" not in header or not (named or len(_others(header)) > 1):
         raise _lacking(path, header)
-    if odd := [name for name in header if name not in _READ and name.casefold() in _READ]:
+    wanted = ("file_name", *_LABELS)
+    if odd := [name for name in header if name not in wanted and name.casefold() in wanted]:
         raise DataError(f"{path} has the column {listing(odd)}: write it in small letters")
     if "label" in header and "labels" in header:
         raise DataError(
@@ -113,14 +217,22 @@ def _check_columns(path: Path, header: Sequence[str]) -> None:
         raise DataError(f"{path} has several columns {listing(twice)}: keep one")
 
 
-def _lacking(path: Path, header: Sequence[str]) -> DataError:
+def _lacking(path: Path, header: Sequence[str], rows: Rows | None = None) -> DataError:
+    hot = [name for name in _others(header) if rows and all(row[name] in TRUTH for _, row in rows)]
+    if len(hot) > 1:
+        others = listing([name for name in _others(header) if name not in hot])
+        return DataError(
+            f"{path} has no column label or labels: columns of 0 and 1 for each class, as {listing(hot)}, are read as "
+            f"labels only where no others stand beside them, and here is {others}: remove it, or add a column label "
+            "with the class of each image"
+        )
     return DataError(
         f"{path} has the columns {listing(header)}; it needs file_name and label (and may have split), or labels where "
         "an image may have several"
     )
 
 
-def _csv_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
+def _csv_rows(path: Path, file: TextIO) -> tuple[Sequence[str], Rows]:
     first = next((line for line in file if line.strip()), "")
     file.seek(0)
     # What spreadsheets write where a comma stands in numbers.
@@ -145,8 +257,8 @@ def _csv_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int, 
     return header, [(number, dict(zip(header, line, strict=True))) for number, line in lines[1:]]
 
 
-def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
-    rows: list[tuple[int, dict[str, str]]] = []
+def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], Rows]:
+    rows: Rows = []
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -164,7 +276,8 @@ def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], list[tuple[int,
             raise DataError(f"{path}, row {number}: it has no {listing(missing)}, which the first row has")
         if more := [column for column in _READ if column in row and column not in columns]:
             raise DataError(f"{path}, row {number}: it has {listing(more)}, which the first row lacks")
-    return columns, rows
+    every = dict.fromkeys([*columns, *(column for _, row in rows for column in row)])
+    return list(every), [(number, dict.fromkeys(every, "") | row) for number, row in rows]
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -13,7 +13,7 @@ from gmmvit.data.records import DataError, Report, listing, relative
 EXTENSIONS = frozenset(
     """.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .npy""".split()  # noqa: SIM905
 )
-
+TABLES = ("metadata.csv", "metadata.jsonl")  # which list images and their classes
 
 # Tables and archives, which may hold labels or images that nobody reads.
 DATA_EXTENSIONS = frozenset(
@@ -23,8 +23,10 @@ DATA_EXTENSIONS = frozenset(
 
 @dataclass(frozen=True)
 class PassedOver:
-    """What folders hold beside what is read: other files by extension, and links that lead nowhere or in a circle."""
+    """What folders hold beside what is read: tables of images, other files by extension, and links that lead nowhere or
+    in a circle."""
 
+    tables: list[str] = field(default_factory=list)
     extensions: Counter[str] = field(default_factory=Counter)
     links: list[str] = field(default_factory=list)
 
@@ -90,6 +92,8 @@ def images_below(folder: str | Path, passed: PassedOver) -> Iterator[str]:
         elif _is_dead(entry):
             passed.links.append(entry.path)
         else:
+            if entry.name in TABLES:
+                passed.tables.append(entry.path)
             passed.extensions[os.path.splitext(entry.name)[1].lower() or "no extension"] += 1
 
 
