@@ -1,4 +1,4 @@
-"""Shared by all tests: threads, poisoned memory, places of data."""
+"""Shared by all tests: threads, poisoned memory, data folders."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,13 @@ SHARED = Path(__file__).parents[2] / "shared"
 if not torch.cuda.is_available():  # read when triton is first imported: its kernels then run on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with all threads each only wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with all threads each would only wait for each other
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every uninitialised tensor holds NaN, so that an output which nobody wrote cannot pass."""
+    """Fills every uninitialised tensor with NaN, so that an unwritten output cannot pass."""
 
     def poison(make):
         def made(*args, **kwargs):

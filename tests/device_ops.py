@@ -1,10 +1,10 @@
-"""What a piece of code asks a device for, counted on the CPU: every operation that torch dispatches inside."""
+"""Counts, on the CPU, what code asks of a device: every operation that torch dispatches inside."""
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-# Operations whose result the host must have before it can go on.
+# Operations whose result the host needs before it can continue.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique", "unique")
 
 
@@ -24,14 +24,14 @@ class Operations(TorchDispatchMode):
             self.calls.append((func.__name__, tuple(repr(item) for item in given if not isinstance(item, Tensor))))
         result = func(*args, **(kwargs or {}))
         made = [item for item in tree_flatten(result)[0] if isinstance(item, Tensor)]
-        self.kept += made  # so that no address and no id is used twice
+        self.kept += made  # so that no address or id repeats
         inside = {id(tensor) for tensor in tensors} & self.made
         known = [tensor for tensor in made if not any(tensor is other for other in tensors) or id(tensor) in inside]
         self.made |= {id(tensor) for tensor in known}
         return result
 
     def waiting(self):
-        """Names of those that make the host wait."""
+        """Names of the operations that make the host wait."""
         return [name for name, _ in self.calls if name.split(".")[0] in WAITING]
 
     def __len__(self):

@@ -1,4 +1,4 @@
-"""Kills an action at each moment at which it changes a file, in a process of its own, as `kill -9` would.
+"""Kills an action in its own process at each moment at which it changes a file, as `kill -9` would.
 
 An action runs in forked children: the n-th dies before its n-th change (open to write, half of a write, fsync, rename,
 unlink), whatever thread makes it, and what was not flushed is lost.
@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-WRITES = 2  # of one open file, the first so many are moments of their own; a checkpoint has hundreds
+WRITES = 2  # this many first writes to an open file count as moments; a checkpoint has hundreds
 
 
 class _Counter:
-    """Dies at the moment `until`, counted from 0; writes down each."""
+    """Dies at the moment `until`, counted from 0; records each."""
 
     def __init__(self, root: Path, until: int, record: Path) -> None:
         self.root, self.until, self.record = str(root), until, record
@@ -36,7 +36,7 @@ class _Counter:
 
 
 class _Torn:
-    """An open file whose writes are moments."""
+    """An open file whose writes count as moments."""
 
     def __init__(self, file, path, counter: _Counter) -> None:
         self._file, self._path, self._counter, self._writes = file, path, counter, 0
@@ -98,7 +98,7 @@ def killed_everywhere(
     """Yields each moment, in words, and the folder as the kill left it.
 
     `prepare(n)` makes the folder of the n-th trial; `action(folder)` is killed at its n-th change below that folder.
-    With `every` only each so-manieth change is tried. Ends with the first trial that lives. A trial that fails in any
+    With `every` only every n-th change is tried. Ends with the first trial that lives. A trial that fails in any
     other way raises.
     """
     names: Counter[str] = Counter()

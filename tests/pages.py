@@ -1,4 +1,4 @@
-"""A page as a browser would take it apart."""
+"""A page, parsed as a browser would."""
 
 from html.parser import HTMLParser
 

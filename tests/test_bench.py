@@ -1,4 +1,4 @@
-"""`gmmvit bench`: its rows, its table, its errors. On the CPU; the figures themselves are the machine's."""
+"""`gmmvit bench` on the CPU: its rows, table and errors, not the figures themselves."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Recipes: every shipped one, every field, and what is said of a wrong one."""
+"""Recipes: every shipped one, every field, and the messages for wrong ones."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Links of the documentation lead somewhere, and the files that it names exist."""
+"""Links in the documentation work, and the files that it names exist."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 
 
 def prose(text):
-    """The text without its code, where brackets mean something else."""
+    """The text without code, in which brackets mean something else."""
     text = re.sub(r"^(```+|~~~+).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "code", text, flags=re.DOTALL)
 
@@ -85,7 +85,7 @@ def test_every_file_that_a_page_names_exists(page):
 
 
 def tree(page):
-    """What the tree in a page names: paths that exist, and words that look like paths and lead nowhere.
+    """What the tree in a page names: existing paths, and words that look like paths but lead nowhere.
 
     A line that begins with a file or a folder is its entry, two spaces deeper than the folder it is in; names in its
     description are looked up in that folder, then in the package.
@@ -113,7 +113,7 @@ def test_the_tree_in_a_page_is_that_of_the_repository(page):
     assert unknown == []
     folders = {path.parent for path in SOURCE.rglob("*.py")} | {SOURCE / "recipes"}
     files = {path for path in SOURCE.glob("*.py") if not path.name.startswith("__")} - {SOURCE / "version.py"}
-    if page.name == "README.md":  # a line for each room; CONTRIBUTING has the rest
+    if page.name == "README.md":  # a line per folder; CONTRIBUTING has the rest
         folders, files = {path for path in folders if path.parent in (SOURCE, SOURCE.parent)}, set()
     missing = {*folders, *files, *(ROOT / name for name in ("tests", "benchmarks", "docs"))} - known
     assert {str(path.relative_to(ROOT)) for path in missing} == set()

@@ -22,7 +22,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 
 def part(module):
-    """The place in the order of a module, given as its names without the package's own."""
+    """A module's place in the order, from its names without the package's."""
     while module and ".".join(module) not in ORDER:
         module = module[:-1]
     return ".".join(module)

@@ -64,7 +64,7 @@ def test_every_command_runs(workplace, monkeypatch, cifar10_dir):
             if "--epochs" in arguments:
                 del arguments[arguments.index("--epochs") : arguments.index("--epochs") + 2]
             arguments += ["--epochs", "1", *SMALL]
-            if any(word.startswith("timm:") for word in arguments):  # those have sizes of their own names
+            if any(word.startswith("timm:") for word in arguments):  # these name their sizes differently
                 pytest.importorskip("timm")
                 small = ["--model-args", "embed_dim=24,depth=1,num_heads=2,patch_size=8", "--image-size", "16"]
                 arguments = [*arguments[: arguments.index("--image-size")], *small, "--epochs", "1", *SMALL[6:]]

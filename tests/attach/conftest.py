@@ -1,4 +1,4 @@
-"""One thread: the models are so small that a second one only waits."""
+"""One thread: the models are so small that a second one would only wait."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a masked donor must compute, independent of our attention: its own forward with the logits changed on the way.
+"""What a masked donor must compute, independent of our attention: its own forward pass with changed logits.
 
 The mask is written out by four nested loops; it is multiplied in where the donor calls scaled_dot_product_attention or
 multiplies queries with keys, before any bias.
@@ -56,7 +56,7 @@ class _ScoreMode(TorchFunctionMode):
 
 
 def _times(scores, mask):
-    """A mask [H, T, T] or [B, H, T, T] multiplied into [..., H, ..., T, T] (groups may stand behind the heads), or into
+    """A mask [H, T, T] or [B, H, T, T] multiplied into [..., H, ..., T, T] (groups may follow the heads), or into
     [B*H, T, T]."""
     if scores.dim() == 3 and mask.dim() == 3:
         return (scores.unflatten(0, (-1, len(mask))) * mask).flatten(0, 1)
@@ -65,11 +65,11 @@ def _times(scores, mask):
 
 @contextmanager
 def masks_in(masks: list[torch.Tensor]) -> Iterator[None]:
-    """Inside, the donor's attentions use `masks`, one after the other; all must be used."""
+    """Inside, the donor's attentions use `masks` in order; all must be used."""
     left = list(masks)
 
     def sdpa(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
-        # Written so that `_ScoreMode`, which is for donors without this call, does not see it.
+        # Written so that `_ScoreMode`, meant for donors without this call, does not see it.
         scores = (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
         if left and scores.shape[-2:] == left[0].shape[-2:]:
             scores = _times(scores, left.pop(0))
@@ -85,7 +85,7 @@ def masks_in(masks: list[torch.Tensor]) -> Iterator[None]:
 
 
 def masked_logits(donor):
-    """Logits of the attached donor with random masks, and of the donor itself with the same masks put in; float64."""
+    """Logits of the attached donor with random masks, and of the donor itself with the same masks inserted; float64."""
     model = donor.make(dtype=torch.float64)
     torch.manual_seed(2)
     attach(model, init="paper", num_kernels=3)

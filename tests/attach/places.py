@@ -1,4 +1,4 @@
-"""Where the queries and keys of each donor's attentions stand, found in the donor itself and not in our code.
+"""Where the queries and keys of each donor's attentions are, taken from the donor itself, not from our code.
 
 A place is (row, column) in steps of the keys' grid, in the order of the donor's tokens.
 """
@@ -47,7 +47,7 @@ def _rows_and_columns(rows, cols):
 
 
 def _centres(grid, pool):
-    """The centres of a convolution's windows, of those that it has on a map of that size."""
+    """The centres of a convolution's windows on a map of that size."""
     if pool is None:
         return _rows_and_columns(*grid)
     channels, dtype = getattr(pool, "in_channels", 1), getattr(getattr(pool, "weight", None), "dtype", None)
@@ -73,4 +73,4 @@ def _in_units(model, layer):
             assert all(torch.equal(o, offsets[0]) for o in offsets)  # every window is the first one, moved
             return (queries[:, 0] / spacing).tolist(), (keys[:, 0] / spacing).tolist()
         tokens = pooled
-    raise AssertionError("the layer is none of the model's")
+    raise AssertionError("the layer is not in the model")

@@ -19,7 +19,7 @@ VIT = TABLE["timm", "vit_tiny_patch16_224"]
 
 
 class OwnViT(nn.Module):
-    """As somebody writes it who has never heard of gmmvit."""
+    """As written by somebody who has never heard of gmmvit."""
 
     def __init__(self):
         super().__init__()

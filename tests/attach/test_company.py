@@ -1,4 +1,4 @@
-"""Attached models beside accelerate and torchao; peft and torch.distributed have files of their own."""
+"""Attached models beside accelerate and torchao; peft and torch.distributed have their own files."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 def new_model():
     model = small_vit(img_size=(32, 48), global_pool="avg")
     with torch.no_grad():
-        for parameter in model.parameters():  # so large that logits of attentions matter
+        for parameter in model.parameters():  # large enough for the logits of attentions to matter
             parameter.add_(0.2 * torch.randn_like(parameter))
     return attach(model, init="paper")
 
@@ -58,7 +58,7 @@ def test_torchao_quantises_the_donors_weights_and_leaves_the_masks():
     assert type(model.blocks[0].attn.qkv.weight).__module__.startswith("torchao")
     assert all(torch.equal(a, b) for a, b in zip(masks, mask_parameters(model), strict=True))
     assert [layer.action for layer in describe(model)] == ["gmm"] * 2
-    rounded = new_model()  # the same weights, as they are read back from eight bits
+    rounded = new_model()  # the same weights, read back from eight bits
     for name, module in rounded.named_modules():
         if isinstance(module, nn.Linear):
             module.weight.data = model.get_submodule(name).weight.dequantize()

@@ -24,7 +24,7 @@ def new_model(dtype=torch.float32):
 
 
 def step(forward, model, images, labels):
-    # A bfloat16 parameter does not move by less than 1/256 of itself.
+    # A bfloat16 parameter cannot move by less than 1/256 of itself.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5 if images.dtype == torch.float32 else 1e5)
     nn.functional.cross_entropy(forward(images).float(), labels).backward()
     optimizer.step()
@@ -56,14 +56,14 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two processes have left."""
+    """What two processes left."""
     folder = tmp_path_factory.mktemp("two")
     multiprocessing.spawn(work, (str(folder),), nprocs=2)
     return folder
 
 
 def in_one_process(dtype=torch.float32):
-    """The masks before and behind the step that two processes took."""
+    """The masks before and after the step of two processes."""
     model = new_model(dtype)
     before = [p.detach().clone() for p in mask_parameters(model)]
     step(model, model, *(torch.cat(parts) for parts in zip(batch(0, dtype), batch(1, dtype), strict=True)))

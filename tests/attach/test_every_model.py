@@ -47,7 +47,7 @@ def test_the_identity_start_leaves_the_logits_as_they_were(donor, mask, training
 
 def test_gradients_reach_every_sigma_and_alpha(donor):
     model = attached(donor, init="paper")
-    outputs = []  # of the attentions: behind the last one a class token alone may be read, and no mask touches it
+    outputs = []  # after the last attention the head may read only the class token, which no mask touches
     for module in model.modules():
         if isinstance(module, MaskedDonor):
             module.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))

@@ -78,7 +78,7 @@ def test_it_exports_where_the_donor_does(donor):
     assert_unchanged_by(exported_logits, donor)
 
 
-# How the donors that can take other images are told so, and the side that their images then have.
+# How to make donors accept other images, and the side of those images.
 SIZES = {
     **dict.fromkeys(
         [

@@ -1,4 +1,4 @@
-"""The report notes the attention of attached models of every kind and leaves their outputs as they are."""
+"""The report records the attention of attached models of every kind and leaves their outputs unchanged."""
 
 import pytest
 import torch

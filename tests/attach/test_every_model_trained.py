@@ -18,7 +18,7 @@ def installed(donor):
 
 
 def knows_dropout(model):
-    """Whether any code that the donor runs speaks of dropout; that of sam for sdpa leaves out the configured one."""
+    """Whether any code that the donor runs mentions dropout; that of sam for sdpa ignores the configured one."""
     forwards = [type(module).forward for module in model.modules()]
     if hasattr(model, "forward_head"):  # timm: dropout before the classifier
         forwards.append(type(model).forward_head)
@@ -58,7 +58,7 @@ def test_it_computes_in_half_precision(donor):
 
 
 def checkpoint(model):
-    """Turns gradient checkpointing on, and says whether the donor has it."""
+    """Turns gradient checkpointing on; returns whether the donor has it."""
     if getattr(model, "supports_gradient_checkpointing", False):  # transformers
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})

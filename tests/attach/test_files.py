@@ -1,4 +1,4 @@
-"""Masks go through the files of each library and come back by one call."""
+"""Masks are saved in each library's files and come back with one call."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_masks_of_another_model_are_refused_and_leave_it_as_it_was():
 
 
 class OwnViT(nn.Module):
-    """An attention over 3 x 5 patches behind two tokens, of which nothing in the model tells."""
+    """An attention over 3 x 5 patches after two tokens, which nothing in the model reveals."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +126,7 @@ def test_files_of_before_modes_were_saved_by_name_are_read(number, mode):
 
 
 def damaged(change):
-    """The masks of a model of two layers with one tensor changed."""
+    """The masks of a two-layer model with one tensor changed."""
     state = attach(small_vit()).state_dict()
     change(state)
     return {name: tensor for name, tensor in state.items() if "gmm_mask" in name}
@@ -209,7 +209,7 @@ def test_names_decide_where_the_file_has_those_of_the_model():
     other = load_masks(nn.ModuleDict({"b": small_vit(), "a": small_vit()}), pair.state_dict())
     assert torch.equal(other["a"].blocks[0].attn.gmm_mask.sigma, pair["a"].blocks[0].attn.gmm_mask.sigma)
     deep = attach(small_vit(depth=4), init="paper")
-    deep.blocks = nn.Sequential(deep.blocks[1], deep.blocks[3])  # a student that takes every other block
+    deep.blocks = nn.Sequential(deep.blocks[1], deep.blocks[3])  # a student with every other block
     student = load_masks(small_vit(), deep.state_dict())
     assert torch.equal(student.blocks[1].attn.gmm_mask.alpha, deep.blocks[1].attn.gmm_mask.alpha)
     shared = small_vit()

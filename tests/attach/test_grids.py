@@ -1,4 +1,4 @@
-"""Models whose attentions have grids of their own: found, or said by name."""
+"""Models whose attentions have different grids: found, or given by name."""
 
 import math
 import re
@@ -33,7 +33,7 @@ class Stage(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Two stages of 4 x 6 and 2 x 3 patches, each with a token before them, of which nothing tells."""
+    """Two stages of 4 x 6 and 2 x 3 patches, each after a token, which nothing in the model reveals."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ def test_grids_said_by_name_are_those_of_the_oracle():
         cells = _rows_and_columns(*layer.gmm_mask.grid)
         masks.append(mixture(layer.gmm_mask.sigma, layer.gmm_mask.alpha, cells, cells, 1))
     got, plain = model(images), Pyramid().double()
-    for stage in plain.stages:  # `scaled_dot_product_attention` of a training pass is the one that the oracle replaces
+    for stage in plain.stages:  # the oracle replaces `scaled_dot_product_attention` of a training pass
         stage.attention.train()
     with masks_in(masks):
         expected = plain(images)

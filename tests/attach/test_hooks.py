@@ -1,4 +1,4 @@
-"""What explanation tools watch in a model is there after `attach`, with its values; each with the report of it."""
+"""What explanation tools watch in a model is still there after `attach`, with its values; each names its report."""
 
 import re
 
@@ -22,7 +22,7 @@ def first_tensor(value):
 
 
 def watch(model, modules, what, seen):
-    """Hooks on the modules of these names; what they see is put into `seen`."""
+    """Sets hooks on the modules of these names; `seen` collects what they see."""
 
     def output(module, given, out):
         seen.append(first_tensor(out).detach())
@@ -112,7 +112,7 @@ def test_hooks_see_what_they_saw(donor, modules, what, when):
 
 
 def test_hooks_inside_a_model_of_ones_own():
-    """pytorch-grad-cam#211: target layers of a ViT that lies in another module."""
+    """pytorch-grad-cam#211: target layers of a ViT inside another module."""
 
     class Outer(nn.Module):
         def __init__(self):

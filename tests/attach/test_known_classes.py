@@ -1,4 +1,4 @@
-"""A library that renames a class turns a test red, not a user's mask off."""
+"""If a library renames a class, a test fails instead of a user losing the mask."""
 
 import importlib
 import importlib.util

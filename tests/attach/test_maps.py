@@ -1,4 +1,4 @@
-"""Hooks on an attention's softmax and dropout see after `attach` what they saw before; attention maps in one way."""
+"""After `attach`, hooks on an attention's softmax and dropout see what they saw before; attention maps."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def name_of(donor):
 
 
 def hooked(model, images, *, unfused=True):
-    """What forward hooks on every softmax and attention dropout see, as tools for rollouts and maps set them."""
+    """What forward hooks on every softmax and attention dropout see, set as in tools for rollouts and maps."""
     seen, handles = [], []
     for name, module in model.named_modules():
         if unfused and hasattr(module, "fused_attn"):
@@ -99,12 +99,12 @@ def test_the_unfused_path_computes_what_the_fused_one_does(mode):
 
 
 def own_attentions(donor):
-    """Those of the donor without masks; a skip where it has none to give."""
+    """The maps of the donor without masks; skips if it has none."""
     model = donor.make()
     model.set_attn_implementation("eager")
     try:
         given = getattr(model(donor.images(), output_attentions=True), "attentions", None) or ()
-    except TypeError as error:  # maskformer's Swin takes them from hidden states, which nobody asked for
+    except TypeError as error:  # maskformer's Swin reads them from hidden states that were not requested
         pytest.skip(f"the donor itself fails where attentions are asked for: {error}")
     if all(weights is None for weights in given):
         pytest.skip("the donor gives no attentions: its class was chosen when it was built, for sdpa")
@@ -145,7 +145,7 @@ def test_attention_maps_of_every_model_are_had_in_one_way(donor):
     maps = attention_maps(model, images)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, MaskedDonor)}
     assert list(maps) == list(layers)
-    mixed = ("proj_w", "talking_head2")  # what mixes heads behind the softmax
+    mixed = ("proj_w", "talking_head2")  # mixes heads after the softmax
     for (name, weights), prefix in zip(maps.items(), donor.prefixes, strict=True):
         rows, cols = weights.shape[-2:]
         assert (rows - prefix) > 0

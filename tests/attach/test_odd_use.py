@@ -1,4 +1,4 @@
-"""Models that are changed, shared or built in unusual ways round `attach`: right outputs or one sentence."""
+"""Models changed, shared or built in unusual ways around `attach`: right outputs or one sentence."""
 
 import copy
 import inspect
@@ -31,7 +31,7 @@ def test_threads_that_share_a_model_keep_their_grids():
         expected = [model(WIDE), model(HIGH)]
     outputs, both = {}, threading.Barrier(2)
 
-    def meet(*_):  # no attention runs before both threads have noted their grids
+    def meet(*_):  # no attention runs before both threads have recorded their grids
         both.wait(30)
 
     model.patch_embed.register_forward_hook(meet)
@@ -153,7 +153,7 @@ def test_what_is_no_module_is_named():
             call(nn.Linear)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # it tells that a trace is of one image size
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # it warns that a trace is for one image size
 def test_an_attached_model_is_traced_and_vectorised():
     model, images = flexible(), torch.randn(2, 3, 32, 32)
     traced = torch.jit.trace(model, images)

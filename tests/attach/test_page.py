@@ -1,4 +1,4 @@
-"""The Python of docs/attach.md runs as it stands; only the weights that it would download are random here."""
+"""The Python of docs/attach.md runs as written; only the weights that it would download are random here."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ def section(title):
 
 
 def were_trained(model):
-    """Whether the Gaussians that start with a weight of 0 have another now."""
+    """Whether the Gaussians that start with weight 0 now have another."""
     return any((m.gmm_mask.alpha[:, 1:] != 0).any() for m in model.modules() if hasattr(m, "gmm_mask"))
 
 

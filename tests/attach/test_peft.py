@@ -27,7 +27,7 @@ def lora(model, targets=("qkv", "proj"), masks=("gmm_mask",)):
 
 
 def trained(model):
-    """The model behind a step that moves every trained parameter."""
+    """The model after a step that moves every trained parameter."""
     model.train()
     model(IMAGES).square().mean().backward()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What `attach` refuses and in which words; what looks odd and works."""
+"""What `attach` refuses, and the message; what looks odd but works."""
 
 import copy
 
@@ -97,7 +97,7 @@ def test_a_model_without_patch_attention_lists_what_it_has():
 
 
 class Inline(nn.Module):
-    """A block that looks by itself, without a module of attention."""
+    """A block that computes attention itself, without an attention module."""
 
     def __init__(self, fused):
         super().__init__()
@@ -175,7 +175,7 @@ def test_an_attention_that_ignores_the_interface_is_an_error_not_a_model_without
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     model = attach(transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes)))
     attention = next(m for m in model.modules() if hasattr(m, "gmm_mask"))
-    attention.config = attention.gmm_config  # it takes the function that its model names, and not ours
+    attention.config = attention.gmm_config  # it uses the function that its model names, not ours
     with pytest.raises(RuntimeError, match=r"without the attention interface .* the mask had no effect"):
         model(torch.randn(1, 3, 16, 16))
 

@@ -1,12 +1,11 @@
-"""Compiles the kernels that a call of the op launches for a GPU that need not be there.
+"""Compiles the kernels that a call of the op launches, for a GPU that need not be present.
 
     python tests/attention/compiled.py 90        # compute capability; a JSON row for each kernel of the models' calls
     python tests/attention/compiled.py 90 --table                  # the same as a table
 
-The op runs on the CPU with recorders in the kernels' places; what they saw is handed to Triton's compiler. Of each
-kernel: registers a thread, bytes that they spill, shared memory, warps; instructions of its inner loop, how many of
-them are products of the tensor cores, and how many there are a pair of tokens: times threads, divided by the pairs of
-a tile.
+The op runs on the CPU with recorders in place of the kernels; Triton's compiler gets what they saw. For each kernel:
+registers per thread, bytes that they spill, shared memory, warps; instructions of its inner loop, how many of them are
+products of the tensor cores, and how many there are per pair of tokens: times threads, divided by the pairs of a tile.
 """
 
 import argparse
@@ -41,7 +40,7 @@ OPTIONS = ("num_warps", "num_stages")
 
 
 class Recorder:
-    """Stands for a kernel: notes the arguments of every launch."""
+    """Stands in for a kernel and records the arguments of every launch."""
 
     def __init__(self, kernel: Any, launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -65,7 +64,7 @@ def recorded(call: Any) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
 
 
 def compiled(launch: tuple[Any, tuple[Any, ...], dict[str, Any]], capability: int) -> Any:
-    """The kernel of a launch for compute capability 80, 90 or 100, specialised as at a real launch."""
+    """The kernel of a launch for compute capability 80, 90 or 100, specialised as in a real launch."""
     kernel, args, kwargs = launch
     values = dict(zip(kernel.arg_names, args, strict=False)) | {n: v for n, v in kwargs.items() if n not in OPTIONS}
     signature, constants, attributes = {}, {}, {}
@@ -90,7 +89,7 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def registers(kernel: Any, capability: int) -> tuple[int, int]:
-    """Registers a thread and bytes spilled to memory, as Triton's own ptxas says."""
+    """Registers per thread and bytes spilled to memory, from Triton's own ptxas."""
     name = "ptxas-blackwell" if capability >= 100 else "ptxas"
     target = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +108,7 @@ PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
 def inner_loop(kernel: Any) -> tuple[int, int]:
     """Instructions of the loop with the most products of tensor cores, and how many these are; 0 and 0 without a loop.
 
-    A loop lies between a jump backwards and where it leads.
+    A loop is the code between a backward jump and its target.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -168,7 +167,7 @@ CALLS: dict[str, Any] = {
 
 
 def counted(name: str, launch: tuple[Any, tuple[Any, ...], dict[str, Any]], capability: int) -> dict[str, Any]:
-    """What is known of the kernel of a launch of the call `name`."""
+    """The known figures of a kernel that the call `name` launches."""
     kernel = compiled(launch, capability)
     used, spilled = registers(kernel, capability)
     loop, products = inner_loop(kernel)

@@ -83,7 +83,7 @@ def test_bfloat16_on_either_kind_of_processor_is_close_to_float32(fast, monkeypa
     for name, value in expected.items():
         error = (got[name].double() - value).norm() / value.norm()
         assert error < 0.02, f"{name}: {error:.3g}"
-    with torch.no_grad():  # nothing is kept for a backward pass
+    with torch.no_grad():  # keeps nothing for a backward pass
         args = [low[name] for name in "qkv"]
         again = gmm_attention(*args, OffsetTable(low["mask"], (5, 7)), bias=low["bias"], prefix_tokens=1)
     assert torch.equal(again, got["out"])

@@ -80,14 +80,14 @@ def test_its_gradient_is_one_tensor_that_no_copy_makes(name):
 
 
 class Apart(MaskedAttention):
-    """The layer with q, k and v taken apart before the op."""
+    """The layer with q, k and v separated before the op."""
 
     def forward(self, x, grid=None, bias=None):
         return self.merge(self.attend(unpack(self.project(x)), grid, bias))
 
 
 def layers():
-    """The layer and one apart with the same weights, and tokens for both."""
+    """The layer and a separating one with the same weights, and tokens for both."""
     made = []
     for kind in (MaskedAttention, Apart):
         torch.manual_seed(0)

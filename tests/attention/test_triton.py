@@ -151,7 +151,7 @@ def test_a_scale_of_zero_has_gradients_too(grid):
 
 
 def plain(case: Case, leaves: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The formula as anybody would write it, in the dtype of q."""
+    """The formula written plainly, in the dtype of q."""
     q, k, v = (x.transpose(1, 2) for x in leaves["packed"].unbind(2))
     mask = with_prefix(dense_mask(OffsetTable(leaves["mask"], case.grid)), case.prefix).to(q.dtype)
     out = (SCALE * q @ k.transpose(-2, -1) * mask).softmax(-1) @ v
@@ -193,7 +193,7 @@ def test_any_strides_are_read(grid):
 
 @pytest.mark.parametrize("grid", [(2, 4), (3, 13)], ids=["one tile", "tiles"])
 def test_a_bias_may_close_all_keys_but_the_last_ones(grid):
-    """Padding [B, 1, 1, T] that leaves nothing of the first tile of a sample."""
+    """Padding [B, 1, 1, T] that masks all of a sample's first tile."""
     case = Case(grid, heads=1)
     leaves = inputs(case, torch.float32)
     padding = torch.zeros(2, 1, 1, case.tokens, device=DEVICE)

@@ -1,4 +1,4 @@
-"""The kernels that models launch compile for GPUs that are not here, within their registers and shared memory."""
+"""The kernels that models launch compile for absent GPUs, within their registers and shared memory."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one program may have
-MEASURED = "3.8."  # the version of Triton whose spills stand below; what others spill is only bounded
-# Bytes a thread that today's kernels spill, by capability, call and kernel; those that are not here spill nothing.
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one program may use
+MEASURED = "3.8."  # the version of Triton with the spills below; those of others are only bounded
+# Bytes per thread that today's kernels spill, by capability, call and kernel; others spill nothing.
 SPILLED = {
     (80, "one tile, wide heads", "short_backward"): 172,
     (90, "one tile, wide heads", "short_backward"): 8,

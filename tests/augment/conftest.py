@@ -1,4 +1,4 @@
-"""One thread for these tests: their images are small, and threads that wait for each other are slower than one."""
+"""One thread for these tests: with small images, threads that wait for each other are slower than one."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""On a GPU: the same images as on the CPU for the same draws, and a host that never waits."""
+"""On a GPU: the same draws give the same images as on the CPU, and the host never waits."""
 
 import pytest
 import torch

@@ -56,7 +56,7 @@ def test_half_of_the_batches_are_mixed_by_a_fair_coin() -> None:
             counts["none"] += 1
         else:
             counts["mixup" if (images == images[:, :, :1, :1]).all() else "cutmix"] += 1
-    # a cutmix patch of no pixel, one in a dozen on 6 x 6, reads as not mixed
+    # an empty cutmix patch, one in a dozen on 6 x 6, looks unmixed
     assert 270 <= counts["none"] <= 390
     assert abs(counts["mixup"] - 150) < 55
     assert 80 <= counts["cutmix"] <= 195

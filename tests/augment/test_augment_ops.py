@@ -48,7 +48,7 @@ def expected(images: Tensor, name: str, magnitude: np.ndarray) -> Tensor:
 
 
 def off_ties(name: str, magnitude: np.ndarray, height: int, width: int) -> Tensor:
-    """True [n, 1, H, W] where the nearest source pixel is not a matter of rounding errors."""
+    """True [n, 1, H, W] where the nearest source pixel does not depend on rounding errors."""
     rows = {
         "ShearX": geometry.shear_x,
         "ShearY": geometry.shear_y,
@@ -90,7 +90,7 @@ def test_a_batch_of_all_operations_in_two_stages_keeps_its_order() -> None:
     want = images
     for op, magnitude in zip(ops, magnitudes, strict=True):
         want = torch.cat([expected(want[i : i + 1], OPS[op[i]], magnitude[i : i + 1]) for i in range(len(images))])
-    # A tie of the nearest neighbour in stage one can move single pixels; no image may be another one.
+    # A tie of nearest neighbours in stage one can move single pixels; no image may be a different one.
     assert ((got.int() - want.int()).abs() <= 1).float().mean() >= 0.99
     assert all(((a.int() - b.int()).abs() <= 1).float().mean() > 0.8 for a, b in zip(got, want, strict=True))
 

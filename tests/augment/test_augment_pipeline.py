@@ -109,7 +109,7 @@ def test_flip_and_crop_are_torchvisions() -> None:
 
 def test_flips_are_half_and_places_of_the_crop_are_uniform() -> None:
     image = torch.zeros(1, 9, 9, dtype=torch.uint8)
-    image[0, 4, 4], image[0, 4, 3] = 255, 100  # the neighbour tells the flip
+    image[0, 4, 4], image[0, 4, 3] = 255, 100  # the neighbour reveals the flip
     images, labels = image.expand(8100, -1, -1, -1), torch.zeros(8100, dtype=torch.int64)
     options = {**OFF, "mean": (0.0,), "std": (1.0,), "crop_padding": 4}
     out, _ = make(**{**options, "flip": True})(images, labels, seeded())
@@ -136,7 +136,7 @@ def test_erasing_is_distributed_like_torchvisions() -> None:
         theirs[i, top : top + tall, left : left + wide] = 1
     ours = ours[erased, 0]
     for statistic in (lambda m: m.mean((1, 2)), lambda m: m.amax(2).mean(1), lambda m: m.amax(1).mean(1)):
-        a, b = statistic(ours), statistic(theirs)  # area, height, width as parts of the image
+        a, b = statistic(ours), statistic(theirs)  # area, height, width as fractions of the image
         assert abs(a.mean() - b.mean()) < 5 * math.sqrt(a.var() / len(a) + b.var() / len(b))
         assert abs(a.std() - b.std()) < 0.02
     assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.06
@@ -220,7 +220,7 @@ def test_shares_of_a_batch_make_the_whole(options: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("policy", ["none", "cifar10", "rand"])
 def test_several_batches_are_what_each_is_alone(policy: str) -> None:
-    """Whatever share of them is computed, and with a batch of one and of none among them."""
+    """Whatever share is computed, also with batches of one image and of none."""
     augment = Augment(num_classes=10, mean=MEAN, std=STD, policy=policy, erase_prob=0.5, mix_prob=0.7)
     sizes = [7, 1, 12, 0, 9, 12]
     images, labels = batch(sum(sizes))
@@ -241,7 +241,7 @@ def test_several_batches_are_what_each_is_alone(policy: str) -> None:
 
 
 def test_sixteen_batches_take_at_most_sixty_operations_each_and_none_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU would be asked for; drawing is the host's, and so is the check of labels that lie there."""
+    """Counts what a GPU would be asked to do; drawing is the host's work, and so is the check of labels on the host."""
     augment = make(policy="cifar10")
     images, labels = batch(16 * 32)
 

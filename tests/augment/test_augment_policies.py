@@ -68,7 +68,7 @@ def test_sequences_of_operations_are_as_frequent_as_torchvisions(name: str) -> N
     for sequence, count in ours.items():
         share = count / ours_count
         sigma = (share * (1 / theirs_count + 1 / ours_count)) ** 0.5
-        # five sigma, and three single counts, where the normal law does not hold yet
+        # five sigma, plus three counts where the normal law does not hold yet
         assert abs(theirs[sequence] / theirs_count - share) < 5 * sigma + 3 / theirs_count, sequence
 
 
@@ -91,7 +91,7 @@ def test_magnitudes_follow_the_size_of_the_image() -> None:
 
 
 def smooth_picture() -> torch.Tensor:
-    """uint8 [3, 32, 32] with no two equal rows or columns, and levels that leave room for every operation."""
+    """uint8 [3, 32, 32] without equal rows or columns, and levels that leave room for every operation."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij")
     return (40 + 170 * torch.stack((0.7 * x + 0.3 * y**2, (x * 5).sin() ** 2 * y, (y * 7 + x).cos() ** 2))).byte()
 

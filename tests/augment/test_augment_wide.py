@@ -1,4 +1,4 @@
-"""Images of other channels than grey and RGB, and of 16 bits: the operations of the policies mean the same there."""
+"""Images with channels other than grey and RGB, and with 16 bits: the policies' operations mean the same."""
 
 import numpy as np
 import pytest
@@ -31,14 +31,14 @@ def test_every_policy_takes_every_kind_of_image(channels, dtype, policy):
 
 @pytest.mark.parametrize("name", [name for name in OPS if name != "Equalize"])
 def test_operations_on_floats_are_those_on_levels_within_a_rounding(name):
-    """Equalize ranks instead: its integer arithmetic needs 256 levels."""
+    """Equalize ranks levels instead: its integer arithmetic needs 256 levels."""
     magnitude = {"Posterize": 5, "Solarize": 100, "TranslateX": 3, "TranslateY": -2, "Rotate": 20}.get(name, 0.3)
     stage = [(np.array([OP_INDEX[name]]), np.array([float(magnitude)]))]
     images = eight_bits(3)
     levels = apply_stages(images, stage).float() / 255
     wide = apply_stages(images.float() / 255, stage).clamp(0, 1)
     off = (levels - wide).abs()
-    # Masked bits give 248 / 255 where 31 / 32 is meant.
+    # Masked bits give 248 / 255 instead of the intended 31 / 32.
     assert off.max() < (0.04 if name == "Posterize" else 0.006)
 
 
@@ -52,7 +52,7 @@ def test_equalize_spreads_the_ranks_of_each_channel_and_keeps_constant_ones():
 
 
 def test_low_bits_survive_and_black_is_near_the_training_images():
-    """Levels from 5140 to 5200 are one level of 8 bits."""
+    """Levels from 5140 to 5200 are one 8-bit level."""
     images = torch.randint(5140, 5200, (64, 2, *SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint16)
     levels = images.float() / 65535
     mean, std = levels.mean((0, 2, 3)).tolist(), levels.std((0, 2, 3)).tolist()

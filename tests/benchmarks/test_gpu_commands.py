@@ -1,4 +1,4 @@
-"""`make gpu` and `make gpu-paper`, rehearsed on the CPU: on a device every minute counts, and no typo may cost one."""
+"""`make gpu` and `make gpu-paper`, rehearsed on the CPU: on a device no typo may cost a minute."""
 
 import csv
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MISSING = ("cyclopts", "matplotlib", "pyarrow", "sklearn")  # a machine with a GPU may have none of them
+MISSING = ("cyclopts", "matplotlib", "pyarrow", "sklearn")  # a machine with a GPU may lack them
 
 
 @pytest.fixture
 def bare(tmp_path):
-    """An environment in which nothing of MISSING can be imported and git knows nothing."""
+    """An environment in which nothing in MISSING can be imported and git finds no repository."""
     blocked = tmp_path / "blocked"
     for name in MISSING:
         (blocked / name).mkdir(parents=True)

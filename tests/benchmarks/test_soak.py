@@ -1,4 +1,4 @@
-"""A short form of `make soak`, of the same trials by seed."""
+"""A short version of `make soak`, with the same seeded trials."""
 
 import itertools
 import sys
@@ -43,7 +43,7 @@ def test_a_trial_that_raises_or_takes_too_long_is_a_failure(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        (lambda: None + 1, TypeError, "TypeError of test_soak.py"),  # an operation, and no sentence of the library
+        (lambda: None + 1, TypeError, "TypeError of test_soak.py"),  # an operation, not a sentence of the library
         (lambda: calls.gmmvit.ElementwiseMask("aaa", 2), TypeError, ""),
         (lambda: [][1], IndexError, "IndexError of test_soak.py"),
     ],

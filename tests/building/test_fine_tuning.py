@@ -1,4 +1,4 @@
-"""Training on from a run: its model comes by itself, its classes are compared by name."""
+"""Training from a run's weights: its model is taken over, its classes are compared by name."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def data(classes, size=(8, 8)):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """A run that tells bar, line and pie apart."""
+    """A run that distinguishes bar, line and pie."""
     folder = tmp_path_factory.mktemp("given")
     for name in ("bar", "line", "pie"):
         (folder / "images" / name).mkdir(parents=True)
@@ -75,7 +75,7 @@ def test_a_file_without_names_says_so(given, tmp_path):
 @pytest.mark.parametrize("mask", ["none", "elm", "gmm"])
 @pytest.mark.parametrize("family", ["vit", "swin", "cait", "pit", "t2t"])
 def test_a_run_is_trained_on_at_another_image_size(tmp_path, family, mask):
-    """Its patch comes by itself: the family would choose another one for larger images."""
+    """The run's patch is kept, although the family would choose another for larger images."""
     options = {"family": family, "mask": mask, "image_size": [32, 32], "num_classes": 3, "channels": 1}
     torch.manual_seed(1)
     model = gmmvit.create_model(**options)

@@ -1,4 +1,4 @@
-"""Given weights: they arrive unchanged, what has to differ is told, and what does not fit is an error."""
+"""Given weights arrive unchanged; necessary differences are reported, and what does not fit is an error."""
 
 from argparse import Namespace
 
@@ -41,7 +41,7 @@ def timm_file(tmp_path):
 
 @pytest.mark.parametrize("mask", ["none", "elm", "gmm"])
 def test_a_model_with_given_weights_starts_as_its_donor(timm_file, mask):
-    """Masks start as the identity there."""
+    """Masks then start as the identity."""
     donor, path = timm_file
     model, told = start(model="timm:deit_tiny_patch16_224", model_args=VIT, mask=mask, pretrained=str(path))
     images = torch.randn(3, 1, 8, 8)
@@ -192,7 +192,7 @@ def test_weights_of_another_model_are_refused(timm_file, tmp_path):
 
 
 def test_timms_own_weights_come_from_its_cache(tmp_path, monkeypatch):
-    """A snapshot as the Hub's client keeps it, and no network."""
+    """A snapshot as in the cache of the Hub's client, and no network."""
     name = "test_vit.r160_in1k"
     snapshot = tmp_path / f"models--timm--{name}" / "snapshots" / "1"
     snapshot.mkdir(parents=True)

@@ -39,7 +39,7 @@ LIBRARY = {
 
 @pytest.fixture(scope="module")
 def vit_folder(tmp_path_factory):
-    """A folder that holds the configuration of a ViT of transformers for other images and classes, and its weights."""
+    """A folder with the configuration of a transformers ViT for other images and classes, and its weights."""
     folder = tmp_path_factory.mktemp("hf") / "my-vit"
     torch.manual_seed(0)
     config = transformers.ViTConfig(**HF, image_size=16, num_channels=3, num_labels=4)
@@ -53,7 +53,7 @@ def arguments(kind, vit_folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, vit_folder):
-    """The run of each kind of model and mask, trained when it is first asked for."""
+    """The run of each kind of model and mask, trained on first use."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
 
     def run(kind, mask):
@@ -68,7 +68,7 @@ def runs(tmp_path_factory, vit_folder):
 
 
 def donor_of(run):
-    """The model built by its library alone from what config.yaml says."""
+    """The model that its library builds from config.yaml alone."""
     told = yaml.safe_load((run / "config.yaml").read_text())["model"]
     if told["library"] == "timm":
         return timm.create_model(told["name"], **told["arguments"])
@@ -106,7 +106,7 @@ def test_element_wise_masks_have_the_grids_of_the_images_where_the_model_was_mad
     options, model = start_model(recipe, data)
     grids = {layer.name: layer.grid for layer in describe(model) if layer.action == "elm"}
     assert list(grids.values()) == [(2, 4)] * 2 + [(1, 2)] * 4 + [(1, 1)] * 3
-    again = build_model(yaml.safe_load(yaml.safe_dump(options)))  # as it comes back from a run
+    again = build_model(yaml.safe_load(yaml.safe_dump(options)))  # as read back from a run
     again.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 32, 64)
     assert torch.equal(again.eval()(images), model.eval()(images))
@@ -148,7 +148,7 @@ def test_onnxruntime_computes_its_logits_in_float16(runs, kind, tmp_path):
 
 
 def test_the_attention_drawn_is_that_of_the_library(runs):
-    """Of a model without mask, against the weights that transformers itself returns."""
+    """Attention of a model without a mask, against the weights that transformers itself returns."""
     run = load_run(runs("hf-vit", "none"))
     images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
     maps = attention_maps(run, images)
@@ -315,7 +315,7 @@ def test_arguments_are_typed_and_survive_yaml():
     expected = {"depth": 2, "drop": 0.5, "act": "gelu", "depths": [2, 2], "flag": True, "none": None, "name": "a b"}
     assert recipe.model_args == expected
     assert dataclasses.replace(recipe, model_args=expected) == recipe
-    assert (recipe.dim, recipe.patch_size) == (None, None)  # those of the recipe file are another model's
+    assert (recipe.dim, recipe.patch_size) == (None, None)  # those in the recipe file belong to another model
 
 
 def test_the_default_folder_is_named_after_the_model(tmp_path, monkeypatch, vit_folder):

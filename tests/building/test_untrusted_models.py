@@ -1,4 +1,4 @@
-"""A recipe or a run of somebody else's names a model of timm or transformers: nothing is opened, fetched or run."""
+"""Somebody else's recipe or run names a model of timm or transformers: nothing is opened, fetched or executed."""
 
 import shutil
 
@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def weights(runs, tmp_path):
-    """A file that any library would read: were it refused for its content alone, the test would see nothing."""
+    """A file that any library would read: if only its content were refused, the test would miss a fault."""
     made = timm.create_model("vit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=8, depth=1, embed_dim=24,
                              num_heads=2, patch_size=4)  # fmt: skip
     torch.save(made.state_dict(), tmp_path / "weights.pth")
@@ -72,7 +72,7 @@ def test_a_run_of_timm_that_names_a_file_is_refused(runs, tmp_path, weights, cap
         torch.save({**state, "epoch": 0}, run / "checkpoint.pt")
     status = main([command, str(run), *(["x.png"] if command == "predict" else [])])
     error = capsys.readouterr().err
-    if command == "report":  # a page comes, with the fault in place of what it needs the model for
+    if command == "report":  # the page is written, with the error in place of what needs the model
         assert name in (run / "report.html").read_text()
     else:
         assert status == 1
@@ -133,12 +133,12 @@ def hf_folder(tmp_path):
 
 
 def test_a_folder_of_transformers_brings_no_code(tmp_path, hf_folder, monkeypatch):
-    """Its own config.json names code for the model, and an attention of the Hub: both are left out."""
+    """Its config.json names code for the model, and an attention on the Hub: both are ignored."""
     text = (hf_folder / "config.json").read_text()
     named = '"auto_map": {"AutoModelForImageClassification": "code.Model"}, "_attn_implementation": "org/kernel",'
     (hf_folder / "config.json").write_text(text.replace("{", "{" + named, 1))
     (hf_folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
-    monkeypatch.setattr("builtins.input", lambda *text: "y")  # were it asked whether to run the code
+    monkeypatch.setattr("builtins.input", lambda *text: "y")  # if it asked whether to run the code
     fields = {"epochs": 1, "passes": 1, "threads": 1, "val_fraction": 0.8, "pretrained": True}
     train(load_recipe("digits", model=f"hf:{hf_folder}", **fields), tmp_path / "run", quiet=True)
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())

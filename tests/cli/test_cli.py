@@ -1,4 +1,4 @@
-"""The command: exit statuses, one-sentence errors, speed of the help, the way from a folder of images to a report."""
+"""The command: exit statuses, one-sentence errors, fast help, from a folder of images to a report."""
 
 import dataclasses
 import json
@@ -133,7 +133,7 @@ def test_a_failure_is_one_sentence_and_status_1(capsys, arguments, words, tmp_pa
 
 
 def test_a_step_that_is_larger_than_memory_tells_its_images(tmp_path):
-    """A gigabyte is left to the process when all its libraries are loaded; the batch's first activation takes two."""
+    """With all libraries loaded, the process may take one more gigabyte; the batch's first activation needs two."""
     fields = ["--image-size", "128", "--patch-size", "1", "--batch-size", "512", "--mask", "none", "--dim", "64"]
     code = (
         "import pathlib, resource, sys\nfrom gmmvit.cli import main\n"

@@ -1,4 +1,4 @@
-"""Small files that grow, numbers that are none and text that a terminal would obey: told in a short line, at once."""
+"""Small files that expand, invalid numbers and text that a terminal would obey: a short error line, at once."""
 
 import os
 import shutil

@@ -14,13 +14,13 @@ from gmmvit.data import DataError, Dataset, load_dataset
 
 @pytest.fixture
 def lines() -> list[str]:
-    """What was reported."""
+    """The reported lines."""
     return []
 
 
 @pytest.fixture
 def load(tmp_path: Path, lines: list[str]) -> Callable[..., Dataset]:
-    """`load_dataset` with a cache of its own, small images and no network."""
+    """`load_dataset` with its own cache, small images and no network."""
 
     def load_here(name: str | Path, **options) -> Dataset:
         if isinstance(name, Path):
@@ -60,7 +60,7 @@ def write_parquet() -> Callable[..., Path]:
 
 @pytest.fixture
 def data_error() -> Callable[..., str]:
-    """Calls and returns the one line of the DataError that must come."""
+    """Returns the one-line DataError that the call must raise."""
 
     def message_of(function: Callable, *arguments, **options) -> str:
         with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Small image and parquet files, written for a test."""
+"""Writes small image and parquet files for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of the cache, and its removal: nothing goes but what the project wrote."""
+"""Listing and clearing the cache: only what the project wrote is removed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from gmmvit.data import DataError, cached, clear_cache
 
 @pytest.fixture
 def filled(load, two_classes, tmp_path):
-    """A cache with a data set at two sizes, and the folder that it lies in."""
+    """A cache with a data set at two sizes, and its folder."""
     load(two_classes)
     load(two_classes, image_size=16)
     return tmp_path / "cache"
@@ -37,7 +37,7 @@ def test_each_file_is_listed_with_its_data_set_size_and_date(filled, two_classes
 
 
 def test_clearing_leaves_everything_that_is_not_the_projects(filled, two_classes, tmp_path):
-    """Files that are only called so, links, folders, and the files beside them; the images themselves stay."""
+    """Files with only the name of a cache file, links, folders and other files stay, and so do the images."""
     own = sorted(filled.glob("*.images"))
     outside = tmp_path / "outside.images"
     outside.write_bytes(own[0].read_bytes())

@@ -1,4 +1,4 @@
-"""Arguments of `load_dataset` that are out of range are named with the value got and the values allowed."""
+"""Errors for arguments of `load_dataset` name the argument, its value and the allowed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoded cache is reused while the sources are the same, rebuilt when they are not, and never a reason to fail."""
+"""The decoded cache is reused while the sources stay the same, rebuilt when they change, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def cache_files(tmp_path: Path) -> list[Path]:
 
 
 def decoded(lines: list[str]) -> bool:
-    """Whether images were decoded since the last question."""
+    """Whether images were decoded since the last call."""
     found = any("decoding" in line for line in lines)
     lines.clear()
     return found
 
 
 def unknown_user(uid: int):
-    """What `pwd.getpwuid` does where the user has no entry."""
+    """What `pwd.getpwuid` does if the user has no entry."""
     raise KeyError(uid)
 
 
@@ -157,7 +157,7 @@ def test_a_changed_byte_of_the_index_trains_no_other_names_or_images(load, two_c
     ids=str,
 )  # fmt: skip
 def test_an_index_of_other_types_is_decoded_anew(load, two_classes, lines, tmp_path, change):
-    """As somebody wrote it who knows the format: its checksum is right."""
+    """Written by somebody who knows the format: its checksum is right."""
     first = load(two_classes)
     [file] = cache_files(tmp_path)
     whole = file.read_bytes()
@@ -322,7 +322,7 @@ def test_two_processes_at_once_decode_once(load, two_classes, tmp_path):
     with open(file.with_suffix(".lock"), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         children = [start(str(two_classes), str(tmp_path / "cache")) for _ in range(2)]
-        # Both wait for the lock, so that both have seen that there is no cache.
+        # Both wait for the lock after both have seen that there is no cache.
         assert all("waiting" in child.stdout.readline() for child in children)
     outputs = [child.communicate(timeout=30)[0] for child in children]
     assert [child.returncode for child in children] == [0, 0]

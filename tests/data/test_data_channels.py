@@ -1,4 +1,4 @@
-"""Images of other channels than grey and RGB, and of 16 bits: every level arrives, or one sentence says why not."""
+"""Images with channels other than grey and RGB, and with 16 bits: every level arrives, or one sentence says why not."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Copies of a picture in several parts of a data set: found, told, and kept together on request."""
+"""Copies of a picture in several parts of a data set: found, reported, and kept together on request."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from gmmvit.data.copies import find_copies
 
 
 def picture(seed, size=(40, 40)):
-    """Smooth random colours, as of a photograph."""
+    """Smooth random colours, like a photograph."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def leaking(tmp_path):
-    """30 pictures of each of two classes, and of ten more a copy: as it is, as a JPEG, or larger."""
+    """30 pictures in each of two classes, ten of them with a copy: exact, as a JPEG, or larger."""
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for index in range(30):
@@ -78,7 +78,7 @@ def test_copies_of_another_class_are_told(load, leaking, lines):
 
 
 def test_flat_pictures_are_no_copies_of_one_another(load, two_classes, lines):
-    """Each of one colour: nothing but the colour tells them apart."""
+    """Each has a single colour, which alone distinguishes them."""
     load(two_classes)
     assert not any("copies" in line for line in lines)
 

@@ -255,7 +255,7 @@ def test_sources_of_other_types_are_refused(source, got):
 
 
 def large_png(width: int, height: int) -> bytes:
-    """A one-bit image of that size in a few kilobytes."""
+    """A one-bit image of that size, in a few kilobytes."""
     stream = io.BytesIO()
     Image.new("1", (width, height)).save(stream, "PNG")
     return stream.getvalue()
@@ -286,7 +286,7 @@ def test_large_images_of_a_folder_give_no_python_warning_and_dangerous_ones_are_
 
 @pytest.mark.parametrize("name", ["cat.png", "cat.jpg", "cat.eps", "bytes"])
 def test_postscript_starts_no_program(tmp_path, monkeypatch, name):
-    """Named as an image or not: Pillow would start `gs`, which here tells that it was."""
+    """With the name of an image or not: Pillow would start `gs`, which here leaves a trace."""
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

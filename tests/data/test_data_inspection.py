@@ -1,4 +1,4 @@
-"""A data set looked at before training: what is counted, and what is told and not raised."""
+"""Looking at a data set before training: what is counted, and what is reported instead of raised."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def look(tmp_path):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Nine cats and eight dogs of many kinds that can be read, two dogs that cannot, and three copies."""
+    """Nine readable cats and eight readable dogs of many kinds, two broken dogs, and three copies."""
     for number, name in enumerate(("cat", "dog")):
         folder = tmp_path / "pets" / name
         folder.mkdir(parents=True)

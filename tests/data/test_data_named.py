@@ -1,4 +1,4 @@
-"""The named data sets in each of the layouts that they come in."""
+"""The named data sets in each of their layouts."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_failed_download_says_why_and_what_to_put_where(data_error, load, tmp_pa
 
 @pytest.fixture
 def cifar10_batches(tmp_path, monkeypatch) -> Path:
-    """CIFAR-10 as published, with twenty images a file, and torchvision's checksums for these."""
+    """CIFAR-10 as published, with twenty images per file, and matching checksums for torchvision."""
     from torchvision.datasets import CIFAR10
 
     folder = tmp_path / "cifar-10-batches-py"
@@ -253,7 +253,7 @@ def test_real_cifar10_test_shard(load, tmp_path):
     place.mkdir(parents=True)
     [shard] = (REAL / "cifar10" / "plain_text").glob("test-*.parquet")
     table = pq.read_table(shard)
-    # The first rows in place of all 60,000, which take a quarter of a minute to decode.
+    # The first rows only: all 60,000 take a quarter of a minute to decode.
     for part, first in (("train", 0), ("test", 500)):
         pq.write_table(table.slice(first, 500), place / f"{part}-00000-of-00001.parquet")
     data = load("cifar10", data_dir=tmp_path, image_size=None)

@@ -1,4 +1,4 @@
-"""Several labels an image: how tables and lists say them, and how such a set is split, cached and compared."""
+"""Several labels per image: how tables and lists give them, and how such a set is split, cached and compared."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_saved_data_set_of_the_hub(load, tmp_path):
 
 
 def uneven(count=400):
-    """Labels of which one is rare, one common and two go together."""
+    """Labels: one rare, one common, and two that occur together."""
     random = np.random.default_rng(0)
     labels = (random.random((count, 5)) < [0.02, 0.1, 0.3, 0.8, 0]).astype(np.uint8)
     labels[:, 4] = labels[:, 2] & (random.random(count) < 0.5)

@@ -1,4 +1,4 @@
-"""Held-out images are a stratified, reproducible, disjoint choice that leaves every class something to learn from."""
+"""Held-out images are a stratified, reproducible, disjoint choice that leaves training images in every class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sound pixels are read whatever surrounds them, and transparency at every depth; each case with the report of it."""
+"""Sound pixels are read whatever surrounds them, and transparency at every depth; each case names its report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gmmvit.data import DataError, decode_image
 ROWS, COLS = 4, 8
 JPEG = io.BytesIO()
 Image.new("RGB", (16, 16), (200, 30, 60)).save(JPEG, "JPEG", quality=95)
-LARGE = 3_000_000  # above Pillow's limit of a text
+LARGE = 3_000_000  # above Pillow's limit for texts
 
 
 def chunk(kind: bytes, data: bytes, damage: int = 0) -> bytes:
@@ -23,7 +23,7 @@ def chunk(kind: bytes, data: bytes, damage: int = 0) -> bytes:
 
 
 def png(depth: int, colour: int, pixel: list[int], before: bytes = b"", after: bytes = b"") -> bytes:
-    """A PNG of one colour, whose samples are `pixel`, with chunks before and after its pixels."""
+    """A PNG of one colour, with the samples `pixel` and chunks before and after the pixels."""
     bits = "".join(f"{value:0{depth}b}" for value in pixel * COLS)
     row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", COLS, ROWS, depth, colour, 0, 0, 0))

@@ -57,7 +57,7 @@ def test_local_start_is_narrow_early_and_wide_late():
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("init", ["paper", "identity", "local"])
 def test_every_parameter_gets_a_gradient_once_training_has_moved_it(covariance, init):
-    """From the identity, alpha moves first and takes the widths with it; the constant of that start never narrows."""
+    """From the identity, alpha moves first and then the widths; the constant of that start never narrows."""
     torch.manual_seed(0)
     mask = GaussianMixtureMask((4, 5), 2, 3, init, covariance=covariance, learn_center=True)
     optimizer = torch.optim.AdamW(mask.parameters(), lr=0.05, weight_decay=0)

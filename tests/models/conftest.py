@@ -41,7 +41,7 @@ def build() -> Any:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These models are too small to share out: threads would only wait for each other."""
+    """These models are too small for several threads, which would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-# The least that has every kind of step: tracing takes seconds a block.
+# The smallest model with every kind of step: tracing takes seconds per block.
 FEW_BLOCKS: dict[str, dict[str, Any]] = {
     "vit": {"depth": 1},
     "swin": {"depth": (2, 1), "num_heads": (2, 4)},  # the second block shifts its windows
@@ -26,7 +26,7 @@ def check_gradients(model: Any, compiled: Any) -> None:
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-2, atol=1e-3, msg=name)
 
 
-# Without a mask there is less to trace: one family stands for all.
+# Without a mask there is less to trace: one family is enough.
 @pytest.mark.parametrize(("family", "mask"), [("vit", "none"), *((f, m) for f in FEW_BLOCKS for m in ("elm", "gmm"))])
 def test_models_compile_whole_and_train(build: Any, family: str, mask: str) -> None:
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""The mask start "conv": attention that begins as a convolution."""
+"""The mask start "conv": attention that starts as a convolution."""
 
 import pytest
 import torch

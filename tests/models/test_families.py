@@ -123,7 +123,7 @@ def test_images_must_fit(build: Any, family: str) -> None:
         model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(TypeError, match=r"images must be a tensor \[batch, 3, height, width\], got list"):
         model([[0.0]])
-    if family != "t2t":  # which takes any size
+    if family != "t2t":  # takes any size
         with pytest.raises(ValueError, match="not a multiple of the patch size"):
             model(torch.randn(1, 3, 33, 32))
 
@@ -156,7 +156,7 @@ def test_an_elementwise_mask_refuses_another_image_size(build: Any, family: str)
 
 
 def test_gradients_reach_every_sigma_and_alpha(build: Any, family: str) -> None:
-    # With a class token the last block's mask reaches nothing: the token's row is not masked, and only it is read.
+    # With a class token the last block's mask has no effect: the head reads only the token, whose row is not masked.
     pool = {"pool": "mean"} if family == "pit" else {}
     model = build(family, mask_options={"init": "paper", "num_kernels": 2}, **pool).double()
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_windows_see_no_patches_from_the_other_side_of_the_image(build: Any) -> 
     model = build("swin", "none", depth=(2,), num_heads=(2,), image_size=16, patch_size=1).eval().double()
     images = torch.randn(1, 3, 16, 16, dtype=torch.float64)
     changed = images.clone()
-    changed[..., -2:, :] += 1  # wraps round to the first rows when the windows are shifted
+    changed[..., -2:, :] += 1  # wraps around to the first rows when the windows shift
     before, after = model.forward_features(images), model.forward_features(changed)
     moved = (before - after).abs().sum(-1).view(16, 16).sum(1) > 1e-9
     assert not moved[:8].any()

@@ -1,4 +1,4 @@
-"""Masks between queries and keys that stand on different patches, and of samples whose patches lie elsewhere."""
+"""Masks between queries and keys on different patches, and for samples with patches in different places."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ GRID = (5, 7)
 
 
 def random_mask(**options):
-    """With a centre of its own, so that M(i, j) and M(j, i) differ."""
+    """With a learned centre, so that M(i, j) and M(j, i) differ."""
     torch.manual_seed(0)
     mask = GaussianMixtureMask(GRID, 2, 3, "paper", covariance="diag", learn_center=True, **options).double()
     torch.nn.init.normal_(mask.center)
@@ -27,7 +27,7 @@ def random_mask(**options):
 
 
 def places(step, shift=(0.0, 0.0)):
-    """The grid's places that a side with that step has, moved by the shift."""
+    """The places on the grid along a side with that step, moved by the shift."""
     return [(r + shift[0], c + shift[1]) for r, c in itertools.product(range(0, 5, step[0]), range(0, 7, step[1]))]
 
 

@@ -23,7 +23,7 @@ PAPER = {
     ("pit", "gmm", None): 6_973_186,
     ("cait", "none", None): 5_078_834,
     ("cait", "gmm", None): 5_079_794,
-    ("t2t", "none", None): 6_486_080 - 1_408,  # without the original's parameters that no forward pass uses
+    ("t2t", "none", None): 6_486_080 - 1_408,  # without the original's unused parameters
     ("t2t", "gmm", None): 6_486_570 - 1_408,
 }
 

@@ -1,4 +1,4 @@
-"""A new family is one file and its name in `FAMILIES`: from there on every part of the library takes it.
+"""A new family is one file and its name in `FAMILIES`; then every part of the library accepts it.
 
 A copy of the library gets a family whose stem has no patch size and whose sizes are none of the others', and walks it
 through its commands in one process.
@@ -120,7 +120,7 @@ if sys.argv[2] == "timm":
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    """What each step of the walk said, and the folder it was made in."""
+    """The output of each step of the walk, and its folder."""
     here = tmp_path_factory.mktemp("walk")
     shutil.copytree(SOURCE, here / "src" / "gmmvit", ignore=shutil.ignore_patterns("__pycache__"))
     models = here / "src" / "gmmvit" / "models"

@@ -63,7 +63,7 @@ def test_sizes_come_from_the_tensors(name: str) -> None:
 
 
 def as_trained(name: str) -> dict[str, Any]:
-    """A checkpoint as the original's training writes it, with all that our models have no place for."""
+    """A checkpoint as the original's training writes it, including what our models cannot hold."""
     metadata, _, tensors = read(name)
     state = part(tensors, "state/")
     table = distance_table(8)
@@ -111,7 +111,7 @@ def test_masks_are_those_of_the_table_they_were_trained_with() -> None:
         mask.sigma.normal_(10, 10)
     table = distance_table(16)[0, 0]
     assert (table == 0).any()
-    rounded = ((table > 0) & (table < 2**-63)).sum()  # roots of what float32 cannot hold to its usual precision
+    rounded = ((table > 0) & (table < 2**-63)).sum()  # roots of numbers that float32 cannot hold precisely
     assert rounded > 0
     expected = sum(
         mask.alpha[:, k, None, None] * table.double().pow(1 / (mask.sigma[:, k, None, None] ** 2 + 1e-5))

@@ -1,4 +1,4 @@
-"""The convnet to compare with: any image, no mask, and every command that other families have."""
+"""The convnet for comparison: any image, no mask, and every command of the other families."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_any_image_goes_through_and_gradients_reach_every_parameter(size, channe
 
 
 def test_it_computes_what_the_usual_blocks_compute():
-    """Against convolutions of maps in the ordinary memory order, in float64."""
+    """Against convolutions in the ordinary memory order, in float64."""
     model = small(depth=14).double().eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

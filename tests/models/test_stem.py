@@ -1,4 +1,4 @@
-"""The convolutional stem: the grid of the patches, overlapping."""
+"""The convolutional stem: overlapping, on the grid of the patches."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_a_family_takes_it_at_its_own_grid_and_others(family):
 
 def test_it_is_saved_and_found_again(tmp_path):
     model = create_model("vit", stem="conv", dim=24, depth=1, num_heads=2)
-    model(torch.randn(4, 3, 32, 32))  # moves the norms' statistics
+    model(torch.randn(4, 3, 32, 32))  # changes the norms' statistics
     model.eval().save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     images = torch.randn(2, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""The tables of all layers in one computation: fewer operations, the same numbers, and masks that keep their own."""
+"""The tables of all layers in one computation: fewer operations, same numbers; some masks compute their own."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def test_a_step_of_the_papers_model_has_165_operations_fewer(monkeypatch: pytest
 
 @pytest.mark.parametrize(("family", "tables"), [("vit", 1), ("swin", 1), ("cait", 1), ("pit", 2), ("t2t", 2)])
 def test_one_table_for_all_layers_of_a_grid(build: Any, family: str, tables: int) -> None:
-    """PiT has a grid a stage, the last with two layers; T2T's token transformer has its own."""
+    """PiT has a grid per stage, the last with two layers; T2T's token transformer has its own."""
     model = build(family)
     for forward in (model, lambda images: model.forward_intermediates(images, intermediates_only=True)):
         with Operations() as operations:
@@ -96,7 +96,7 @@ def test_masks_of_other_heads_share_a_table_and_each_gets_its_own_part() -> None
         torch.testing.assert_close(tables[mask], mask.table())
     with torch.no_grad():
         masks[0].alpha.zero_()
-    assert not masks[0].table().any()  # so a table that is passed on is the one that is used
+    assert not masks[0].table().any()  # so a table passed on is the one used
     assert torch.equal(masks[0](table=tables[masks[0]]).values, tables[masks[0]])
 
 
@@ -127,7 +127,7 @@ def test_a_mask_of_another_make_keeps_its_own(other: Any) -> None:
 
 
 def test_large_masks_keep_their_own() -> None:
-    """As on the CPU they are slower together."""
+    """As on the CPU, where they are slower together."""
     for side in (20, 21):
         masks = [GaussianMixtureMask(side, 4) for _ in range(2)]
         assert bool(tables_together(masks, CPU)) == (4 * 5 * (2 * side - 1) ** 2 <= MOST_VALUES["cpu"])

@@ -31,7 +31,7 @@ def original(family, mask, num_classes=10):
     for name, tensor in state.items():
         if tensor.shape[:1] == (sizes["num_classes"],) and ("head" in name):
             state[name] = torch.randn(num_classes, *tensor.shape[1:])
-    if family == "t2t":  # its positions are fixed: in checkpoints, but not among the trained tensors
+    if family == "t2t":  # its fixed positions are in checkpoints, but not among the trained tensors
         state["pos_embed"] = torch.zeros(1, 64, sizes["dim"])
     return state
 

@@ -1,9 +1,9 @@
 """Tests on Python 3.11 to 3.13 with the oldest and the newest torch, timm and transformers that pyproject.toml allows.
 
-    make test-matrix                                   # all combinations, an hour and some 40 GB
+    make test-matrix                                   # all combinations, an hour and about 40 GB
     python tests/packaging/matrix.py --only 3.12-oldest --tests tests/masks
 
-Each combination has an environment of its own in .matrix. Ends with a line for each: passed, failed, or
+Each combination has its own environment in .matrix. Ends with a line for each: passed, failed, or
 skipped and why.
 """
 
@@ -53,7 +53,7 @@ def run(*command: str | Path, quiet: bool = True) -> tuple[int, str]:
 
 
 def tried(version: str, end: str, tests: list[str]) -> str:
-    """What became of one combination, in words."""
+    """The outcome of one combination, in words."""
     python = interpreter(version)
     if python is None:
         return f"skipped: Python {version} is not installed"

@@ -1,4 +1,4 @@
-"""The container's file copies what is there, and builds where a builder is."""
+"""The Containerfile copies existing files, and builds if a builder is there."""
 
 import fnmatch
 import shutil
@@ -17,7 +17,7 @@ def copied():
 
 
 def builder():
-    """A command that can build here; None where no program is installed or its daemon does not answer."""
+    """A command that can build here; None if no program is installed or its daemon does not answer."""
     for name in ("podman", "docker"):
         if shutil.which(name) and subprocess.run([name, "info"], capture_output=True, check=False).returncode == 0:
             return name

@@ -33,7 +33,7 @@ def test_every_page_is_there_and_readme_is_the_first(site):
     first = (site / "index.html").read_text(encoding="utf-8")
     assert first == (site / "README.html").read_text(encoding="utf-8")
     reached = set(re.findall(r'href="([\w/]+)\.html"', first))
-    assert {str(page) for page in pages - {Path("README")}} <= reached  # each is in the side bar
+    assert {str(page) for page in pages - {Path("README")}} <= reached  # each is in the sidebar
     assert 'src="_images/masks.svg"' in first
 
 
@@ -45,7 +45,7 @@ def test_the_library_is_shown_whole(site, module):
     names = {name for name in module.__all__ if not name.startswith("__")}
     assert len(names) > 5
     assert {name for name in names if not {f"{module.__name__}.{name}", f"gmmvit.{name}"} & shown} == set()
-    assert "Puts a mask into every patch attention" in page  # of `gmmvit.attach`, which is a package too
+    assert "Puts a mask into every patch attention" in page  # from `gmmvit.attach`, which is also a package
 
 
 @pytest.mark.slow

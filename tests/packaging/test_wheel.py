@@ -1,4 +1,4 @@
-"""The wheel holds all that the package needs, and installs by its name alone."""
+"""The wheel has all that the package needs, and installs by name."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def run(*command, **options):
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """The folder with sdist and wheel, the wheel made of the sdist, as `make wheel` does; the checkout stays clean."""
+    """The folder with the sdist and the wheel built from it, as `make wheel` does; the checkout stays clean."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -55,7 +55,7 @@ def test_twine_finds_no_fault_in_metadata_and_readme(dist):
 
 @pytest.mark.slow
 def test_it_installs_by_name_into_a_new_environment(dist, tmp_path):
-    """What it depends on is seen through a path: torch takes minutes to install."""
+    """Its dependencies come through a path, since torch takes minutes to install."""
     place = tmp_path / "env"
     venv.create(place, with_pip=False)
     python = place / ("Scripts" if sys.platform == "win32" else "bin") / "python"

@@ -1,4 +1,4 @@
-"""The attention in the report is the one that the model computes."""
+"""The report shows the attention that the model computes."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_the_attention_drawn_is_the_attention_computed(trained: Path, mode: str,
     images = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
     maps = attention_maps(run, images)
     assert [attention.grid for attention in maps] == [(4, 2), (4, 2)]
-    assert not any("attend" in vars(module) for module in model.modules())  # the model is left as it was
+    assert not any("attend" in vars(module) for module in model.modules())  # the model stays unchanged
     layer = model.get_submodule(maps[0].name)
     assert isinstance(layer, gmmvit.MaskedAttention)
     x = torch.randn(3, 8 + (pool == "cls"), 16)

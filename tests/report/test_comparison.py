@@ -18,7 +18,7 @@ def test_masks_are_compared_by_their_mean_over_seeds(run: Path) -> None:
         for seed, value in enumerate(accuracies):
             folder = Path(shutil.copytree(run, run.parent / f"{mask}{seed}"))
             edit_summary(folder, test_top1_best=value, test_top1_last=value, val_top1=None if seed else 0.5)
-            # What only the mask has does not make another training of the control.
+            # Settings that only the mask has do not make the control a different training.
             edit_recipe(folder, seed=seed, mask=mask, num_kernels=5 if mask == "gmm" else 3)
             folders.append(folder)
     page = page_of(*folders[::2], *folders[1::2])

@@ -1,4 +1,4 @@
-"""The page to try a model: a real server, a real image, and a real browser where there is one."""
+"""The page to try a model: a real server, a real image, and a real browser if there is one."""
 
 import shutil
 
@@ -18,14 +18,14 @@ SMALL = TINY | {"dim": 16, "depth": 2, "num_heads": 2}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "digits <b>"  # a name that a page must not take for a tag
+    folder = tmp_path_factory.mktemp("demo") / "digits <b>"  # a name that a page must not read as a tag
     train(load_recipe("digits", **SMALL), folder, quiet=True)
     return load_run(folder)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A grey image, one in colour, one of 16 bits, and a file that holds none."""
+    """A grey image, one in colour, one with 16 bits, and a file that is not an image."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (20, 30), dtype=np.uint8)).save(folder / "grey.png")
     Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(folder / "colour.jpg")
@@ -92,7 +92,7 @@ def test_of_folds_the_first_model_is_drawn(tmp_path, pictures):
 
 
 def browsers():
-    """Chromiums that are installed, by their paths."""
+    """Paths of the installed Chromiums."""
     names = ("chromium-headless-shell", "chromium", "google-chrome")
     return [path for path in map(shutil.which, names) if path]
 

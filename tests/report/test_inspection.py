@@ -23,7 +23,7 @@ from gmmvit.runs.run_data import inspect_data
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
-    """30 cats and 5 dogs, one more dog that is torn, and a cat among the dogs."""
+    """30 cats, 5 dogs, another dog in a torn file, and a cat among the dogs."""
     root = tmp_path_factory.mktemp("inspected") / "pets"
     for number, (name, count) in enumerate((("cat <b>", 30), ("dog", 5))):
         (root / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The masks in the report: as they began and as they are, with their numbers."""
+"""The masks in the report: at the start and now, with their numbers."""
 
 import base64
 import dataclasses
@@ -44,7 +44,7 @@ def test_every_head_has_its_mask_and_its_gaussians(trained: Path, page: Page) ->
     ("mask", "init", "pictures"), [("gmm", "paper", 8), ("gmm", "local", 8), ("gmm", "conv", 8), ("elm", "paper", 8)]
 )
 def test_each_mask_stands_beside_its_start(tmp_path: Path, mask: str, init: str, pictures: int) -> None:
-    # Masks that do not learn are still those of the start.
+    # Masks that do not train stay at their start.
     mode = "log" if init == "conv" else "multiply"
     recipe = gmmvit.load_recipe("digits", **TINY, mask=mask, mask_init=init, mode=mode, mask_lr_scale=0.0, seed=3)
     train(dataclasses.replace(recipe, epochs=1), tmp_path / "run", quiet=True)

@@ -1,4 +1,4 @@
-"""The report of a run: the page stands alone, its head, and what is missing is said."""
+"""The report of a run: a self-contained page, its head, and what it says about missing parts."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def test_no_path_of_the_machine_is_told(run: Path, tmp_path: Path) -> None:
 
 
 def test_names_from_outside_stay_text(tmp_path: Path) -> None:
-    for name in ("<b>", "<script>"):  # of equal pictures, so that some are confused and shown
+    for name in ("<b>", "<script>"):  # equal pictures, so that some are confused and shown
         for part, count in (("train", 6), ("test", 3)):
             folder = tmp_path / "data" / part / name
             folder.mkdir(parents=True)
@@ -154,7 +154,7 @@ def test_a_wide_table_scrolls_in_its_box_under_a_hint() -> None:
         assert "scroll sideways" in page.text
         return int(boxes[0][1].removeprefix("w"))
 
-    # The hint shows where the box has at most 20 pixels times this: on a phone of 390 pixels some 360.
+    # The hint shows if the box is at most 20 pixels times this wide: about 360 on a phone of 390 pixels.
     assert step(3, "1") < 18 < step(10, "1") < step(9, "seven and a half") == step(40, "1")
     assert step(3, "<" * 16) == step(3, "x" * 16)
     content = document("a", [("b", "c", table(["head"], []))], "")

@@ -1,4 +1,4 @@
-"""What a model got right in the report: confusion, classes, calibration, mistakes."""
+"""The results in the report: confusion, classes, calibration, mistakes."""
 
 import base64
 import dataclasses
@@ -65,7 +65,7 @@ LONG = tuple(f"Cyanistes caeruleus, Eurasian blue tit, number {i}" for i in rang
 
 
 def outcome_of(trained: Path, classes: tuple[str, ...], labels: list[int], guesses: list[int]) -> Outcome:
-    """Answers that are sure of `guesses`."""
+    """Confident answers `guesses`."""
     logits = 5.0 * nn.functional.one_hot(torch.tensor(guesses), len(classes)).float()
     split = measure(load_run(trained), None).split
     count = len(labels)

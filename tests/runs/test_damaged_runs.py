@@ -1,4 +1,4 @@
-"""A run folder that was damaged or edited is refused by file and field, whatever is asked of it."""
+"""Every command refuses a damaged or edited run folder, naming file and field."""
 
 import shutil
 
@@ -31,7 +31,7 @@ def run(sound, tmp_path):
 
 
 def stopped(folder):
-    """The run as after its first epoch."""
+    """The run as it was after its first epoch."""
     (folder / "summary.json").unlink()
     return edit_checkpoint(folder, lambda state: state.update(epoch=1))
 
@@ -44,7 +44,7 @@ def edit_checkpoint(folder, change):
 
 
 def fails(capsys, *arguments):
-    """The one line of a command that ends with status 1."""
+    """The single error line of a command that ends with status 1."""
     assert main([str(argument) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
@@ -177,7 +177,7 @@ def test_a_file_of_the_longest_name_is_written(run, tmp_path, length):
 
 @pytest.fixture
 def several(tmp_path):
-    """Two runs that were stopped after their first epoch."""
+    """Two runs stopped after their first epoch."""
     recipes = [gmmvit.load_recipe("digits", seed=seed, **TINY) for seed in (0, 1)]
     train_several(recipes, tmp_path / "several", quiet=True)
     return [stopped(folder) for folder in sorted((tmp_path / "several").iterdir())]

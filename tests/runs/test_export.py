@@ -1,4 +1,4 @@
-"""Exported models: onnxruntime computes what torch computes, for every family and mask, and no file is lost."""
+"""Exported models: for every family and mask, onnxruntime computes what torch does, and no file is lost."""
 
 import json
 import sys
@@ -114,7 +114,7 @@ def test_a_file_that_is_there_is_replaced_on_request_alone(vit, vit_onnx, tmp_pa
 
 
 def test_a_file_that_computes_something_else_is_not_written(vit, tmp_path, monkeypatch):
-    """As it would be if the exporter dropped the normalisation."""
+    """As if the exporter had dropped the normalisation."""
     compute = onnx_file.session
 
     def wrong(content):

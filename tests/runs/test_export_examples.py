@@ -1,4 +1,4 @@
-"""The examples of docs/export.md, as they stand there: they need no gmmvit, and answer as `gmmvit predict` does."""
+"""The examples of docs/export.md, as written: they need no gmmvit, and answer as `gmmvit predict` does."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def example(language):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with images and an exported run, whose random weights tell images apart by their pixels."""
+    """A folder with images and an exported run, whose random weights distinguish images by their pixels."""
     folder = tmp_path_factory.mktemp("examples")
     torch.manual_seed(0)
     options = {"family": "vit", "mask": "gmm", "image_size": [24, 32], "channels": 3, "num_classes": len(CLASSES)}
@@ -55,14 +55,14 @@ def place(tmp_path_factory):
 
 
 def picture(seed, width, height):
-    """Coloured blobs with detail, as a photograph has."""
+    """Coloured blobs with detail, like a photograph."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
     return image.filter(ImageFilter.UnsharpMask(3, 200))
 
 
 def draw_all(folder):
-    """Images of several sizes and kinds; their names."""
+    """Writes images of several sizes and kinds; returns their names."""
     rotated = Image.Exif()
     rotated[0x0112] = 6
     sizes = [(32, 24), (33, 24), (300, 200), (123, 457), (640, 480), (20, 15), (1500, 31)]
@@ -82,7 +82,7 @@ def draw_all(folder):
 
 
 def answers(printed):
-    """Class by file, of lines `FILE CLASS`."""
+    """Class by file, from lines `FILE CLASS`."""
     return dict(line.split(" ", 1) for line in printed.splitlines())
 
 
@@ -102,7 +102,7 @@ def test_the_python_needs_neither_gmmvit_nor_torch_and_gives_the_logits_of_predi
     assert done.returncode == 0, done.stderr
     expected = predicted(names, capsys)
     assert answers(done.stdout) == {row["image"]: row["predicted"] for row in expected}
-    assert len(set(answers(done.stdout).values())) > 3  # the images are told apart
+    assert len(set(answers(done.stdout).values())) > 3  # the images get different classes
     run = gmmvit.load_run("runs/mine")
     logits = [[float(x) for x in line.split()[1:]] for line in done.stderr.splitlines() if line.startswith("logits")]
     pixels = torch.stack([run.decode(name) for name in names])

@@ -31,7 +31,7 @@ TINY = {"dim": 32, "depth": 1, "num_heads": 2, "passes": 1, "epochs": 4, "batch_
 
 @pytest.fixture(autouse=True, scope="module")
 def traced_once():
-    """The tracer, which takes most of the time, sees a model once; what is tried is what is made of its graph."""
+    """The tracer, which takes most of the time, sees a model once; the tests are about what follows."""
     graph, known = onnx_file._graph, {}
 
     def cached(source):
@@ -57,7 +57,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fragile(run, tmp_path_factory):
-    """The same model with a hidden unit that nothing reads and with values so large that int8 sees nothing else."""
+    """The same model with a hidden unit that nothing reads, with values so large that int8 loses the others."""
     folder = shutil.copytree(run, tmp_path_factory.mktemp("fragile") / "run")
     weights = load_file(folder / "model.safetensors")
     names = [name for name in weights if name.endswith("mlp.fc1.bias")]
@@ -106,7 +106,7 @@ def test_in_int8_the_products_of_weights_alone_are_quantised(run, tmp_path, caps
     assert main(command) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["precision"] == "int8"
-    assert told["check"]["top1_before"] > 0.5  # what is kept is worth something
+    assert told["check"]["top1_before"] > 0.5  # the kept file is good
     assert told["check"]["top1_before"] - told["check"]["top1_after"] <= 0.05
     graph = onnx.load(path).graph
     makers = {name: node.op_type for node in graph.node for name in node.output}
@@ -126,7 +126,7 @@ def test_in_int8_the_products_of_weights_alone_are_quantised(run, tmp_path, caps
 
 
 def test_masking_reaches_from_the_scores_to_the_product_with_the_values():
-    """Also through the heads that talk, to the maker of a mask, and behind the softmax; and no farther."""
+    """Also through talking heads, to a mask's origin, and after the softmax; and no farther."""
     graph = onnx.parser.parse_graph("""
         block (float[B, 2, 4, 4] images, float[2, 4, 4] raw, float[2, 2] talk, float[4, 4] w) => (float[4] out) {
             [q] q = MatMul(images, w)
@@ -243,7 +243,7 @@ def test_a_precision_that_is_unknown_is_named_in_python(run):
 
 
 class Undecided(torch.nn.Module):
-    """A model whose way depends on its images, which no tracer can follow."""
+    """A model whose path depends on its images, which no tracer can follow."""
 
     def forward(self, images):
         return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))

@@ -1,4 +1,4 @@
-"""Killed at every moment of every command that writes, a run folder serves the next command, or it says what to do."""
+"""Whenever a writing command is killed, the next command can use its run folder, or says what to do."""
 
 import dataclasses
 import shutil
@@ -55,7 +55,7 @@ def recipe(images):
 
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
-    """A run of that recipe that nothing interrupted."""
+    """An uninterrupted run of that recipe."""
     folder = tmp_path_factory.mktemp("kills") / "whole"
     train(recipe, folder, quiet=True)
     return folder
@@ -73,7 +73,7 @@ def overwritten(recipe, folder, whole):
 
 
 def refused(call, *arguments, **options):
-    """What the RunError says; None where the call works."""
+    """The message of the RunError; None if the call works."""
     try:
         call(*arguments, **options)
     except RunError as error:
@@ -99,7 +99,7 @@ def test_a_kill_at_any_moment_of_a_training_leaves_a_folder_that_serves(recipe, 
     start = lambda folder: train(recipe, folder, quiet=True)  # noqa: E731
     for moment, folder in killed_everywhere(lambda n: tmp_path / f"run{n}", start):
         moments.append(moment)
-        if len(moments) % 4 == 0:  # the other way to go on
+        if len(moments) % 4 == 0:  # the other way to continue
             overwritten(recipe, folder, whole)
         elif folder.exists():
             served(recipe, folder, whole, moment)
@@ -155,7 +155,7 @@ def test_a_kill_at_any_moment_of_added_epochs_leaves_a_folder_that_serves(recipe
 
 @pytest.fixture(scope="module")
 def crossed(images, tmp_path_factory):
-    """A cross-validation that nothing interrupted, and its recipe."""
+    """An uninterrupted cross-validation, and its recipe."""
     recipe = dataclasses.replace(made(images, epochs=1), folds=2, val_fraction=0.0)
     folder = tmp_path_factory.mktemp("kills") / "crossed"
     cross_validate(recipe, folder, quiet=True)
@@ -211,7 +211,7 @@ def test_a_kill_at_any_moment_of_a_report_leaves_the_old_page_or_the_new_one(who
 
 
 def test_a_kill_at_any_moment_of_an_export_leaves_no_torn_file(whole, tmp_path, monkeypatch):
-    made = export.MAKERS["torch"]  # the program is made once; what is tried is how it is written
+    made = export.MAKERS["torch"]  # the program is made once; the test is about writing it
     kept = []
     once = lambda source: kept[0] if kept else kept.append(made(source)) or kept[0]  # noqa: E731
     monkeypatch.setitem(export.MAKERS, "torch", once)

@@ -1,4 +1,4 @@
-"""What is not what a public name takes is refused in one sentence that names it; found by `make soak`."""
+"""Public names refuse wrong arguments in one sentence that names them; found by `make soak`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Answers to images: the CSV of `eval` and `predict`, and what Python gets."""
+"""Predictions: the CSV of `eval` and `predict`, and the Python interface."""
 
 import csv
 import json
@@ -195,7 +195,7 @@ def test_an_image_that_is_none_is_named(run, files, tmp_path):
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """A model of the digits 0 to 4 with its data, and the digits 5 to 9, which it never saw."""
+    """A model of the digits 0 to 4 with its data, and the unseen digits 5 to 9."""
     from sklearn.datasets import load_digits
 
     folder, digits = tmp_path_factory.mktemp("halves"), load_digits()

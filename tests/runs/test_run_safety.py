@@ -1,4 +1,4 @@
-"""Nothing of the user's is lost, and no result is silently of other data or of broken weights."""
+"""No file of the user is lost, and no result silently comes from other data or broken weights."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_a_kill_between_checkpoint_and_weights_loses_nothing(tmp_path, monkeypat
 
     def killed(path, state, metadata):
         calls.append(path)
-        if len(calls) > 2:  # both files of the first epoch are written, those of the second are not
+        if len(calls) > 2:  # both files of the first epoch are written, none of the second
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "save_weights", killed)
@@ -101,7 +101,7 @@ def test_a_run_is_measured_from_everywhere_after_a_move_and_on_other_data(tmp_pa
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.0])
 def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch, val_fraction):
-    """The loss of the last step is finite, the step itself is not."""
+    """The loss of the last step is finite, its update is not."""
     original = Step.take
     steps = []
 
@@ -114,7 +114,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch, val_f
 
     monkeypatch.setattr(Step, "take", take)
     recipe = folder_recipe(images(tmp_path / "images"), val_fraction=val_fraction)
-    assert session.step_images(recipe, 19) == 8  # two steps an epoch
+    assert session.step_images(recipe, 19) == 8  # two steps per epoch
     with pytest.raises(TrainingError, match=r"not finite after epoch 2; train again .* checkpoint of epoch 1 is kept"):
         train(recipe, tmp_path / "run", quiet=True)
     monkeypatch.undo()

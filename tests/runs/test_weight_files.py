@@ -1,4 +1,4 @@
-"""Files of weights: what is read, and one sentence for what is not."""
+"""Weight files: what is read, and one sentence for what is not."""
 
 import os
 import shutil
@@ -84,7 +84,7 @@ def test_a_whole_model_is_told_from_its_weights(tmp_path):
 
 
 class Settings(dict):
-    """As the configuration classes of training scripts: a dict whose items are attributes."""
+    """Like the configuration classes of training scripts: a dict whose items are attributes."""
 
 
 class Slots:
@@ -98,7 +98,7 @@ class Phase(Enum):
     FIT = 1
 
 
-# What usual training scripts keep beside the weights, and where that was reported.
+# What common training scripts keep beside the weights, and where that was reported.
 KEPT = {
     "timm's train.py (pytorch-image-models#2249)": {"args": Namespace(lr=0.1, opt="adamw"), "arch": "vit", "epoch": 3},
     "deepmd-kit#4147: numpy scalars": {"best": np.float64(0.5), "epoch": np.int64(3)},
@@ -121,7 +121,7 @@ def test_checkpoints_of_usual_training_scripts_are_read(tmp_path, kept, new_form
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-# Where the weights lie, and what their names begin with.
+# Where the weights are, and the prefix of their names.
 PLACES = {
     "pytorch-image-models#2003, compiled": lambda s: {"state_dict": {f"_orig_mod.{n}": t for n, t in s.items()}},
     "pytorch-image-models#1566, compiled": lambda s: {f"_orig_mod.{n}": t for n, t in s.items()},

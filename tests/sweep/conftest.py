@@ -15,7 +15,7 @@ data: [digits]
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a study with these lines besides and returns its path."""
+    """Writes a study with these extra lines and returns its path."""
 
     def written(lines, base=TINY):
         path = tmp_path / "study.yaml"
@@ -27,7 +27,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Runs `gmmvit sweep` on a study in a folder of the test."""
+    """Runs `gmmvit sweep` on a study in the test's folder."""
 
     def run(path, *more):
         command = [

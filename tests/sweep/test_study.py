@@ -1,4 +1,4 @@
-"""What a study means: its trials, their names and recipes, and a sentence for every study that cannot be."""
+"""What a study means: its trials, their names and recipes, and a sentence for every impossible study."""
 
 from pathlib import Path
 

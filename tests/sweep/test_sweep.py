@@ -24,7 +24,7 @@ def table_of(out, name="table.csv"):
 
 @pytest.mark.slow
 def test_a_failing_trial_is_told_and_the_others_end(write, sweep, tmp_path):
-    """Heads that do not divide the width are seen when the model is built."""
+    """Heads that do not divide the width are an error when the model is built."""
     study = write(MASKS.replace("gmm: {mask: gmm}", "broken: {num_heads: 3}"))
     listed = sweep(study, "--dry-run")
     assert listed.stdout.split() == ["digits-none-s0", "digits-broken-s0", "2", "trials"]
@@ -46,7 +46,7 @@ def test_a_failing_trial_is_told_and_the_others_end(write, sweep, tmp_path):
     assert (out / "table.md").read_text() == done.stdout
 
     stamp = (out / "trials" / "digits-none-s0" / "summary.json").stat().st_mtime_ns
-    write(MASKS.replace("gmm: {mask: gmm}", "broken: {num_heads: 4}"))  # mended: it alone is run
+    write(MASKS.replace("gmm: {mask: gmm}", "broken: {num_heads: 4}"))  # fixed: only this one runs
     again = sweep(study, "--json")
     assert again.returncode == 0, again.stderr
     assert "1 of 2 trials had ended before" in again.stderr
@@ -65,7 +65,7 @@ def test_a_failing_trial_is_told_and_the_others_end(write, sweep, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(write, sweep, tmp_path):
-    """kill -9 in the midst of a trial: its process ends too, and the same command resumes it."""
+    """kill -9 in the middle of a trial: its process ends too, and the same command resumes it."""
     study = write("seeds: [0]\n", base=write("").read_text().replace("epochs: 2", "epochs: 20"))
     command = [sys.executable, "-m", "gmmvit", "sweep", str(study), "--out", str(tmp_path / "killed"), "--nice=0"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The figures of a table: intervals as scipy has them, pairs of equal data and seed, settings that validation chose."""
+"""The figures of a table: intervals as in scipy, pairs of equal data and seed, settings chosen by validation."""
 
 import csv
 
@@ -45,7 +45,7 @@ def test_the_interval_is_that_of_students_t():
 
 
 def test_differences_pair_trials_of_one_seed(plan):
-    """The seed that one arm lacks counts for its own mean, and for no difference."""
+    """A seed that one arm lacks counts for the other's mean, but for no difference."""
     rows = rows_of("none", [0.50, 0.60, 0.70, 0.10]) + rows_of("gmm", [0.52, 0.61, 0.73, None])
     none, gmm = make_table(plan, rows)
     assert none["test_top1_last_mean"] == pytest.approx(0.475)

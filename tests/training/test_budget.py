@@ -30,7 +30,7 @@ def seconds(chosen, images, speed):
 @pytest.mark.parametrize("step_s", [1e-4, 1e-3, 0.03, 0.1, 1.0])
 @pytest.mark.parametrize("passes", [1, 2, 8])
 def test_what_is_chosen_fills_the_minutes_and_no_more(step_s, passes):
-    """At least 85 % of them, unless one pass more is what does not go in; the warm-up stays a tenth."""
+    """At least 85 % of them, unless one more pass would not fit; the warm-up stays a tenth."""
     speed = Speed(step_s, 3.0, 20.0)
     chosen = fitting(recipe(passes=passes), 4_000, 15.0, speed)
     taken = seconds(chosen, 4_000, speed)
@@ -76,7 +76,7 @@ def test_a_training_with_minutes_is_that_of_the_epochs_it_chose(tmp_path, fields
 
 
 def test_a_resumed_training_keeps_what_was_chosen(tmp_path, monkeypatch):
-    """Stopped after its second epoch, it goes on with the epochs of config.yaml, whatever the speed is then."""
+    """Stopped after its second epoch, it continues with the epochs of config.yaml, whatever the speed then."""
     told = loop._epoch_line
 
     def stop(row, *rest):

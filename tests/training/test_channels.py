@@ -1,4 +1,4 @@
-"""Trainings on images of several channels and of 16 bits, as the command makes them, and what comes after."""
+"""Trainings by the command on images of several channels and 16 bits, and what follows."""
 
 import json
 
@@ -15,7 +15,7 @@ SIZE = (24, 48)
 
 
 def levels(label, number):
-    """uint16 [5, 24, 48]: the last channel alone shows the class, in levels that 8 bits hold as one."""
+    """uint16 [5, 24, 48]: only the last channel shows the class, in levels that 8 bits merge into one."""
     rng = np.random.default_rng(2 * number + label)
     image = rng.integers(0, 65536, (5, *SIZE)).astype(np.uint16)
     image[4] = rng.integers(5140 + 60 * label, 5200 + 60 * label, SIZE)

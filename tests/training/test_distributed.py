@@ -1,4 +1,4 @@
-"""Several processes train as one does, and several trainings share a process."""
+"""Several processes train like one, and several trainings share a process."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def torchrun(processes, *arguments):
 
 
 def rows_of(folder):
-    """Figures of the epochs, without those of the clock."""
+    """The epochs' metrics, without times."""
     timed = ("images_per_s", "wall_s")
     return [{k: v for k, v in row.items() if k not in timed} for row in run_folder.read_rows(folder)]
 
@@ -79,7 +79,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, alone, flags):
     if "--accumulate=2" in flags:
         train(small(batch_size=63, accumulate=2), tmp_path / "one", quiet=True)
     assert_same_curve(tmp_path / "two", tmp_path / "one" if "--accumulate=2" in flags else alone[0])
-    summary = json.loads(out)  # once, not once a process
+    summary = json.loads(out)  # once, not once per process
     assert summary["processes"] == 2
     assert summary["images_seen"] == alone[1]["images_seen"] or "--accumulate=2" in flags
     assert err.count("done in") == 1
@@ -164,7 +164,7 @@ def test_one_failing_training_does_not_end_the_others(tmp_path):
 
 
 def test_a_training_gives_its_memory_back_before_the_next_begins(tmp_path, monkeypatch):
-    """Also one that failed, whose error knows the frames that it came through."""
+    """Also one that failed, whose error keeps its frames."""
     finish, models = training._finish, []
 
     def watched(setting, state, waiting):

@@ -1,4 +1,4 @@
-"""Early stopping: when it ends a training, what it says, and that it resumes and is trained on."""
+"""Early stopping: when it ends a training, what it says, resuming and extending it."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def without_times(folder):
 
 
 def waited(values):
-    """Epochs at the end without a value above all before."""
+    """The last epochs without a value above all earlier ones."""
     first_of_best = values.index(max(values))
     return len(values) - 1 - first_of_best
 
@@ -52,7 +52,7 @@ def test_it_ends_after_so_many_epochs_without_a_better_value(stopped, tmp_path):
 
 @pytest.mark.parametrize("after", ["first", "last"])
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(stopped, tmp_path, monkeypatch, after):
-    """Also where the interruption comes after the last epoch and before the summary."""
+    """Also if the interruption comes after the last epoch and before the summary."""
     folder, summary = stopped
     cut = 1 if after == "first" else summary["stopped_after"]
     told = loop._epoch_line

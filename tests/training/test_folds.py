@@ -38,7 +38,7 @@ def recipe(**fields):
 
 
 def write_images(folder, number=12, copies=0):
-    """Noise around one level a class; the first images of each class come `copies` times more under other names."""
+    """Noise around one level per class; `copies` copies of the first three images of each class."""
     for level, name in enumerate(("dark", "light", "pale")):
         (folder / name).mkdir(parents=True)
         for index in range(number):
@@ -197,7 +197,7 @@ def test_on_the_images_of_its_folds_an_ensemble_is_not_measured(images, tmp_path
         assert "was trained on every image of" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "cv"), "--format", "torch", "--check"]) == 1
     assert "no image is left to check the file on" in capsys.readouterr().err
-    for place in ("cv", "cv/fold-1"):  # of other data the usual test part
+    for place in ("cv", "cv/fold-1"):  # for other data, the usual test part
         result = evaluate_run(tmp_path / place, dataset=f"folder:{images}")
         assert (result["images"], result["part"]) == (8, "test")
 

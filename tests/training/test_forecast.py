@@ -1,4 +1,4 @@
-"""Before the wait a training says how long it takes and what memory, and refuses what the memory cannot hold."""
+"""Training first reports how long it takes and how much memory, and refuses what memory cannot hold."""
 
 import dataclasses
 import fcntl
@@ -44,7 +44,7 @@ def test_a_training_that_was_measured_has_the_same_bits(tmp_path, capsys, fields
 
 
 def test_what_a_long_training_measures_leaves_its_state_as_it_was(tmp_path):
-    """More than the steps of one epoch are foreseen, with validation, test and checkpoints."""
+    """The forecast covers more than the steps of one epoch: validation, test and checkpoints too."""
     setting, state = prepared(tmp_path, epochs=100_000)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     seconds, images_per_s = forecast(setting, state)
@@ -87,7 +87,7 @@ def test_a_resumed_training_says_what_is_left(tmp_path, capsys):
 
 
 def test_what_a_step_keeps_is_what_its_layers_save(tmp_path):
-    """Of linear, ReLU, linear: the input and the output of the ReLU, 64 + 100 float32 an image; not the weights."""
+    """For linear, ReLU, linear: the input and the output of the ReLU, 64 + 100 float32 per image; not the weights."""
     setting, state = prepared(tmp_path, channels=1, batch_size=200)
     layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
     state = dataclasses.replace(state, model=layers)
@@ -107,7 +107,7 @@ def test_looking_at_the_memory_moves_no_running_mean(tmp_path):
 
 
 def test_too_little_memory_is_said_before_an_old_run_goes(tmp_path):
-    """Under a limit of 8 GB a step of 40 GB is refused within seconds, and --overwrite has removed nothing."""
+    """Under a limit of 8 GB a step of 40 GB is refused within seconds, before --overwrite removes anything."""
     train(load_recipe("digits", **TINY), tmp_path / "run", quiet=True)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     large = ["--image-size=64", "--patch-size=2", "--batch-size=512", "--threads=1", "--quiet"]

@@ -1,4 +1,4 @@
-"""Uneven classes: told, measured, and weighed alike on request."""
+"""Uneven classes: reported, measured, and weighted equally on request."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_one_class_answered_always_scores_as_chance():
 def test_the_best_epoch_is_chosen_by_what_is_asked_for(uneven, tmp_path, select):
     summary = train(recipe(uneven, epochs=4, lr=5e-3, select=select, sampling="balanced"), tmp_path / "run", quiet=True)
     rows = read_rows(tmp_path / "run")
-    best = max(reversed(rows), key=lambda row: row[f"val_{select}"])  # of equals the later
+    best = max(reversed(rows), key=lambda row: row[f"val_{select}"])  # of equal epochs the later one
     assert summary["best_epoch"] == best["epoch"]
     assert summary[f"val_{select}"] == best[f"val_{select}"]
 

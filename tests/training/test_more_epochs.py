@@ -1,4 +1,4 @@
-"""More epochs for a run: the learning rate begins anew for them, a kill in them resumes, config.yaml repeats it all."""
+"""More epochs for a run: a fresh learning rate schedule, resuming after a kill, config.yaml repeats it all."""
 
 import dataclasses
 import os

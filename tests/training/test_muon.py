@@ -1,4 +1,4 @@
-"""Muon: its numbers beside torch's, what it takes for a matrix, and company with GradScaler and checkpoints."""
+"""Muon: its numbers against torch's, what counts as a matrix, and use with GradScaler and checkpoints."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Which recipe a training gets that names none: by the number of images to learn from."""
+"""Which recipe a training gets without naming one: by its number of training images."""
 
 import numpy as np
 import pytest

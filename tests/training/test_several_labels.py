@@ -1,4 +1,4 @@
-"""Several labels an image: from a table to a trained model and everything that is made of it, by the command."""
+"""Several labels per image, by the command: from a table to a trained model and everything after it."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ TINY = ["--dim", "32", "--depth", "2", "--num-heads", "4", "--patch-size", "4", 
 
 
 def draw_shapes(folder, count=300):
-    """Images in which each of three shapes is or is not, and the table of them."""
+    """Images that each contain some of three shapes, and their table."""
     random = np.random.default_rng(0)
     lines = ["file_name,labels"]
     for index in range(count):
@@ -147,7 +147,7 @@ def test_the_page_to_try_a_model_answers(run):
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(place, run):
-    """With class weights, an average of the weights and a patience; and weights of the run are taken over."""
+    """With class weights, averaged weights and patience; and a training that starts from the run's weights."""
     from gmmvit.runs.checkpoint import load_checkpoint
     from gmmvit.training import resume, train
 

@@ -1,4 +1,4 @@
-"""A training outlives the terminal it tells of itself, and a finished run can be trained on."""
+"""A training survives the loss of its terminal, and a finished run can be extended."""
 
 import signal
 import subprocess

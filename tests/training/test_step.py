@@ -1,4 +1,4 @@
-"""The training step: what a CUDA graph of it needs, seen on the CPU, and the numbers that it must not change."""
+"""The training step: what its CUDA graph needs, checked on the CPU, and numbers that it must not change."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Training end to end on the digits: the run folder, resuming after a kill, and faults told in one sentence."""
+"""Training end to end on the digits: the run folder, resuming after a kill, and one-sentence errors."""
 
 import dataclasses
 import json
@@ -159,7 +159,7 @@ def test_an_infinite_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     def poisoned(self, images, labels, sizes, generator, share):
         parts = original(self, images, labels, sizes, generator, share)
         calls.append(len(parts))
-        late = sum(calls) > 25  # of 20 steps an epoch
+        late = sum(calls) > 25  # of 20 steps per epoch
         return [(inputs * float("nan"), targets) for inputs, targets in parts] if late else parts
 
     monkeypatch.setattr(session.Augment, "several", poisoned)
@@ -253,7 +253,7 @@ def test_every_kind_of_training_runs(tmp_path, fields):
 
 
 def test_accumulated_batches_make_the_gradient_of_the_whole(tmp_path):
-    """Without random parts, 2 x 32 images take the step that 64 take."""
+    """Without random parts, 2 x 32 images make the same step as 64."""
     plain = {"epochs": 1, "crop_padding": 0, "drop_path": 0.0, "label_smoothing": 0.0}
     for name, fields in (("one", {"batch_size": 64}), ("two", {"batch_size": 32, "accumulate": 2})):
         train(tiny(**plain, **fields), tmp_path / name, quiet=True)

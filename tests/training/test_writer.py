@@ -1,4 +1,4 @@
-"""What an epoch leaves is written while the next one trains, and nothing that was told is lost."""
+"""An epoch's files are written while the next one trains, and no reported epoch is lost."""
 
 import signal
 import subprocess
@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
 
 
 def test_the_next_epoch_trains_while_the_last_one_is_written(whole, tmp_path, monkeypatch):
-    """Each checkpoint waits until the next epoch has taken steps; what is kept is that of the epoch before them."""
+    """Each checkpoint waits until the next epoch has taken steps; it still holds its own epoch."""
     save, original = checkpoint.save_checkpoint, loop.train_epoch
     steps, kept = threading.Semaphore(0), []
 
@@ -136,7 +136,7 @@ sys.exit(main(["train", "--out", {folder!r}, "--quiet", "--ema", "0.9", {flags}]
 
 @pytest.mark.parametrize(("name", "kept"), [("SIGKILL", 1), ("SIGTERM", 2), ("SIGINT", 2)])
 def test_a_training_ended_while_it_writes_resumes_bit_for_bit(whole, tmp_path, name, kept):
-    """`kill -9` leaves the epoch before, a signal waits for the one that is being written and says so."""
+    """`kill -9` leaves the last complete epoch; a signal waits for the one being written and says so."""
     folder, flag = tmp_path / "run", tmp_path / "flag"
     flags = ", ".join(f"'--{field.replace('_', '-')}', '{value}'" for field, value in TINY.items())
     code = STOPPED.format(flag=str(flag), name=name, folder=str(folder), flags=flags)

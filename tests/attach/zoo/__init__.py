@@ -1,4 +1,4 @@
-"""Small models of other libraries with random weights that `attach` is held to, by library and kind of attention."""
+"""Small models of other libraries with random weights for the tests of `attach`, by library and kind of attention."""
 
 from .donor import Donor, logits, naflex_batch, small_vit, with_dropout
 from .timm import TIMM

@@ -12,15 +12,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Donor:
-    """`layers` are the grids of the attentions that must carry a mask, in the order in which they run."""
+    """`layers`: the grids of the attentions that must carry a mask, in the order in which they run."""
 
     name: str
     library: str
     build: Callable[[], nn.Module]
     layers: list[tuple[int, int]]
-    prefix: int | list[int] = 0  # the same in all layers, or one each
+    prefix: int | list[int] = 0  # the same in all layers, or one per layer
     image: tuple[int, int] = (32, 32)
-    patches: list[tuple[int, int]] | None = None  # instead of images: grids of patches, one a sample (NaFlex)
+    patches: list[tuple[int, int]] | None = None  # instead of images: grids of patches, one per sample (NaFlex)
 
     @property
     def prefixes(self) -> list[int]:
@@ -46,7 +46,7 @@ class Donor:
 
 
 def naflex_batch(grids: list[tuple[int, int]], generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-    """Patches of 8 x 8 as timm's NaFlex collator gives them: padded at the end to the longest sample and one more."""
+    """Patches of 8 x 8 as timm's NaFlex collator makes them: padded to one more than the longest sample."""
     longest = max(rows * cols for rows, cols in grids) + 1
     coord, valid = torch.zeros(len(grids), longest, 2, dtype=torch.long), torch.zeros(len(grids), longest).bool()
     for i, (rows, cols) in enumerate(grids):
@@ -57,7 +57,7 @@ def naflex_batch(grids: list[tuple[int, int]], generator: torch.Generator, dtype
 
 
 def with_dropout(model: nn.Module) -> nn.Module:
-    """The model with every dropout and drop path of its library turned on; whatever the name of its rate."""
+    """The model with every dropout and drop path of its library on, whatever the name of the rate."""
     rates = ("attention_dropout", "attn_dropout", "dropout", "dropout_prob", "drop_prob", "drop_rate", "p")
     for module in list(model.modules()):
         for name in rates:
@@ -120,7 +120,7 @@ def mvit(size: Any, **options: Any) -> Callable[[], nn.Module]:
 
 
 def mobilevit(height: int, width: int) -> nn.Module:
-    """MobileViT as timm has it, for images of that size; normalised so that random weights leave its logits small."""
+    """timm's MobileViT for images of that size, normalised so that random weights keep its logits small."""
     size = {"input_size": (3, height, width)}
     model = importlib.import_module("timm").create_model("mobilevit_xxs", num_classes=5, pretrained_cfg_overlay=size)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -129,4 +129,4 @@ def mobilevit(height: int, width: int) -> nn.Module:
 
 
 class Named(str):
-    """The name of something that lies in the donor's module."""
+    """A name in the donor's module."""

@@ -1,4 +1,4 @@
-"""timm's models that `attach` is held to, but for those of whole maps (`timm_maps.py`)."""
+"""timm's models for the tests of `attach`, except those of whole maps (`timm_maps.py`)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""timm's models of `timm_maps.py`, and CoAtNet: whole maps and windows that say their size themselves."""
+"""timm's models of `timm_maps.py`, and CoAtNet: whole maps, and windows that know their size."""
 
 import importlib
 from collections.abc import Callable
@@ -11,7 +11,7 @@ _IMAGE = {"pretrained_cfg_overlay": {"input_size": (3, 64, 96)}}
 
 
 def _calm(build: Callable[[], nn.Module], variance: float = 4.0) -> Callable[[], nn.Module]:
-    """The model with batch norms that leave random weights' logits small."""
+    """The model with batch norms that keep the logits of random weights small."""
 
     def built() -> nn.Module:
         model = build()

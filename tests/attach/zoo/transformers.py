@@ -1,4 +1,4 @@
-"""Models of transformers whose attention asks for a function of the library."""
+"""Models of transformers whose attention calls a function of the library."""
 
 from .donor import Donor, from_config
 

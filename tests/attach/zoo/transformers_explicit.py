@@ -17,7 +17,11 @@ _SIZES: dict[str, Any] = {
 }
 _EAGER: dict[str, Any] = {"attn_implementation": "eager"}  # another class, chosen when the model is built
 _SAM: dict[str, Any] = {"window_size": 3, "global_attn_indexes": [1], "output_channels": 16, **_SIZES}
-_EAGER_SAM: dict[str, Any] = {**_SAM, **_EAGER, "num_attention_heads": 4}  # 12 wide: tests tell widths from tokens
+_EAGER_SAM: dict[str, Any] = {
+    **_SAM,
+    **_EAGER,
+    "num_attention_heads": 4,
+}  # 12 wide, so that tests can distinguish widths from tokens
 _SWIN: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 2,

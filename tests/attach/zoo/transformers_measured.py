@@ -1,4 +1,4 @@
-"""Models of transformers that no table of `attach` names: known by the rule of `measured.py`."""
+"""Models of transformers in no table of `attach`, recognised by the rule of `measured.py`."""
 
 import importlib
 from typing import Any

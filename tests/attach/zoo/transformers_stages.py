@@ -1,4 +1,4 @@
-"""Models of transformers in stages, each with a grid of its own."""
+"""Models of transformers in stages, each with its own grid."""
 
 import importlib
 from typing import Any
@@ -10,7 +10,7 @@ from .donor import Donor, from_config
 _PYRAMID: dict[str, Any] = {
     "num_encoder_blocks": 3,
     "depths": [1, 2, 1],
-    "hidden_sizes": [12, 24, 40],  # tests tell widths of heads from numbers of keys
+    "hidden_sizes": [12, 24, 40],  # so that tests can distinguish head widths from numbers of keys
     "num_attention_heads": [1, 2, 4],
     "mlp_ratios": [2, 2, 2],
     "num_labels": 5,
@@ -60,7 +60,7 @@ def _sam2() -> nn.Module:
 def _levit() -> nn.Module:
     model: Any = from_config("LevitForImageClassification", "LevitConfig", **_LEVIT)()
     for module in (m for m in model.modules() if hasattr(m, "drop_rate")):
-        module.drop_rate = 0.0  # its configuration takes whole numbers only
+        module.drop_rate = 0.0  # its configuration takes only whole numbers
     return model
 
 
