@@ -165,6 +165,12 @@ def test_classes_that_differ_by_case(data_error, load, two_classes, draw):
     assert "classes 'Cat' and 'cat'" in data_error(load, two_classes)
 
 
+def test_numbers_that_differ_by_zeros_in_front(data_error, load, two_classes, fill):
+    fill(two_classes, {"1": 3, "01": 3})
+    assert "classes '01' and '1'" in (message := data_error(load, two_classes))
+    assert "differ by zeros in front only: merge them" in message
+
+
 def test_class_too_small_to_split(data_error, load, two_classes, draw):
     draw(two_classes / "fish" / "a.png")
     assert "too few images to split class 'fish'" in data_error(load, two_classes)

@@ -127,9 +127,33 @@ def test_classes_and_images_beside_the_parts_are_named(load, tmp_path, fill, dra
     draw(root / "c" / "one.png")
     draw(root / "loose.png")
     (root / "dead").symlink_to("gone")
-    (root / "notes.txt").write_text("what this is")
+    for name in ("notes.txt", "README.txt", "LICENSE", "index.md", ".hidden"):
+        (root / name).write_text("what this is")
     assert load(root).classes == ("a", "b")
-    assert ignored(lines) == [f"ignored beside the parts of {root}: loose.png, dead, c"]
+    assert ignored(lines) == [f"ignored beside the parts of {root}: loose.png, dead, notes.txt, c"]
+
+
+def test_what_systems_put_into_folders_is_no_class_and_no_image(load, two_classes, lines, draw):
+    for place in ("__MACOSX/cat/000.png", "@eaDir/cat/1.png", "cat/@eaDir/1.jpg/thumb.jpg", "lost+found/1.png"):
+        draw(two_classes / place)
+    (two_classes / "dog" / "Thumbs.db").write_bytes(b"x")
+    assert len(load(two_classes, **ALL).train) == 50
+    assert not [line for line in lines if "decoding" not in line]
+
+
+def test_an_empty_class_of_a_part_that_is_measured_is_named(load, tmp_path, fill, lines):
+    root = fill(tmp_path / "set", {"train/a": 4, "train/b": 4, "test/a": 4})
+    (root / "test" / "b").mkdir()
+    assert len(load(root, val_fraction=0).test) == 4
+    assert f"no images in class folder 'b' of {root / 'test'}" in lines
+
+
+@pytest.mark.parametrize("end", [" (1)", "(2)", " - Copy", " copy", "_copy 2", " - Copy (3)"])
+def test_a_class_that_is_called_like_a_copy_of_another_is_named(load, two_classes, lines, fill, end):
+    fill(two_classes, {f"cat{end}": 3, "fish (1)": 3})
+    assert len(load(two_classes, **ALL).classes) == 4
+    said = f"{two_classes / f'cat{end}'} is read as a class of its own, though its name is that of a copy of cat"
+    assert [line for line in lines if "copy" in line.lower() and "read as" in line] == [said]
 
 
 @pytest.mark.parametrize("name", [b"c\xe9t", b"a\nb", b"a\x1bb", "a\u0085b".encode()])

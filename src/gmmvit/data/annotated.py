@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gmmvit.data.parts import other_words, part_of
 from gmmvit.data.records import DataError, listing
-from gmmvit.data.walk import PassedOver, images_below, visible_folders
+from gmmvit.data.walk import holds_images, visible_folders
 
 _PICTURES = frozenset(
     """data dataset frames image images img imgs input inputs jpeg jpegs jpg original originals photo photos picture
@@ -27,7 +27,7 @@ def check_not_annotated(root: Path) -> None:
     marks = [folder for folder in folders if _are_marks(folder.name)]
     pictures = [folder for folder in folders if _are_pictures(folder.name)]
     others = [folder for folder in folders if folder not in marks and folder not in pictures]
-    if not marks or not pictures or any(_holds_images(folder) for folder in others):
+    if not marks or not pictures or any(holds_images(folder) for folder in others):
         return
     right = (
         f"put each class into a folder of its own ({root}/CLASS/*.jpg), or list the images with their classes in "
@@ -35,8 +35,8 @@ def check_not_annotated(root: Path) -> None:
     )
     for folder in pictures:
         inside = visible_folders(folder)
-        if len(inside) > 1 and all(part_of(sub.name) is None or visible_folders(sub) for sub in inside):
-            right = f"give folder:{folder} if its folders are the classes"
+        if inside and all(part_of(sub.name) is None or visible_folders(sub) for sub in inside):
+            right = f"give folder:{folder} if it holds the class folders"
     raise DataError(
         f"{root} holds {_names(pictures)} beside {_names(marks)}, as data for segmentation or detection do, and "
         f"no classes: {right}"
@@ -51,10 +51,6 @@ def _are_pictures(name: str) -> bool:
 def _are_marks(name: str) -> bool:
     words = set(other_words(name))
     return bool(words & _MARKS) and words <= _MARKS | _WITH_MARKS | _PICTURES
-
-
-def _holds_images(folder: Path) -> bool:
-    return any(images_below(folder, PassedOver()))
 
 
 def _names(folders: Sequence[Path]) -> str:

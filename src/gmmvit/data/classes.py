@@ -122,7 +122,8 @@ def check_classes(found: Mapping[str, set[str]], training: str, where: str) -> t
     for label in sorted(set().union(*found.values())):
         other = spelled.setdefault(_spelling(label), label)
         if other != label:
-            by = "case" if other.casefold() == label.casefold() else "case, spaces or the encoding of letters"
+            by = "case, spaces or the encoding of letters"
+            by = "case" if other.casefold() == label.casefold() else "zeros in front" if label.isdecimal() else by
             raise DataError(f"classes {other!r} and {label!r} in {where} differ by {by} only: merge them")
     classes = ordered_classes(found[training])
     if len(classes) < 2:
@@ -137,6 +138,8 @@ def check_classes(found: Mapping[str, set[str]], training: str, where: str) -> t
 
 def _spelling(label: str) -> str:
     """What labels that look alike have in common; macOS writes letters with accents in another encoding, and some
-    characters, such as the zero-width space, have no width."""
+    characters, such as the zero-width space, have no width. Whole numbers may have zeros in front."""
+    if label.isdecimal():
+        return label.lstrip("0") or "0"
     seen = "".join(c for c in unicodedata.normalize("NFC", label).casefold() if unicodedata.category(c) != "Cf")
     return " ".join(seen.split())

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from gmmvit.data.classes import check_classes, check_numbers, check_some_lack
-from gmmvit.data.layout import check_classes_hold_images, check_no_parts, find_parts, tell_other_parts, tell_unused
+from gmmvit.data.layout import (
+    check_classes_hold_images,
+    check_no_parts,
+    copied_name,
+    find_parts,
+    tell_other_parts,
+    tell_unused,
+)
 from gmmvit.data.records import (
     Contents,
     DataError,
@@ -24,7 +31,16 @@ from gmmvit.data.records import (
 )
 from gmmvit.data.several import multi_hot
 from gmmvit.data.table import TABLE_EXTENSIONS, find_table, labelled, read_table
-from gmmvit.data.walk import EXTENSIONS, PassedOver, data_files, idle_links, images_below, loose_images, visible_folders
+from gmmvit.data.walk import (
+    EXTENSIONS,
+    PassedOver,
+    holds_images,
+    idle_links,
+    images_below,
+    loose_images,
+    other_files,
+    visible_folders,
+)
 
 # Part name -> the path of each image and the name of its class, or of its classes.
 Entries = Mapping[str, Sequence[tuple[str, Label]]]
@@ -97,7 +113,7 @@ def table_entries(
     if others:
         names = listing([relative(file, table.parent) for file in others])
         report(f"ignored {counted(len(others), 'image')} that {table} does not list: {names}")
-    if files := [file for file in data_files(table.parent) if file != table.name]:
+    if files := [file for file in other_files(table.parent) if file != table.name]:
         report(f"ignored beside {table}: {listing(files)}")
     return labelled(entries, str(table), report)
 
@@ -137,7 +153,7 @@ def batch_entries(
     """
     batches = [table.parent for table in tables]
     for folder in visible_folders(root):
-        if folder not in batches and any(images_below(folder, PassedOver())):
+        if folder not in batches and holds_images(folder):
             raise DataError(
                 f"{tables[0]} is a table of images, and {folder} has images and no table: give each folder of {root} a "
                 f"table, or list all images in {root / tables[0].name}, or remove the table if the folders are classes"
@@ -154,7 +170,7 @@ def batch_entries(
     check_numbers(labels, str(root))
     report(f"the tables in {listing([folder.name for folder in batches])} of {root} are read as one")
     PassedOver(links=idle_links(root)).report_links(root, report)
-    if others := [*loose_images(root), *data_files(root)]:
+    if others := [*loose_images(root), *other_files(root)]:
         report(f"ignored beside the tables in {root}: {listing(others)}")
     return found
 
@@ -164,22 +180,22 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
     notice, files of other types, images beside the class folders, and links that lead nowhere or in a circle.
 
     Raises:
-        DataError: no class folders, or with `required` a class folder without images.
+        DataError: no class folders, or with `required` a class folder without images; else that is reported.
     """
     folders = visible_folders(root)
     loose = loose_images(root)
     if not folders:
         found = f"{counted(len(loose), 'image')} directly in it but " if loose else ""
-        tables = data_files(root)
-        beside = f" ({listing(tables)} is not read)" if tables else ""
+        others = other_files(root)
+        beside = f" ({listing(others)} is not read)" if others else ""
         raise DataError(
             f"{root} has {found}no class folders; expected {root}/CLASS/*.jpg, or a metadata.csv with file_name and "
             f"label{beside}"
         )
     if loose:
         report(f"ignored {counted(len(loose), 'image')} beside the class folders of {root}: {listing(loose)}")
-    if tables := data_files(root):
-        report(f"ignored beside the class folders of {root}: {listing(tables)}")
+    if others := other_files(root):
+        report(f"ignored beside the class folders of {root}: {listing(others)}")
     passed = PassedOver(links=idle_links(root))
     entries: list[tuple[str, Label]] = []
     empty: list[str] = []
@@ -187,6 +203,8 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
         images = list(images_below(folder, passed))
         if not images:
             empty.append(repr(folder.name))
+        if original := copied_name(folder.name, {other.name for other in folders}):
+            report(f"{folder} is read as a class of its own, though its name is that of a copy of {original}")
         entries.extend((image, folder.name) for image in images)
     if passed.tables:
         raise DataError(
@@ -194,6 +212,8 @@ def class_entries(root: Path, report: Report, *, required: bool = True) -> list[
             f"{root / 'metadata.csv'}, or remove the table"
         )
     passed.report_to(root, report)
+    if empty and entries and not required:
+        report(f"no images in class folder {listing(empty)} of {root}")
     if empty and required:
         known = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
         raise DataError(f"no images in class folder {listing(empty)} of {root}: add some ({known}) or remove it")

@@ -14,10 +14,10 @@ from gmmvit.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, known_columns, one
 from gmmvit.data.division import divide, part_name, texts_of
 from gmmvit.data.labels import SEVERAL_COLUMN, number_labels
 from gmmvit.data.layout import tell_other_parts
-from gmmvit.data.parquet import find_shards, image_bytes, known_parts, read_shards
+from gmmvit.data.parquet import PARQUET_EXTENSIONS, find_shards, image_bytes, known_parts, read_shards
 from gmmvit.data.parts import part_of
 from gmmvit.data.records import Contents, DataError, Part, Report, Source, expanded, listing
-from gmmvit.data.walk import DATA_EXTENSIONS, EXTENSIONS, PassedOver, files_below, images_below
+from gmmvit.data.walk import PassedOver, files_below, holds_images, is_note
 
 _HEAD = 256  # rows that show whether a column may say parts
 _SAVED = ("dataset_dict.json", "state.json")
@@ -52,8 +52,7 @@ def hub_source(name: str, report: Report) -> Source:
             f"{path} holds {len(found)} data sets (configurations): give one of them, {' or '.join(places[:5])}"
         )
     if not found:
-        passed = PassedOver()
-        hint = f"; it has images: did you mean folder:{name}?" if any(images_below(path, passed)) else ""
+        hint = f"; it has images: did you mean folder:{name}?" if holds_images(path) else ""
         raise DataError(f"{path} holds no data set: expected a folder of save_to_disk or SPLIT-*.parquet files{hint}")
     [(folder, shards)] = found.items()
     parts = known_parts(shards, report)
@@ -68,11 +67,11 @@ def hub_source(name: str, report: Report) -> Source:
 
 def _report_others(path: Path, report: Report) -> None:
     """A notice about data beside the parquet files that is not read."""
-    known = (DATA_EXTENSIONS | EXTENSIONS) - {".parquet", ".json"}
-    extensions = [os.path.splitext(file.name)[1].lower() for file in files_below(path, PassedOver())]
-    others = Counter(extension for extension in extensions if extension in known)
+    read = (*PARQUET_EXTENSIONS, ".json")  # the Hub describes data sets in .json
+    names = [file.name for file in files_below(path, PassedOver()) if not is_note(file.name)]
+    others = Counter(os.path.splitext(name)[1].lower() for name in names if not name.lower().endswith(read))
     if others:
-        kinds = [f"{extension} {others[extension]}" for extension in sorted(others)]
+        kinds = [f"{extension or 'no extension'} {others[extension]}" for extension in sorted(others)]
         report(f"ignored beside the parquet files of {path}: {listing(kinds)}")
 
 

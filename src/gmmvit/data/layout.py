@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ from gmmvit.data.annotated import check_not_annotated
 from gmmvit.data.parts import part_of, parts_of
 from gmmvit.data.records import DataError, Report, listing
 from gmmvit.data.table import find_table
-from gmmvit.data.walk import data_files, idle_links, loose_images, visible_folders
+from gmmvit.data.walk import holds_images, idle_links, loose_images, other_files, visible_folders
+
+_COPY = re.compile(r"(?i:[ _-]*\(\d+\)|[ _-]+copy( ?\(?\d+\)?)?)$")
 
 
 def find_parts(path: Path) -> dict[str, Path]:
@@ -92,9 +95,7 @@ def check_classes_hold_images(root: Path, report: Report) -> None:
     inside = {folder: [sub.name for sub in visible_folders(folder)] for folder in visible_folders(root)}
     bare = {folder: subs for folder, subs in inside.items() if subs and not loose_images(folder)}
     names = {folder.name.casefold() for folder in inside}
-    if len(inside) == 1 and bare:
-        [(folder, subs)] = bare.items()
-        raise DataError(f"{root} holds only the folder {folder.name}, with {listing(subs)} in it: give folder:{folder}")
+    _check_not_one_too_high(root, inside, bare)
     for folder, subs in bare.items():
         if called := [sub for sub in subs if sub.casefold() in names]:
             raise DataError(
@@ -104,8 +105,7 @@ def check_classes_hold_images(root: Path, report: Report) -> None:
     for folder, subs in inside.items():
         _check_no_parts_inside(folder, len(subs))
     common = [sub for sub, count in Counter(sub for subs in inside.values() for sub in subs).items() if count > 1]
-    alike = len(bare) == len(inside) > 1 and len({frozenset(subs) for subs in bare.values()}) == 1
-    if alike and len(common) > 1:
+    if len(bare) == len(inside) > 1 and len(common) > 1:
         folders = listing([folder.name for folder in inside])
         raise DataError(
             f"the folders {folders} of {root} hold the same folders ({listing(common)}) but no images: give one of "
@@ -116,6 +116,18 @@ def check_classes_hold_images(root: Path, report: Report) -> None:
         several = [folder for folder in bare if len(inside[folder]) > 1]
         only = f"; if they are the classes, give folder:{several[0]}" if len(bare) == len(several) == 1 else ""
         report(f"images in folders inside the classes of {root} count as those classes: {listing(nested)}{only}")
+
+
+def _check_not_one_too_high(root: Path, inside: Mapping[Path, list[str]], bare: Mapping[Path, list[str]]) -> None:
+    """Raises DataError if one folder of `root` alone holds images, and those in folders: they are the classes."""
+    holding = [folder for folder in bare if len(inside) == 1 or holds_images(folder)]
+    if len(holding) != 1 or any(holds_images(folder) for folder in inside if folder not in bare):
+        return
+    folder, subs = holding[0], bare[holding[0]]
+    if len(inside) == 1:
+        raise DataError(f"{root} holds only the folder {folder.name}, with {listing(subs)} in it: give folder:{folder}")
+    if len(subs) > 1:
+        raise DataError(f"{root} holds images in {folder.name} alone, with {listing(subs)} in it: give folder:{folder}")
 
 
 def _check_no_parts_inside(folder: Path, count: int) -> None:
@@ -136,7 +148,7 @@ def _check_no_parts_inside(folder: Path, count: int) -> None:
 
 def tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) -> None:
     """Reports what is ignored beside the parts: parts without images, and classes or images outside any part."""
-    strays = [*loose_images(path), *map(os.path.basename, idle_links(path)), *data_files(path)]
+    strays = [*loose_images(path), *map(os.path.basename, idle_links(path)), *other_files(path)]
     called = _called(path)
     for folder in visible_folders(path):
         part = called.get(folder.name)
@@ -149,3 +161,9 @@ def tell_unused(path: Path, used: set[Path], parts: set[str], report: Report) ->
             report(f"ignored {folder}, which holds no class folders with images: {then}")
     if strays:
         report(f"ignored beside the parts of {path}: {listing(strays)}")
+
+
+def copied_name(name: str, others: set[str]) -> str | None:
+    """Which of the other names this one is a copy of by its end, as systems call copies: `cat (1)`, `cat - Copy`."""
+    original = _COPY.sub("", name)
+    return original if original != name and original in others else None

@@ -22,6 +22,8 @@ from gmmvit.data.walk import PassedOver, files_below
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PARQUET_EXTENSIONS = (".parquet", ".pq")
+
 _SERIES = re.compile(r"(?P<name>.*)-(?P<index>\d+)-of-(?P<count>\d+)")
 _ROWS = 256
 
@@ -61,7 +63,7 @@ def find_shards(root: Path, report: Report = silent) -> dict[Path, Shards]:
 
 def parquet_files(root: Path, passed: PassedOver) -> Iterator[str]:
     """The parquet files among `files_below`."""
-    return (file.path for file in files_below(root, passed) if file.name.lower().endswith((".parquet", ".pq")))
+    return (file.path for file in files_below(root, passed) if file.name.lower().endswith(PARQUET_EXTENSIONS))
 
 
 def _check_series(files: Sequence[Path]) -> None:

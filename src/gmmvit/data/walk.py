@@ -15,10 +15,9 @@ EXTENSIONS = frozenset(
 )
 TABLES = ("metadata.csv", "metadata.jsonl")  # which list images and their classes
 
-# Tables and archives, which may hold labels or images that nobody reads.
-DATA_EXTENSIONS = frozenset(
-    """.csv .tsv .json .jsonl .xlsx .parquet .arrow .npz .mat .zip .tar .gz .tgz .7z .rar""".split()  # noqa: SIM905
-)
+# What systems and tools put into folders; left out like hidden files.
+_OF_SYSTEMS = frozenset("__MACOSX __pycache__ @eaDir lost+found $RECYCLE.BIN Thumbs.db desktop.ini".split())  # noqa: SIM905
+_NOTES = ("readme", "licen", "citation", "changelog")  # how the names of files begin that hold no data
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,15 @@ def idle_links(path: Path) -> list[str]:
     return [entry.path for entry in _sorted_entries(path) if _is_dead(entry) or _leads_back(entry, above)]
 
 
-def data_files(path: Path) -> list[str]:
-    """The names of the tables and archives directly in a folder."""
-    return [e.name for e in _sorted_entries(path) if os.path.splitext(e.name)[1].lower() in DATA_EXTENSIONS]
+def other_files(path: Path) -> list[str]:
+    """The names of the files directly in a folder that are neither images nor notes on the data."""
+    files = (entry.name for entry in _sorted_entries(path) if _is_file(entry))
+    return [name for name in files if not _is_image(name) and not is_note(name)]
+
+
+def is_note(name: str) -> bool:
+    """Whether a file is there for readers alone, such as README.txt."""
+    return name.lower().startswith(_NOTES) or name.lower().endswith(".md")
 
 
 def files_below(
@@ -81,6 +86,11 @@ def files_below(
             passed.links.append(entry.path)
         else:
             yield from files_below(entry.path, passed, above | _with_those_above(entry.path))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there are images in a folder or below it."""
+    return any(images_below(folder, PassedOver()))
 
 
 def images_below(folder: str | Path, passed: PassedOver) -> Iterator[str]:
@@ -113,9 +123,13 @@ def expanded_folders(paths: Iterable[str | Path], report: Report) -> Iterator[st
 def _sorted_entries(path: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"folder {path} cannot be read: {error.strerror}") from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_SYSTEMS
 
 
 # The methods of DirEntry raise on a link that leads in a circle, so links are asked through os.path.
