@@ -12,21 +12,7 @@ from gmmvit.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 STUDY = Path(__file__).parents[1] / "benchmarks" / "studies" / "mask.yaml"
-SMALL = [
-    "--dim",
-    "16",
-    "--depth",
-    "1",
-    "--num-heads",
-    "2",
-    "--passes",
-    "1",
-    "--val-fraction",
-    "0.85",
-    "--threads",
-    "1",
-    "--quiet",
-]
+SMALL = shlex.split("--dim 16 --depth 1 --num-heads 2 --passes 1 --val-fraction 0.85 --threads 1 --quiet")
 
 
 def blocks(language):

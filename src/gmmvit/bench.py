@@ -163,11 +163,7 @@ def roofline(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str
 
 
 def _contenders(
-    shape: Shape,
-    dtype: torch.dtype,
-    device: torch.device,
-    report: Callable[[str], None],
-    leave_out: Sequence[str] = (),
+    shape: Shape, dtype: torch.dtype, device: torch.device, report: Callable[[str], None], leave_out: Sequence[str] = ()
 ) -> dict[str, Contender]:
     batch, heads, tokens, width = shape
     grid = grid_of(tokens)

@@ -211,9 +211,7 @@ class Recipe:
     )
     compile: bool = _machine(False, "Compile the model with torch.compile.", marks="movable incidental")
     cuda_graph: bool = _machine(
-        True,
-        "On one GPU: record a whole training step once and replay it as a CUDA graph.",
-        marks="movable incidental",
+        True, "On one GPU: record a whole training step once and replay it as a CUDA graph.", marks="movable incidental"
     )
     deterministic: bool = _machine(
         False, "Use only deterministic GPU kernels (the CPU's always are).", marks="incidental process"

@@ -60,10 +60,7 @@ def test_masks_of_another_model_are_refused_and_leave_it_as_it_was():
     model = small_vit()
     for options, message in (
         ({"num_heads": 6}, r"does not fit 'blocks\.0\.attn': sigma must have shape \(3, 5\), but has \(6, 5\)"),
-        (
-            {"depth": 3},
-            "with 3 attentions that can carry one, VisionTransformer has 2, but no 'blocks.0",
-        ),
+        ({"depth": 3}, "with 3 attentions that can carry one, VisionTransformer has 2, but no 'blocks.0"),
     ):
         with pytest.raises(ValueError, match=message):
             load_masks(model, attach(small_vit(**options)).state_dict())

@@ -54,11 +54,7 @@ def test_name_that_is_no_text(name):
         ("digits", "PIL", "digits needs Pillow, which cannot be imported: pip install pillow"),
         ("svhn", "torchvision", "svhn needs torchvision, which cannot be imported: pip install torchvision"),
         ("svhn", "scipy.io", "svhn needs scipy, which cannot be imported: pip install scipy"),
-        (
-            "hf:a/b",
-            "datasets",
-            "hf:a/b needs the datasets library, which cannot be imported: pip install datasets",
-        ),
+        ("hf:a/b", "datasets", "hf:a/b needs the datasets library, which cannot be imported: pip install datasets"),
     ],
 )
 def test_missing_package(data_error, monkeypatch, tmp_path, name, missing, hint):

@@ -130,12 +130,7 @@ def test_exif_rotation_is_applied(tmp_path, gradient, orientation, bright_side):
     exif = Image.Exif()
     exif[0x0112] = orientation
     got = decode(Image.fromarray(gradient), "a.jpg", tmp_path, channels=1, save={"exif": exif})[0].float()
-    means = {
-        "left": got[:, :5].mean(),
-        "right": got[:, -5:].mean(),
-        "top": got[:5].mean(),
-        "bottom": got[-5:].mean(),
-    }
+    means = {"left": got[:, :5].mean(), "right": got[:, -5:].mean(), "top": got[:5].mean(), "bottom": got[-5:].mean()}
     assert max(means, key=means.get) == bright_side
 
 

@@ -9,12 +9,7 @@ import torch
 from gmmvit.attention.reference import OffsetTable, Steps, dense_mask, mask_at
 from gmmvit.masks import ElementwiseMask, GaussianMixtureMask, create_mask
 
-STEPS = [
-    Steps(),
-    Steps(query=(2, 2)),
-    Steps(query=(1, 2), key=(2, 3)),
-    Steps(query=(2, 3), shift=(0.5, 1.0)),
-]
+STEPS = [Steps(), Steps(query=(2, 2)), Steps(query=(1, 2), key=(2, 3)), Steps(query=(2, 3), shift=(0.5, 1.0))]
 GRID = (5, 7)
 
 

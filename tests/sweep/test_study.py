@@ -77,10 +77,7 @@ def test_the_base_recipe_may_lie_beside_the_study(write, tmp_path):
         ("trials: 3\nranges: {lr: {low: 1, high: 1}}\n", "low below high"),
         ("trials: 3\nranges: {lr: {low: 0, high: 1, log: true}}\n", "low above 0 with log"),
         ("trials: 3\nranges: {depth: {low: 1, high: 2.5}}\n", "from a whole number to a whole number"),
-        (
-            "trials: 3\nranges: {drop_path: {low: 0, high: 2}}\n",
-            r"trial digits-base-s0: drop_path must be 0 to 0.99",
-        ),
+        ("trials: 3\nranges: {drop_path: {low: 0, high: 2}}\n", r"trial digits-base-s0: drop_path must be 0 to 0.99"),
         ("trials: 3\nranges: {lr: {low: 1, high: 2}}\ngrid: {lr: [1]}\n", "lr is set by arm lr=1 and by ranges"),
         ("grid: {lr: 3}\n", "grid: lr must be a list of values or named sets"),
         ("variants: [a]\n", "variants must be a mapping"),

@@ -26,19 +26,9 @@ from gmmvit.attention.triton.op import triton_attention, triton_refusal
 from gmmvit.checks import fraction, integer, one_of, real
 
 __all__ = [
-    "BACKENDS",
-    "MODES",
-    "OffsetTable",
-    "dense_mask",
-    "explain",
-    "gaussian_mixture_table",
-    "gmm_attention",
-    "gmm_attention_packed",
-    "patch_offsets",
-    "reference_attention",
-    "unpack",
-    "with_prefix",
-]
+    "BACKENDS", "MODES", "OffsetTable", "dense_mask", "explain", "gaussian_mixture_table", "gmm_attention",
+    "gmm_attention_packed", "patch_offsets", "reference_attention", "unpack", "with_prefix",
+]  # fmt: skip
 
 #: The backends by name, in order of preference where several support a device. "triton" reads offset tables, the others
 #: take dense masks. `explain` says why a backend cannot take a call.

@@ -64,12 +64,7 @@ def patch_offsets(
 
 
 def gaussian_mixture_table(
-    sigma: Tensor,
-    alpha: Tensor,
-    offsets: Tensor,
-    *,
-    correlation: Tensor | None = None,
-    center: Tensor | None = None,
+    sigma: Tensor, alpha: Tensor, offsets: Tensor, *, correlation: Tensor | None = None, center: Tensor | None = None
 ) -> Tensor:
     """The Gaussian mixture mask over all offsets: [H, R, C].
 

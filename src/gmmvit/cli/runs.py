@@ -243,11 +243,7 @@ def evaluate(
 
 @app.command
 def report(
-    *runs: Path,
-    out: Path | None = None,
-    data_dir: str | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
+    *runs: Path, out: Path | None = None, data_dir: str | None = None, device: str = "auto", overwrite: bool = False
 ) -> None:
     """Write an offline HTML page about a run, or several runs with a table that compares them.
 

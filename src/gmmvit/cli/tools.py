@@ -10,12 +10,7 @@ from gmmvit.config import load_recipe, recipe_names
 
 @app.command
 def models(
-    *,
-    image_size: str = "32",
-    num_classes: int = 10,
-    channels: int = 3,
-    markdown: bool = False,
-    as_json: Json = False,
+    *, image_size: str = "32", num_classes: int = 10, channels: int = 3, markdown: bool = False, as_json: Json = False
 ) -> None:
     """List families, sizes and masks with their parameters and multiply-accumulates for an image size.
 

@@ -14,19 +14,6 @@ from gmmvit.data.named import class_names, numbered_classes
 from gmmvit.data.records import DataError, Dataset, Split
 
 __all__ = [
-    "Cached",
-    "DataError",
-    "Dataset",
-    "Inspection",
-    "Split",
-    "cached",
-    "class_names",
-    "clear_cache",
-    "count_training",
-    "dataset_names",
-    "decode_image",
-    "each_image",
-    "inspect_dataset",
-    "load_dataset",
-    "numbered_classes",
-]
+    "Cached", "DataError", "Dataset", "Inspection", "Split", "cached", "class_names", "clear_cache", "count_training",
+    "dataset_names", "decode_image", "each_image", "inspect_dataset", "load_dataset", "numbered_classes",
+]  # fmt: skip

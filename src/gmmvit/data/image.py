@@ -38,17 +38,9 @@ _BAND_PIXELS = 2**20
 
 # Pillow's decoders raise any of these on damaged input (an unidentified image is an OSError).
 DAMAGE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
+    OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, RuntimeError, struct.error,
     zlib.error,
-)
+)  # fmt: skip
 
 _DEPTHS = {"L;2": 85, "L;4": 17}  # Pillow's raw mode -> the step between two values in 8 bits
 

@@ -11,21 +11,9 @@ from gmmvit.masks.gaussian import COVARIANCES, INITS, GaussianMixtureMask, stenc
 from gmmvit.masks.together import tables_together
 
 __all__ = [
-    "COVARIANCES",
-    "INITS",
-    "KINDS",
-    "MASKS",
-    "Drawing",
-    "ElementwiseMask",
-    "GaussianMixtureMask",
-    "Mask",
-    "Picture",
-    "check_mask_options",
-    "create_mask",
-    "is_mask_parameter",
-    "stencil",
-    "tables_together",
-]
+    "COVARIANCES", "INITS", "KINDS", "MASKS", "Drawing", "ElementwiseMask", "GaussianMixtureMask", "Mask", "Picture",
+    "check_mask_options", "create_mask", "is_mask_parameter", "stencil", "tables_together",
+]  # fmt: skip
 
 KINDS: dict[str, type[Mask]] = {cls.kind: cls for cls in (ElementwiseMask, GaussianMixtureMask)}
 MASKS = ("none", *KINDS)

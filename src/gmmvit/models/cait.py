@@ -14,15 +14,7 @@ from torch import Tensor, nn
 from gmmvit.attention.reference import attention_weights, unpack
 from gmmvit.checks import pair
 from gmmvit.models.base import VisionTransformer
-from gmmvit.models.layers import (
-    QKV,
-    Block,
-    Grid,
-    MaskedAttention,
-    Masking,
-    choose_patch,
-    patch_grid,
-)
+from gmmvit.models.layers import QKV, Block, Grid, MaskedAttention, Masking, choose_patch, patch_grid
 from gmmvit.models.stem import make_stem
 
 

@@ -122,13 +122,7 @@ class Masking:
         """An attention layer of class `kind` with a mask over `grid`; `place` in the network: 0 first to 1 last."""
         mask = create_mask(self.mask, grid, num_heads, mode=self.mode, depth=place, **(self.options or {}))
         return kind(
-            dim,
-            num_heads,
-            mask=mask,
-            mode=self.mode,
-            prefix_tokens=self.prefix_tokens,
-            dropout=self.dropout,
-            **sizes,
+            dim, num_heads, mask=mask, mode=self.mode, prefix_tokens=self.prefix_tokens, dropout=self.dropout, **sizes
         )
 
 

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from gmmvit.checks import one_of, pair, per_stage
 from gmmvit.models.base import Stage, VisionTransformer
-from gmmvit.models.layers import (
-    Block,
-    Grid,
-    Masking,
-    choose_patch,
-    patch_grid,
-)
+from gmmvit.models.layers import Block, Grid, Masking, choose_patch, patch_grid
 from gmmvit.models.stem import make_stem
 from gmmvit.models.vit import POOLS
 

@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from gmmvit.attention import OffsetTable, dense_mask
 from gmmvit.checks import pair, per_stage
 from gmmvit.models.base import Stage, VisionTransformer
-from gmmvit.models.layers import (
-    Block,
-    Grid,
-    MaskedAttention,
-    Masking,
-    choose_patch,
-    patch_grid,
-)
+from gmmvit.models.layers import Block, Grid, MaskedAttention, Masking, choose_patch, patch_grid
 from gmmvit.models.stem import make_stem
 
 

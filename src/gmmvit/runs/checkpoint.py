@@ -158,21 +158,11 @@ class LoadedRun:
     def decode(self, source: Any) -> Tensor:
         """One image, in any form `decode_image` takes -> [C, H, W] as in training. Raises DataError."""
         return decode_image(
-            source,
-            size=self.image_size,
-            channels=self.channels,
-            bits=self.bits,
-            fit=self.fit,
-            axes=self.recipe.axes,
+            source, size=self.image_size, channels=self.channels, bits=self.bits, fit=self.fit, axes=self.recipe.axes
         )
 
     def predict(
-        self,
-        images: Any,
-        *,
-        unknown_below: float | None = None,
-        threshold: float | None = None,
-        batch_size: int = 256,
+        self, images: Any, *, unknown_below: float | None = None, threshold: float | None = None, batch_size: int = 256
     ) -> Predictions:
         """Predicts the classes of one or many images, prepared as in training and computed in batches.
 

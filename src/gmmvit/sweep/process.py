@@ -116,12 +116,7 @@ def _outcome(job: dict[str, Any]) -> dict[str, Any]:
         traceback.print_exc()
         return {"sentence": first_line(error)}
     device = torch.device("cpu") if summary["device"] == "cpu" else torch.device("cuda")
-    return {
-        "summary": summary,
-        "threads": torch.get_num_threads(),
-        "machine": device_name(device),
-        "commit": commit(),
-    }
+    return {"summary": summary, "threads": torch.get_num_threads(), "machine": device_name(device), "commit": commit()}
 
 
 def _summary(folder: Path, recipe: Any) -> dict[str, Any]:

@@ -50,11 +50,7 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.95,
-        dtype: torch.dtype = torch.bfloat16,
+        self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, dtype: torch.dtype = torch.bfloat16
     ) -> None:
         super().__init__([{"muon": False, **group} for group in groups], lr=lr, fused=True)
         self.momentum, self.product_dtype = momentum, dtype

@@ -16,14 +16,7 @@ from gmmvit.data import Dataset
 from gmmvit.data.records import listing
 from gmmvit.data.several import class_counts
 from gmmvit.device import choose_device, choose_dtype
-from gmmvit.distributed import (
-    Team,
-    full_weights,
-    load_optimizer_state,
-    load_weights,
-    optimizer_state,
-    wrap,
-)
+from gmmvit.distributed import Team, full_weights, load_optimizer_state, load_weights, optimizer_state, wrap
 from gmmvit.runs.checkpoint import empty_model
 from gmmvit.runs.run_data import describe_data, load_data, with_recorded_pixels
 from gmmvit.runs.run_folder import load_config

@@ -304,23 +304,12 @@ TIMM = [
         "hiera_tiny_224",
         "timm",
         from_timm(
-            "hiera_tiny_224",
-            img_size=(64, 96),
-            embed_dim=24,
-            num_heads=1,
-            stages=(1, 2, 1, 1),
-            mask_unit_size=(8, 8),
+            "hiera_tiny_224", img_size=(64, 96), embed_dim=24, num_heads=1, stages=(1, 2, 1, 1), mask_unit_size=(8, 8)
         ),
         [(8, 8), (8, 8), (4, 4), (4, 4), (4, 6)],
         image=(64, 96),
     ),
-    Donor(
-        "mvitv2_tiny",
-        "timm",
-        mvit(32),
-        [(8, 8), (8, 8), (4, 4)],
-        image=(32, 32),
-    ),
+    Donor("mvitv2_tiny", "timm", mvit(32), [(8, 8), (8, 8), (4, 4)], image=(32, 32)),
     Donor(
         "mvitv2_small_cls",
         "timm",

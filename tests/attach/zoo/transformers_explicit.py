@@ -58,10 +58,7 @@ EXPLICIT = [
     Donor("swinv2", "transformers", from_config("Swinv2Model", "Swinv2Config", **_SWIN), [(4, 4)] * 4),
     Donor("sam", "transformers", from_config("SamVisionModel", "SamVisionConfig", **_SAM), [(3, 3), (4, 4)]),
     Donor(
-        "sam, eager",
-        "transformers",
-        from_config("SamVisionModel", "SamVisionConfig", **_EAGER_SAM),
-        [(3, 3), (4, 4)],
+        "sam, eager", "transformers", from_config("SamVisionModel", "SamVisionConfig", **_EAGER_SAM), [(3, 3), (4, 4)]
     ),
     Donor("sam_hq", "transformers", from_config("SamHQVisionModel", "SamHQVisionConfig", **_SAM), [(3, 3), (4, 4)]),
     Donor(

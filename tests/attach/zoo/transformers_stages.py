@@ -116,12 +116,6 @@ STAGES = [
         [0, 0, 0, 1, 1, 1],
         (68, 92),
     ),
-    Donor(
-        "levit",
-        "transformers",
-        _levit,
-        [(8, 8), (8, 8), (4, 4), (4, 4), (2, 2)],
-        image=(128, 128),
-    ),
+    Donor("levit", "transformers", _levit, [(8, 8), (8, 8), (4, 4), (4, 4), (2, 2)], image=(128, 128)),
     Donor("sam2_hiera_det_model", "transformers", _sam2, [(4, 4), (4, 4), (8, 12), (4, 4)], image=(64, 96)),
 ]

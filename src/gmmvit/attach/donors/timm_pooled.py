@@ -232,6 +232,4 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     f"{_TIMM}.twins.GlobalSubSampleAttn": SubSampledAttention,
     f"{_TIMM}.hiera.MaskUnitAttention": MaskUnitAttention,
 }
-LEFT_ALONE = {
-    f"{_TIMM}.mvitv2.MultiScaleAttentionPoolFirst": "pools before it projects: timm's own forward fails",
-}
+LEFT_ALONE = {f"{_TIMM}.mvitv2.MultiScaleAttentionPoolFirst": "pools before it projects: timm's own forward fails"}

@@ -273,6 +273,4 @@ ATTENTIONS: dict[str, type[MaskedDonor]] = {
     f"{_TIMM}.convit.GPSA": GatedPositional,
     f"{_TIMM}.convit.MHSA": SimpleAttention,
 }
-LEFT_ALONE = {
-    f"{_TIMM}.volo.OutlookAttention": "has no queries and keys: its weights come from one token each",
-}
+LEFT_ALONE = {f"{_TIMM}.volo.OutlookAttention": "has no queries and keys: its weights come from one token each"}
