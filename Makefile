@@ -29,7 +29,7 @@ lint: $(READY)
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-# The long ones: notebook, wheel, site, rehearsals of the GPU commands, sweeps on Ray, a new family through every command.
+# The slow tests: notebook, wheel, site, rehearsals of the GPU commands, sweeps on Ray, a new family through every command.
 test-slow: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
@@ -38,7 +38,7 @@ docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs/site . site
 	@echo "site/index.html"
 
-# Other Pythons, the oldest and the newest torch, timm and transformers: an hour, each in an environment of its own.
+# Other Pythons, the oldest and the newest torch, timm and transformers: an hour, each in its own environment.
 test-matrix: $(READY)
 	$(BIN)/python tests/packaging/matrix.py
 
@@ -55,8 +55,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/train_throughput.py --data-dir ../shared/data $(if $(ORIGINAL),--original $(ORIGINAL)) \
 		--out benchmarks/results/train-throughput-cpu.csv
 
-# The figures that take a GPU, each with the python at hand, which needs torch, triton and numpy, for the training also
-# what timm brings. `gpu` measures everything, `gpu-tune` tries tiles of the kernels, `gpu-paper` trains the paper's
+# The GPU figures, with the python at hand, which needs torch, triton and numpy, and for the training what timm brings. `gpu` measures everything, `gpu-tune` tries tiles of the kernels, `gpu-paper` trains the paper's
 # recipe on DATA, the archives of benchmarks/pack_cifar10.py.
 OUT ?= benchmarks/results
 DATA ?= packed
@@ -71,13 +70,13 @@ gpu-tune:
 gpu-paper:
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu_paper.py --data $(DATA) --out $(OUT) --minutes $(MINUTES)
 
-# Kills, signals, full disks, damaged files, odd values and donors by seed: trials and failures of each kind, all of them
+# Random kills, signals, full disks, damaged files, odd values and donors (seeded): trials and failures of all kinds,
 # or KINDS=kill,folder (docs/reliability.md).
 soak: $(READY)
 	PYTHONPATH=benchmarks $(BIN)/python -m soak --minutes $(if $(filter file,$(origin MINUTES)),20,$(MINUTES)) \
 		--seed $(or $(SEED),0) $(if $(KINDS),--kinds $(KINDS))
 
-# The packages of npm that the JavaScript of docs/export.md needs; without them its test is skipped.
+# The npm packages for the JavaScript of docs/export.md; without them its test is skipped.
 node: $(READY)
 	npm install --prefix $(VENV) --no-save --ignore-scripts onnxruntime-web sharp
 

@@ -52,5 +52,5 @@ def say(text: str, *, error: bool = False) -> None:
     if not error:
         print(shown(text))
         return
-    with suppress(OSError, ValueError, AttributeError):  # the work goes on even if nobody reads the notices
+    with suppress(OSError, ValueError, AttributeError):  # the work continues even if nobody reads the notices
         print(shown(text), file=sys.stderr, flush=True)
