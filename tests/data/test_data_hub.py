@@ -176,3 +176,12 @@ def test_columns_that_the_parts_of_a_saved_set_do_not_share(data_error, load, tm
     assert f"no column of labels in the test part of {name}: it has image, breed" in data_error(load, name)
     name = saved(datasets, tmp_path / "c", {"train": {"label": train}, "test": {"label": test, "split": ["train"] * 2}})
     assert "row 0: split says train, and train is a part of its own" in data_error(load, name)
+
+
+def test_how_a_set_was_read_is_said_where_its_images_are_cached(load, tmp_path, write_parquet, lines):
+    write_parquet(tmp_path / "pets" / "0.parquet", [0, 1] * 10, more={"note": list("abcdefghijabcdefghij")})
+    for _ in range(2):
+        load(f"hf:{tmp_path / 'pets'}")
+    assert [line for line in lines if "decoding" not in line] == [
+        "ignored columns of pets: note (img, label are read)"
+    ] * 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -45,6 +45,7 @@ class Catalog:
         sums: int64 `[N, 2, C]`, the sum and the sum of squares of every image, from which any split gets its
             statistics.
         broken: name and reason of every image that could not be decoded; N does not count these.
+        notices: how the data set was read, a line each.
     """
 
     classes: tuple[str, ...]
@@ -53,6 +54,7 @@ class Catalog:
     names: list[str]
     sums: np.ndarray
     broken: list[tuple[str, str]]
+    notices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def decode_contents(contents: Contents, sink: Sink, *, target: Target, report: R
         kept.append(part.labels[good])
         names.extend(part.names[index] for index in np.flatnonzero(good).tolist())
         parts[part_name] = (first, len(names))
-    return Catalog(contents.classes, parts, np.concatenate(kept), names, np.concatenate(sums), broken)
+    return Catalog(contents.classes, parts, np.concatenate(kept), names, np.concatenate(sums), broken, contents.notices)
 
 
 @dataclass(frozen=True)

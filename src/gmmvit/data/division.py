@@ -121,7 +121,7 @@ def folder_parts(files: Sequence[str], labels: Sequence[Label]) -> list[str | No
     one: list[str | None] | None = None
     for depth in range(max(map(len, folders), default=0)):
         names = [folder[depth] if depth < len(folder) else "" for folder in folders]
-        others = {name for name, label in zip(names, labels, strict=True) if label != name}
+        others = {name for name, label in zip(names, labels, strict=True) if str(label).casefold() != name.casefold()}
         called = parts_of(sorted(others - {""}))
         named = [called.get(name) for name in names]
         if len(set(called.values())) > 1:

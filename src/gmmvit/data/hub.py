@@ -61,7 +61,7 @@ def hub_source(name: str, report: Report) -> Source:
         name=f"hf-{path.name}",
         location=os.path.realpath(folder),
         files=[str(file) for files in parts.values() for file in files],
-        read=partial(read_shards, path.name, parts, report),
+        read=partial(read_shards, path.name, parts),
     )
 
 
@@ -78,7 +78,7 @@ def _report_others(path: Path, report: Report) -> None:
 def _library_source(name: str, location: str, report: Report) -> Source:
     parts = _open_parts(name, location, report)
     files = sorted({os.path.abspath(file["filename"]) for part in parts.values() for file in part.cache_files})
-    return Source(name=f"hf-{Path(name).name}", location=location, files=files, read=lambda: _read(name, parts, report))
+    return Source(name=f"hf-{Path(name).name}", location=location, files=files, read=lambda: _read(name, parts))
 
 
 def _open_parts(name: str, location: str, report: Report) -> dict[str, Any]:
@@ -110,7 +110,9 @@ def _open_parts(name: str, location: str, report: Report) -> dict[str, Any]:
     return parts
 
 
-def _read(name: str, given: Mapping[str, Any], report: Report) -> Contents:
+def _read(name: str, given: Mapping[str, Any]) -> Contents:
+    notices: list[str] = []
+    report = notices.append
     where = f"hf:{name}"
     features = {part: data.features for part, data in given.items()}
     image = one_column({part: _images(part_name(part, where), its) for part, its in features.items()}, "images", report)
@@ -142,6 +144,7 @@ def _read(name: str, given: Mapping[str, Any], report: Report) -> Contents:
             )
             for part, values in numbers.items()
         },
+        notices,
     )
 
 

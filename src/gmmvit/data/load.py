@@ -225,7 +225,8 @@ def decode_source(
     cache_dir: str | os.PathLike[str] | None,
     report: Report,
 ) -> tuple[Decoded, tuple[Path, str] | None]:
-    """The decoded images, and the path and fingerprint of their cache where there may be one."""
+    """The decoded images, and the path and fingerprint of their cache where there may be one. Reports how the data set
+    was read, also where that was before."""
     if not source.cached:
         contents = source.read()
         produce = partial(decode_contents, contents, target=target, report=silent, name=name)
@@ -235,11 +236,13 @@ def decode_source(
         return decode_contents(source.read(), sink, target=target, report=report, name=name)
 
     folder = cache_folder(cache_dir, report)
-    if folder is None:
-        return in_memory(read_and_decode, target), None
-    path = cache_path(folder, source.name, source.location, target)
-    state = fingerprint(source.location, source.files)
-    return fetch(path, state, target, read_and_decode, report), (path, state)
+    cache = None
+    if folder is not None:
+        cache = cache_path(folder, source.name, source.location, target), fingerprint(source.location, source.files)
+    decoded = fetch(*cache, target, read_and_decode, report) if cache else in_memory(read_and_decode, target)
+    for line in decoded.catalog.notices:
+        report(line)
+    return decoded, cache
 
 
 def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Report, *, heard: bool) -> None:

@@ -158,7 +158,7 @@ def _parquet(name: str, folder: Path, report: Report) -> Source | None:
         name=name,
         location=str(place),
         files=[str(file) for files in shards.values() for file in files],
-        read=lambda: read_shards(name, shards, report, known.classes() if known.classes else None),
+        read=lambda: read_shards(name, shards, known.classes() if known.classes else None),
     )
 
 

@@ -96,21 +96,20 @@ def known_parts(shards: Shards, report: Report) -> dict[str, list[Path]]:
     return parts
 
 
-def read_shards(
-    name: str, shards: Mapping[str, Sequence[Path]], report: Report, classes: Sequence[str] | None = None
-) -> Contents:
+def read_shards(name: str, shards: Mapping[str, Sequence[Path]], classes: Sequence[str] | None = None) -> Contents:
     """Open the shards of all parts; images are read when they are decoded.
 
     Args:
         name: what the names of the images start with.
         shards: part name -> files; the key may be `all`.
-        report: given a part that carries no labels and is left out.
         classes: class names for whole-number labels where the files do not carry them.
 
     Raises:
         DataError: a file cannot be read, has no column of images or of labels, a label is neither number nor text, or a
             column of parts contradicts the files.
     """
+    notices: list[str] = []
+    report = notices.append
     schemas = {str(file): _schema(file) for files in shards.values() for file in files}
     images = {file: known_columns(schema.names, IMAGE_COLUMNS, "images", file) for file, schema in schemas.items()}
     labels = {
@@ -135,6 +134,7 @@ def read_shards(
     return Contents(
         names,
         {part: _part(name, values, shards[parts[part][0]], parts[part][1], image) for part, values in numbers.items()},
+        notices,
     )
 
 

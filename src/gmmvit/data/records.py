@@ -110,10 +110,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Contents:
-    """A data set before decoding. Parts are `train`, `val` and `test`, or one `all` that is still to be split."""
+    """A data set before decoding. Parts are `train`, `val` and `test`, or one `all` that is still to be split.
+    `notices` say how it was read; they are kept with the decoded images, so that a cached data set says so too."""
 
     classes: tuple[str, ...]
     parts: dict[str, Part]
+    notices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
