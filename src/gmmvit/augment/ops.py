@@ -1,4 +1,5 @@
-"""The policies' operations by name, applied to a batch in one pass per group of operations.
+"""The policies' operations by name, applied to a batch in one pass per group of operations. The pixels are computed in
+`colour.py` and `geometry.py`; which operations a policy draws, and how strong, is torchvision's table (`policies.py`).
 
 B samples, n samples of a group, C channels, H x W pixels.
 """

@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that works offline, on desktops and phones.
 
-`page` is the frame, `charts` and `pictures` draw; `runs`, `comparison`, `results`, `masks` and `attention` are the
-sections.
+`page` is the frame, `charts` and `pictures` draw. The sections are in `runs` (head, curves), `comparison`, `folds`,
+`results` (classes, confusion, labels, calibration, mistakes, where it looked) and `masks`.
 """
 
 from collections.abc import Sequence

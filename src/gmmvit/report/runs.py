@@ -112,14 +112,13 @@ def head(record: RunRecord) -> str:
         text = f"This training is not finished: {done} of {recipe.epochs} epochs. Continue it with: {command}"
         notice = paragraph(text, "warn")
     number = f" ({facts['best_epoch']})" if facts.get("best_epoch") else ""
-    main, last = record.task.main, record.task.metrics[-1]
+    main, *others = record.task.metrics
     best, ended = f"test_{main}_best", f"test_{main}_last"
     cards = [
         (f"test {WORDS[main]}, best epoch{number}{_between(facts, best)}", percent(facts.get(best))),
         (f"test {WORDS[main]}, last epoch{_between(facts, ended)}", percent(facts.get(ended))),
         (f"validation {WORDS[main]}, best", percent(facts.get(f"val_{main}"))),
-        ("test macro F1, best epoch", percent(facts.get("test_macro_f1_best"))),
-        (f"test {WORDS[last]}", percent(facts.get(f"test_{last}_best"))),
+        *((f"test {WORDS[name]}, best epoch", percent(facts.get(f"test_{name}_best"))) for name in others),
         ("parameters", count(facts.get("num_parameters"))),
         ("of these in masks", count(facts.get("mask_parameters"))),
         ("training images/s", count(facts.get("train_images_per_s"))),

@@ -14,7 +14,7 @@ import torch
 
 from gmmvit.config import Recipe, RecipeError, as_dict, make_recipe
 from gmmvit.runs.files import RunError, is_there, naming_faults, write_whole
-from gmmvit.tasks import ONE_LABEL, TASKS
+from gmmvit.tasks import ONE_LABEL, TASKS, WORDS
 from gmmvit.text import short, shown
 from gmmvit.version import __version__
 from gmmvit.yaml_files import YamlError, read_yaml, yaml_bytes
@@ -50,7 +50,7 @@ def _is_number(value: Any) -> bool:
 
 
 # The numeric columns of metrics.jsonl.
-_MEASURED = re.compile(r"(train|val)_(loss|top1|macro_f1|balanced|map|micro_f1|label_accuracy)|lr$|images_per_s|wall_s")
+_MEASURED = re.compile(rf"(train|val)_(loss|{'|'.join(WORDS)})|lr$|images_per_s|wall_s")
 # The data entries of config.yaml: a description, and whether a value matches it.
 _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": (

@@ -1,8 +1,8 @@
 """Attentions of timm (1.0.26 and later) with the mask: plain ViTs, NaFlex, rotary, relative position, BEiT, CaiT, PiT,
 TNT.
 
-Each class repeats what its donor does around the softmax. Window models are in `timm_windows.py`, attentions that pool
-queries and keys in `timm_pooled.py`, attentions without their own module in `timm_inline.py`.
+Each class repeats what its donor does around the softmax. Others are in `timm_windows.py`, `timm_pooled.py` (pooled
+queries and keys), `timm_maps.py` (maps instead of tokens), `timm_inline.py` (no module of their own), `timm_gemma.py`.
 Letters: B batch, T tokens (prefix first), N patches, C channels, H heads, D head width.
 """
 
