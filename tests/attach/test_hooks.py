@@ -10,6 +10,7 @@ from zoo import DONORS
 from zoo.donor import Donor, logits, small_vit
 
 from gmmvit.attach import attach
+from gmmvit.attach.survey import masked
 
 BY_NAME = {donor.name: donor for donor in DONORS}
 VIT = Donor("vit", "timm", small_vit, [(4, 4)] * 2, prefix=1)
@@ -81,6 +82,20 @@ WATCHED = {
         r".*\.self_attention",
         "weights",
     ),
+    **{
+        f"projections, {name}": (BY_NAME[name], r".*\.(qkv|proj|to_qkv|merge|q_norm|k_norm)", "output")
+        for name in (
+            *(
+                "maxvit_tiny_tf_224",
+                "maxvit_t",
+                "twins_svt_small",
+                "nest_tiny",
+                "volo_d1_224",
+                "samvit_base_patch16_224",
+            ),
+            *("sam2_hiera_tiny", "sam, eager", "vitdet", "sam2_hiera_det_model"),
+        )
+    },
     "biases as a module, relpos": (BY_NAME["vit_relpos_small_patch16_224"], r".*\.attn\.rel_pos", "output"),
     "biases as a module, MaxViT": (BY_NAME["maxvit_tiny_tf_224"], r".*\.attn\.rel_pos", "output"),
     "biases as a module, GCViT": (BY_NAME["gcvit_xxtiny"], r".*\.attn\.rel_pos", "gradient"),
@@ -109,6 +124,21 @@ def test_hooks_see_what_they_saw(donor, modules, what, when):
     assert [tuple(tensor.shape) for tensor in seen] == [tuple(tensor.shape) for tensor in expected]
     for got, own in zip(seen, expected, strict=True):
         torch.testing.assert_close(got, own, atol=1e-3 * own.abs().max().item(), rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["swinv2", "donut-swin", "maskformer-swin", "data2vec-vision, eager", "vitdet"])
+def test_an_attention_that_is_not_asked_for_weights_returns_as_many_values_as_before(name):
+    if reason := BY_NAME[name].missing():
+        pytest.skip(reason)
+    names = [name for name, _ in masked(attach(BY_NAME[name].make()))]
+    seen = []
+    for change in (lambda model: model, attach):
+        model, found = change(BY_NAME[name].make()), []
+        for each in names:
+            model.get_submodule(each).register_forward_hook(lambda _, given, out, found=found: found.append(len(out)))
+        run(model, BY_NAME[name].images(), "output")
+        seen.append(found)
+    assert seen[0] == seen[1] == [1] * len(seen[0])
 
 
 def test_hooks_inside_a_model_of_ones_own():

@@ -49,8 +49,9 @@ class TimmAttention(MaskedDonor):
         return torch.cat([q[:, :, :prefix], apply_rot_embed_cat(q[:, :, prefix:], rope, **half)], dim=2)
 
 
-def split_qkv(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v [B, H, T, D] of x [B, T, C], from one joint projection or three."""
+def split_qkv(module: Any, x: Tensor, dims: tuple[int, ...] = (1,)) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [B, H, T, D] of x [B, T, C], from one joint projection or three. A joint one takes x as it comes, so that
+    its hooks see what they saw; `dims` then are those of x that are the tokens, the ones before them the batch."""
     heads = module.num_heads
     if module.qkv is None:
         groups = getattr(module, "num_kv_groups", 1)  # fewer heads of keys and values than of queries
@@ -64,6 +65,7 @@ def split_qkv(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         bias = torch.cat((module.q_bias, module.k_bias, module.v_bias))
         separate = getattr(module, "qkv_bias_separate", False)
         qkv = module.qkv(x) + bias if separate else nn.functional.linear(x, module.qkv.weight, bias)
+    qkv = qkv.flatten(dims[0], dims[-1]).flatten(0, dims[0] - 1)
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 

@@ -125,7 +125,8 @@ class SegmentAttention(_Map):
 
         size, bias = (x.shape[1], x.shape[2]), None
         q, k, v = split_qkv(self, x.flatten(1, 2))
-        q, k = self.q_norm(q), self.k_norm(k)
+        # In the donor's norms, too, windows and heads are on one axis.
+        q, k = self.q_norm(q.flatten(0, 1)).view_as(q), self.k_norm(k.flatten(0, 1)).view_as(k)
         if self.use_rel_pos:
             bias = get_decomposed_rel_pos_bias(q.flatten(0, 1), self.rel_pos_h, self.rel_pos_w, size, size)
             bias = bias.unflatten(0, q.shape[:2])
@@ -180,7 +181,7 @@ class MultiScaleMap(_Map):
     def forward(self, x: Tensor) -> Tensor:
         """[B*G, rows, cols, C] -> [B*G, rows', cols', C']."""
         size = (x.shape[1], x.shape[2])
-        q, k, v = split_qkv(self, x.flatten(1, 2))
+        q, k, v = split_qkv(self, x, (1, 2))
         if self.q_pool is None:
             out = self.gmm_attend(q, k, v, scale=self.scale, grid=size)
         else:
@@ -190,7 +191,7 @@ class MultiScaleMap(_Map):
             size = (maps.shape[2], maps.shape[3])
             q = maps.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
             out = self.gmm_attend_by(mask, q, k, v, scale=self.scale)
-        return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size)
+        return self.proj(out.transpose(1, 2).flatten(2).unflatten(1, size))
 
 
 class MetaAttention(TimmAttention):

@@ -95,7 +95,7 @@ class PartitionAttention(TimmAttention):
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
         """[B*G, rows, cols, C] -> the same."""
         rows, cols = x.shape[1:3]
-        qkv = self.qkv(x.flatten(1, 2))
+        qkv = self.qkv(x).flatten(1, 2)
         if self.head_first:
             q, k, v = qkv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).chunk(3, dim=3)
         else:
@@ -132,7 +132,7 @@ class LocalAttention(TimmAttention):
         x = nn.functional.pad(x.unflatten(1, (rows, cols)), (0, 0, 0, -cols % side, 0, -rows % side))
         x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [B, down, right, side, side, C]
         down, right = x.shape[1:3]
-        q, k, v = split_qkv(self, x.flatten(0, 2).flatten(1, 2))
+        q, k, v = split_qkv(self, x, (3, 4))
         if self.gmm_unfused():  # weights [B, G, H, T, T] as in the donor
             q, k, v = (y.unflatten(0, (-1, down * right)) for y in (q, k, v))
             mask, drop = self.gmm_mask.dense((side, side)), self.gmm_dropout()
@@ -156,7 +156,7 @@ class BlockAttention(TimmAttention):
     def forward(self, x: Tensor) -> Tensor:
         """[B, G, T, C] -> the same."""
         side, drop = math.isqrt(x.shape[2]), self.gmm_dropout()
-        q, k, v = (y.unflatten(0, x.shape[:2]) for y in split_qkv(self, x.flatten(0, 1)))  # [B, G, H, T, D] each
+        q, k, v = (y.unflatten(0, x.shape[:2]) for y in split_qkv(self, x, (2,)))  # [B, G, H, T, D] each
         if drop or self.gmm_unfused():  # dropout and weights [B, H, G, T, T] as in the donor
             mask = self.gmm_mask.dense((side, side)).unsqueeze(1)
             q, k, v = (y.transpose(1, 2) for y in (q, k, v))
@@ -178,7 +178,7 @@ class MapAttention(TimmAttention):
     def forward(self, x: Tensor) -> Tensor:
         """[B, rows, cols, C] -> the same."""
         rows, cols = x.shape[1:3]
-        out = self.gmm_attend(*split_qkv(self, x.flatten(1, 2)), grid=(rows, cols)).transpose(1, 2).flatten(2)
+        out = self.gmm_attend(*split_qkv(self, x, (1, 2)), grid=(rows, cols)).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out.unflatten(1, (rows, cols))))
 
 

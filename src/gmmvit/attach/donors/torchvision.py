@@ -137,11 +137,11 @@ class PartitionAttention(MaskedDonor):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, G, T, C] -> the same."""
-        qkv = self.to_qkv(x.flatten(0, 1)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.to_qkv(x).flatten(0, 1).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         bias = self.get_relative_positional_bias()
         out = self.gmm_attend(q, k, v, bias, scale=self.scale_factor, dropout_p=0.0)
-        return self.merge(out.transpose(1, 2).flatten(2)).unflatten(0, x.shape[:2])
+        return self.merge(out.transpose(1, 2).flatten(2).unflatten(0, x.shape[:2]))
 
 
 def _windows(x: Tensor, high: int, wide: int) -> Tensor:

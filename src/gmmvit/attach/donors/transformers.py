@@ -134,6 +134,11 @@ def _look(module: MaskedDonor, show: bool | None, *qkv_bias: Any, **options: Any
     return module.gmm_attend(*qkv_bias, **options), None
 
 
+def _asked(out: Tensor, weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What these donors return: the weights only if they are asked for."""
+    return (out,) if weights is None else (out, weights)
+
+
 class _ExplicitAttention(MaskedDonor):
     """Attentions of the first transformers 5 releases that compute by themselves, without the interface."""
 
@@ -145,16 +150,14 @@ class _ExplicitAttention(MaskedDonor):
         heads = (self.num_attention_heads, self.attention_head_size)
         return [project(x).unflatten(-1, heads).transpose(1, 2) for project in (self.query, self.key, self.value)]
 
-    def gmm_output(self, x: Tensor, bias: Tensor | None, show: bool | None) -> tuple[Tensor, Tensor | None]:
+    def gmm_output(self, x: Tensor, bias: Tensor | None, show: bool | None) -> tuple[Tensor | None, ...]:
         """[B, T, C] -> [B, T, C], and the weights [B, H, T, T] if `show`."""
         out, weights = _look(self, show, *self.gmm_split(x), bias)
-        return out.transpose(1, 2).flatten(2), weights
+        return _asked(out.transpose(1, 2).flatten(2), weights)
 
 
 class BeitSelfAttention(_ExplicitAttention):
     """beit: the biases of the layer and of the model add up."""
-
-    gmm_shows: ClassVar[bool] = True  # its weights, if asked
 
     def forward(
         self,
@@ -163,20 +166,21 @@ class BeitSelfAttention(_ExplicitAttention):
         relative_position_bias: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         resolution: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         bias = relative_position_bias
         if self.has_relative_position_bias:
             window = tuple(side // self.config.patch_size for side in resolution)  # type: ignore[union-attr]
             tokens = hidden_states.shape[1]
             own = self.relative_position_bias(window, interpolate_pos_encoding, dim_size=tokens)
             bias = own if bias is None else own + bias
-        return self.gmm_output(hidden_states, bias, output_attentions and self.gmm_shows)
+        return self.gmm_output(hidden_states, bias, output_attentions)
 
 
 class BeitSdpaSelfAttention(BeitSelfAttention):
-    """The version whose donor calls `scaled_dot_product_attention`."""
+    """The version whose donor calls `scaled_dot_product_attention`, which shows no weights, and says so."""
 
-    gmm_shows = False
+    def gmm_output(self, x: Tensor, bias: Tensor | None, show: bool | None) -> tuple[Tensor | None, ...]:
+        return *super().gmm_output(x, bias, False), None
 
     def gmm_dropout(self) -> float:
         return self.config.attention_probs_dropout_prob if self.training else 0.0
@@ -191,7 +195,7 @@ class SwinSelfAttention(_ExplicitAttention):
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         """[B*G, T, C], mask [G, T, T] -> [B*G, T, C], and the weights [B*G, H, T, T] where they are asked for."""
         tokens = hidden_states.shape[1]
         table = self.relative_position_bias_table[self.relative_position_index.view(-1)]
@@ -208,7 +212,7 @@ class CosineSwinSelfAttention(SwinSelfAttention):
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         """[B*G, T, C], mask [G, T, T] -> [B*G, T, C], and the weights [B*G, H, T, T] where they are asked for."""
         tokens, (q, k, v) = hidden_states.shape[1], self.gmm_split(hidden_states)
         scale = self.logit_scale.clamp(max=math.log(100)).exp()
@@ -220,7 +224,7 @@ class CosineSwinSelfAttention(SwinSelfAttention):
             bias = bias + 2 * attention_mask.unsqueeze(1)
         q, k = nn.functional.normalize(q, dim=-1) * scale, nn.functional.normalize(k, dim=-1)
         out, weights = _look(self, output_attentions, q, k, v, bias, scale=1.0)
-        return out.transpose(1, 2).flatten(2), weights
+        return _asked(out.transpose(1, 2).flatten(2), weights)
 
 
 class JointAttention(MaskedDonor):
@@ -269,13 +273,13 @@ class SegmentAttention(MaskedDonor):
     def gmm_output(self, hidden_states: Tensor, show: bool | None) -> tuple[Tensor, Tensor | None]:
         """[B*G, rows, cols, C] -> the same, and the weights [B*G, H, T, T] if `show`."""
         size = (hidden_states.shape[1], hidden_states.shape[2])
-        qkv = self.qkv(hidden_states.flatten(1, 2)).unflatten(-1, (3, self.gmm_heads(self), -1))
+        qkv = self.qkv(hidden_states).flatten(1, 2).unflatten(-1, (3, self.gmm_heads(self), -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.gmm_bias(q.flatten(0, 1), size)
         if bias is not None:
             bias = bias.reshape(*q.shape[:3], q.shape[2])
         out, weights = _look(self, show, q, k, v, bias, scale=self.scale, grid=size)
-        return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size), weights
+        return self.proj(out.transpose(1, 2).flatten(2).unflatten(1, size)), weights
 
 
 class DetectionAttention(SegmentAttention):
@@ -292,8 +296,8 @@ class DetectionAttention(SegmentAttention):
     def gmm_dropout(self) -> float:
         return 0.0
 
-    def forward(self, hidden_state: Tensor, output_attentions: bool | None = False) -> tuple[Tensor, Tensor | None]:
-        return self.gmm_output(hidden_state, output_attentions)
+    def forward(self, hidden_state: Tensor, output_attentions: bool | None = False) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _asked(*self.gmm_output(hidden_state, output_attentions))
 
 
 def _name(model: str, cls: str, file: str = "") -> str:

@@ -256,7 +256,7 @@ class MultiScaleAttention(MaskedDonor):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """[B*G, rows, cols, C] -> [B*G, rows', cols', C']."""
         size = (hidden_states.shape[1], hidden_states.shape[2])
-        qkv = self.qkv(hidden_states.flatten(1, 2)).unflatten(-1, (3, self.num_attention_heads, -1))
+        qkv = self.qkv(hidden_states).flatten(1, 2).unflatten(-1, (3, self.num_attention_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if not self.query_stride:
             out = self.gmm_attend(q, k, v, scale=self.scale, grid=size)
@@ -267,7 +267,7 @@ class MultiScaleAttention(MaskedDonor):
             size = (maps.shape[2], maps.shape[3])
             q = maps.flatten(2).unflatten(1, (self.num_attention_heads, -1)).transpose(2, 3)
             out = self.gmm_attend_by(mask, q, k, v, scale=self.scale)
-        return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size)
+        return self.proj(out.transpose(1, 2).flatten(2).unflatten(1, size))
 
 
 def _name(model: str, cls: str) -> str:
