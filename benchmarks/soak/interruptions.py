@@ -78,8 +78,13 @@ def _trained(sound: Sound, run: Path) -> None:
 
 
 def _forked(action: Callable[[], int], said: Path) -> int:
-    """The id of a child that exits with the status that `action` returns; its standard error goes to a file."""
+    """The id of a child that exits with the status that `action` returns; its standard error goes to a file. It has
+    begun: an earlier signal would hit the handlers of this process in it."""
+    begun, tell = os.pipe()
     if child := os.fork():
+        os.close(tell)
+        os.read(begun, 1)
+        os.close(begun)
         return child
     status = 70
     try:
@@ -89,6 +94,7 @@ def _forked(action: Callable[[], int], said: Path) -> int:
         os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w", buffering=1) for n in (1, 2))
+        os.write(tell, b".")
         status = action()
     except BaseException:
         traceback.print_exc()
