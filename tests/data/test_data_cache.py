@@ -324,7 +324,7 @@ def test_two_processes_at_once_decode_once(load, two_classes, tmp_path):
         children = [start(str(two_classes), str(tmp_path / "cache")) for _ in range(2)]
         # Both wait for the lock after both have seen that there is no cache.
         assert all("waiting" in child.stdout.readline() for child in children)
-    outputs = [child.communicate(timeout=30)[0] for child in children]
+    outputs = [child.communicate(timeout=120)[0] for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert sum("decoding" in output for output in outputs) == 1
     assert outputs[0].split("digest")[1] == outputs[1].split("digest")[1]
@@ -332,7 +332,7 @@ def test_two_processes_at_once_decode_once(load, two_classes, tmp_path):
 
 def test_two_processes_without_locks_write_the_same_whole_cache(load, two_classes, tmp_path, lines):
     children = [start(str(two_classes), str(tmp_path / "cache"), "no-lock") for _ in range(2)]
-    outputs = [child.communicate(timeout=30)[0] for child in children]
+    outputs = [child.communicate(timeout=120)[0] for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert outputs[0].split("digest")[1] == outputs[1].split("digest")[1]
     load(two_classes)

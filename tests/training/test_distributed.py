@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,20 @@ def torchrun(processes, *arguments):
     )
 
 
+def trained_by_two(folder, flags):
+    """The standard output of a training in two processes. With `--shard` one that torch aborts is tried once more: FSDP2
+    over gloo has once corrupted a process's memory, for an unknown reason (docs/log.md)."""
+    for tries in range(1 + ("--shard" in flags)):
+        process = torchrun(2, "train", "--out", str(folder), "--json", *FLAGS, *flags)
+        out, err = process.communicate(timeout=240)
+        if "SIGABRT" not in err or tries == 1:
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+    assert process.returncode == 0, err
+    assert err.count("done in") == 1
+    return out
+
+
 def rows_of(folder):
     """The epochs' metrics, without times."""
     timed = ("images_per_s", "wall_s")
@@ -73,16 +88,13 @@ def assert_same_curve(folder, other):
     ids=str,
 )
 def test_two_processes_have_the_loss_curve_of_one(tmp_path, alone, flags):
-    process = torchrun(2, "train", "--out", str(tmp_path / "two"), "--json", *FLAGS, *flags)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
+    out = trained_by_two(tmp_path / "two", flags)
     if "--accumulate=2" in flags:
         train(small(batch_size=63, accumulate=2), tmp_path / "one", quiet=True)
     assert_same_curve(tmp_path / "two", tmp_path / "one" if "--accumulate=2" in flags else alone[0])
     summary = json.loads(out)  # once, not once per process
     assert summary["processes"] == 2
     assert summary["images_seen"] == alone[1]["images_seen"] or "--accumulate=2" in flags
-    assert err.count("done in") == 1
     model, last = (load_file(tmp_path / "two" / name) for name in ("model.safetensors", "last.safetensors"))
     assert set(model) == set(load_file(alone[0] / "model.safetensors")) == set(last)
 
