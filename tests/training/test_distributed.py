@@ -45,8 +45,8 @@ def torchrun(processes, *arguments):
 
 
 def trained_by_two(folder, flags):
-    """The standard output of a training in two processes. With `--shard` one that torch aborts is tried once more: FSDP2
-    over gloo has once corrupted a process's memory, for an unknown reason (docs/log.md)."""
+    """The standard output of a training in two processes. With `--shard` one that torch aborts is tried once more:
+    FSDP2 over gloo has once corrupted a process's memory, for an unknown reason (docs/log.md)."""
     for tries in range(1 + ("--shard" in flags)):
         process = torchrun(2, "train", "--out", str(folder), "--json", *FLAGS, *flags)
         out, err = process.communicate(timeout=240)
