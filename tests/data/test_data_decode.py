@@ -205,7 +205,12 @@ def test_truncated_image_is_an_error_that_names_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"not an image", "not a JPEG, PNG"), (b"\x89PNG\r\n\x1a\n123", "cannot be read: .+")],
+    [
+        (b"", "empty"),
+        (b"not an image", "not a JPEG, PNG"),
+        (b"\x89PNG\r\n\x1a\n123", "cannot be read: .+"),
+        (b"II*\0\x08\0", "cannot be read: .+"),
+    ],
 )
 def test_damaged_bytes_are_data_errors(tmp_path, content, reason):
     with pytest.raises(DataError, match=reason):

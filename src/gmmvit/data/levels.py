@@ -161,11 +161,11 @@ def _as_levels(values: np.ndarray) -> np.ndarray:
 def _opened(content: bytes) -> Any:
     """A `tifffile.TiffFile`; its notices about odd tags are kept from the user."""
     with packages_for("a TIFF with bands"):
-        from tifffile import TiffFile, TiffFileError
+        from tifffile import TiffFile
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     try:
         return TiffFile(io.BytesIO(content), name="image", is_ome=False)
-    except TiffFileError as error:
+    except Exception as error:  # of tifffile, about a damaged header
         raise _damaged(error) from error
 
 
