@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from gmmvit.data import DataError, decode_image
+from gmmvit.data import DataError, decode_image, load_dataset
 
 RED = (200, 30, 60)
 
@@ -338,3 +338,9 @@ def test_missing_file_is_a_data_error(tmp_path):
 def test_wrong_arguments_are_named(options, argument):
     with pytest.raises(ValueError, match=argument):
         decode_image(b"", **options)
+
+
+@pytest.mark.parametrize("side", [2**31, 2**40])
+def test_a_size_that_overflows_is_a_data_error(side):
+    with pytest.raises(DataError, match="memory are free: choose a smaller"):
+        load_dataset("digits", image_size=side)

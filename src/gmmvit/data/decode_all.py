@@ -83,7 +83,7 @@ class MemorySink:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._images = np.empty((0, *target.shape), dtype=target.dtype)
+        self._images = np.empty(0, dtype=target.dtype)  # until `reserve`, which refuses what memory cannot hold
         self._count = 0
 
     def reserve(self, count: int) -> None:

@@ -5,6 +5,7 @@ Letters: C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ class Target:
     @property
     def nbytes(self) -> int:
         """The bytes of one image."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"{self.size[0]} x {self.size[1]} in {colours(self.channels, self.bits)}"
