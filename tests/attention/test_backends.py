@@ -207,6 +207,8 @@ Q = torch.randn(2, 3, 6, 4)
         ({"q": Q.to("meta")}, ValueError, "q, k and v must be on one device, got meta, cpu, cpu"),
         ({"mask": torch.ones(6, 6, device="meta")}, ValueError, "mask must be on the device of q, cpu, got meta"),
         ({"bias": torch.ones(6, 6, device="meta")}, ValueError, "bias must be on the device of q, cpu, got meta"),
+        ({"mask": torch.ones(6, 6).to_sparse()}, TypeError, "mask must be a dense tensor, got .* sparse_coo"),
+        ({"bias": torch.ones(6, 6).to_sparse()}, TypeError, "bias must be a dense tensor, got .* sparse_coo"),
         (dict.fromkeys("qkv", Q.long()), TypeError, r"one floating-point dtype, got torch\.int64"),
         (dict.fromkeys("qkv", Q[..., :0]), ValueError, "at least one head of width 1 or more"),
     ],

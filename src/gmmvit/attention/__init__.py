@@ -215,6 +215,8 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mode: str, dropout_p: float, 
         raise TypeError(f"q, k and v must have one floating-point dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if q.device != k.device or q.device != v.device:
         raise ValueError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check_dense(name, x)
     one_of("mode", mode, MODES)
     fraction("dropout_p", dropout_p)
     integer("prefix_tokens", prefix_tokens, 0, q.shape[2])
@@ -246,6 +248,12 @@ def _check_mask(mask: Tensor | OffsetTable | None, q: Tensor, prefix_tokens: int
 def _check_place(name: str, x: Tensor, q: Tensor) -> None:
     if x.device != q.device:
         raise ValueError(f"{name} must be on the device of q, {q.device}, got {x.device}")
+    _check_dense(name, x)
+
+
+def _check_dense(name: str, x: Tensor) -> None:
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {str(x.layout)[6:]}: call to_dense()")
 
 
 def _check_bias(bias: Tensor | None, q: Tensor) -> None:
