@@ -4,6 +4,7 @@ what the op says of its choice."""
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,6 +197,7 @@ Q = torch.randn(2, 3, 6, 4)
         ({"bias": torch.ones(2, 2, 6, 6)}, ValueError, "bias must broadcast"),
         ({"bias": torch.ones(4, 3, 6, 6)}, ValueError, "divides 2"),
         ({"bias": 1}, TypeError, "bias must be a floating-point tensor .* got 1"),
+        ({"bias": np.zeros((2, 2))}, TypeError, r"or None, got array\(\[\[0., 0.\], \[0., 0.\]\]\)"),
         ({"bias": torch.ones(6, 6).bool()}, TypeError, r"bias must be a floating-point tensor .* got torch\.bool"),
         ({"mode": "times"}, ValueError, "mode must be one of"),
         ({"scale": "x"}, TypeError, "scale must be one number, got 'x'"),

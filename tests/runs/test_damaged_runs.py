@@ -112,6 +112,7 @@ CONFIGS = {
     "channels": (lambda c: c["data"].update(channels=3, mean=[0.5] * 3, std=[0.5] * 3), "data.channels says 3"),
     "image size": (lambda c: c["data"].update(image_size=[8, 16]), "image_size [8, 8], and data.image_size says"),
     "fit": (lambda c: c["data"].update(fit="cut"), "data.fit must be crop, stretch or pad, got 'cut'"),
+    "task": (lambda c: c["data"].update(task=[]), "data.task must be one_label or several_labels, got []"),
     "larger than memory": (lambda c: c["model"].update(dim=2**25), "dim 33554432, depth 1, num_heads 2"),
 }
 

@@ -35,6 +35,7 @@ RECIPE = gmmvit.load_recipe("digits")
             r"part must be one of \['test', 'val', 'train'\], got 'all'",
         ),
         (lambda: evaluate_run("run", dataset=1), TypeError, "dataset must be the name of a data set"),
+        (lambda: gmmvit.load_run("run", device=10**30), ValueError, "device must exist, such as cpu or cuda, got 1000"),
         (lambda: evaluate_run("run", device=Path()), ValueError, "device must be auto or exist.*got PosixPath"),
         (lambda: write_report([1]), TypeError, "a run folder must be given as a path, got 1"),
         (lambda: export_run("run", check=1), TypeError, "check must be True or False, got 1"),
@@ -69,7 +70,7 @@ RECIPE = gmmvit.load_recipe("digits")
         (lambda: gmmvit.ElementwiseMask((2, 2), TABLE), TypeError, r"num_heads must be one int, got tensor\(\[\[0"),
         (lambda: gmmvit.ElementwiseMask((2, 2), "x" * 5000), TypeError, "num_heads must be one int, got 'xxx"),
     ],
-    ids=range(36),
+    ids=range(37),
 )
 def test_it_is_refused_in_one_sentence(call, error, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

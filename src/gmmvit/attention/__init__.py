@@ -24,6 +24,7 @@ from gmmvit.attention.reference import (
 )
 from gmmvit.attention.triton.op import triton_attention, triton_refusal
 from gmmvit.checks import fraction, integer, one_of, real
+from gmmvit.text import short
 
 __all__ = [
     "BACKENDS", "MODES", "OffsetTable", "dense_mask", "explain", "gaussian_mixture_table", "gmm_attention",
@@ -260,7 +261,7 @@ def _check_bias(bias: Tensor | None, q: Tensor) -> None:
     if bias is None:
         return
     if not isinstance(bias, Tensor) or not bias.is_floating_point():
-        got = bias.dtype if isinstance(bias, Tensor) else repr(bias)
+        got = bias.dtype if isinstance(bias, Tensor) else short(bias)
         raise TypeError(f"bias must be a floating-point tensor that is added to the logits, or None, got {got}")
     _check_place("bias", bias, q)
     batch, heads, tokens, _ = q.shape

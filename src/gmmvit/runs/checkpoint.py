@@ -220,7 +220,7 @@ def load_run(folder: str | Path, *, weights: str = "best", device: str | torch.d
     one_of("weights", weights, WEIGHTS)
     try:
         torch.empty(1, device=torch.device(device)).cpu()
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"device must exist, such as cpu or cuda, got {short(device)}") from error
     if is_folds(folder):
         return _load_ensemble(folder, weights, device)

@@ -64,7 +64,7 @@ _DATA_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "std": ("a list of finite numbers above 0", _list_of(lambda value: _is_number(value) and value > 0, 1)),
     "fit": ("crop, stretch or pad", lambda value: value in ("crop", "stretch", "pad")),
     "fingerprints": ("a mapping", lambda value: isinstance(value, dict)),
-    "task": (" or ".join(TASKS), lambda value: value in TASKS),
+    "task": (" or ".join(TASKS), lambda value: isinstance(value, str) and value in TASKS),
 }
 # The data sizes in the model's description: for our families, timm and transformers.
 _MODEL_SIZES = {
