@@ -194,7 +194,7 @@ def test_predict_takes_the_images_of_a_folder_in_order(capsys, run, tmp_path):
     assert [row["image"] for row in json.loads(out)] == [
         str(tmp_path / "in" / name) for name in ("a.jpg", "b/2.png", "b/deep/1.png", "c.png", "a.jpg")
     ]
-    assert err == f"ignored 1 file that is no image: .txt 1 (in {tmp_path / 'in'})\n"
+    assert err == f"ignored 1 file that is not an image: .txt 1 (in {tmp_path / 'in'})\n"
     (tmp_path / "empty").mkdir()
     status, out, err = call(capsys, "predict", run, tmp_path / "empty", tmp_path / "in" / "a.jpg")
     assert status == 1

@@ -222,7 +222,7 @@ LAYOUTS = [
         "`data/train/CLASS/*`, `data/test/...`, `docs/*.png`",
         _classes("data/train", "data/test") | {"docs": 3},
         None,
-        "PATH/data holds parts with class folders (train, test), so it is no class of PATH: give folder:PATH/data",
+        "PATH/data holds parts with class folders (train, test), so it is not a class of PATH: give folder:PATH/data",
     ),
     Layout(
         "`data/CLASS/*`, `docs/*.png`",
@@ -341,7 +341,7 @@ LAYOUTS = [
         "`a/*`, `a/*.HEIC`, `b/*`, `b/*.mp4`",
         _classes(".") | {"a/1.HEIC": "x", "b/1.mp4": "x"},
         CUT,
-        "ignored 2 files that are no images: .heic 1, .mp4 1 (in PATH)",
+        "ignored 2 files that are not images: .heic 1, .mp4 1 (in PATH)",
     ),
     Layout(
         "`a/*`, `b/*`, `__MACOSX/a/*`, `a/@eaDir/*`",

@@ -76,7 +76,7 @@ TABLES = [
         "shown": "`metadata.csv` with a column `Usage` of `Training` and `PublicTest`",
         "tree": _saved({"x": 6}, header="file_name,label,Usage", more=["Training"] * 4 + ["PublicTest"] * 2),
         "read": None,
-        "says": "row 6: Usage is 'PublicTest', which is no part, as other rows have: name train, val or test",
+        "says": "row 6: Usage is 'PublicTest', not a part as in other rows: name train, val or test",
     },
     {
         "shown": "`metadata.csv` with columns `set` and `phase` that differ",

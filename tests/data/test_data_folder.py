@@ -184,7 +184,7 @@ def test_every_broken_file_is_told_once(data_error, load, two_classes, lines):
     for index in range(25):
         (two_classes / "cat" / f"bad{index:02d}.png").write_bytes(b"broken")
     message = data_error(load, two_classes)
-    assert "25 broken images, named above; repair or remove them, or go on without them by --skip-broken" in message
+    assert "25 broken images, named above; repair or remove them, or leave them out with --skip-broken" in message
     assert lines[-25:] == [f"broken image: cat/bad{index:02d}.png {reason}" for index in range(25)]
 
 
@@ -197,7 +197,7 @@ def test_the_error_names_the_first_of_many_broken_files_where_nobody_listens(dat
         in message
     )
     assert "bad03" not in message
-    assert "and 22 more; repair or remove them, or go on without them by --skip-broken (in Python skip_b" in message
+    assert "and 22 more; repair or remove them, or leave them out with --skip-broken (in Python skip_b" in message
 
 
 def test_skip_broken_goes_on_and_reports(load, two_classes, lines):

@@ -107,13 +107,13 @@ def test_other_encodings(data_error, load, table):
     ("lines", "fault"),
     [
         (['{"file_name": "0.png", "label": "a"}', "", '{"file_name": "1.png"}'], "row 3: it has no label"),
-        (['{"file_name": "0.png", "label": "a"}', "", "", "[1]"], "row 4: it is no JSON object"),
+        (['{"file_name": "0.png", "label": "a"}', "", "", "[1]"], "row 4: it is not a JSON object"),
         (["", '{"file_name": "0.png", "label": null}'], "row 2: the label is empty"),
-        (["", '{"file_name": "0.png", "label"'], "row 2: it is no JSON object"),
+        (["", '{"file_name": "0.png", "label"'], "row 2: it is not a JSON object"),
         (['{"image": "0.png", "label": "a"}'], "has the columns image, label; it needs file_name and label"),
         ([], "has no rows"),
         # Blank lines count: graphrag#2424, PyRIT#1479, rai-toolkit#88.
-        (['{"file_name": "0.png", "label": "a"}', "", "  ", "{"], "row 4: it is no JSON object"),
+        (['{"file_name": "0.png", "label": "a"}', "", "  ", "{"], "row 4: it is not a JSON object"),
         # Values of JSON that are no labels: datasets#6460, #6106.
         (['{"file_name": "0.png", "label": ["a", "b"]}'], "2 labels in row 1: one is needed"),
         (["", '{"file_name": "0.png", "label": {"a": 1}}'], "label {'a': 1} in row 2 is neither a whole number nor"),
@@ -165,18 +165,18 @@ def test_a_space_before_a_quote_is_no_part_of_the_label(tmp_path):
         (
             "metadata.csv",
             ["file_name,labels", "0.png,['a' 'b']", "1.png,['a']"],
-            r"row 2: labels \"\['a' 'b'\]\" is no list",
+            r"row 2: labels \"\['a' 'b'\]\" is not a list",
         ),
         (
             "metadata.csv",
             ["file_name,labels", "0.png,\"('a', 'b')\"", "1.png,\"('a',)\""],
-            "row 2: labels .* is no list",
+            "row 2: labels .* is not a list",
         ),
-        ("metadata.jsonl", ['{"file_name": "0.png", "labels": {"a": 1, "b": 0}}'], "row 1: labels .* is no list"),
+        ("metadata.jsonl", ['{"file_name": "0.png", "labels": {"a": 1, "b": 0}}'], "row 1: labels .* is not a list"),
         (
             "metadata.jsonl",
             ['{"file_name": "0.png", "label": "a", "label": "b"}'],
-            "row 1: it is no JSON object, or has a key",
+            "row 1: it is not a JSON object, or has a key",
         ),
         (
             "metadata.jsonl",

@@ -22,7 +22,7 @@ def test_files_that_are_no_images_are_counted_by_extension(load, two_classes, li
     (two_classes / "dog" / ".DS_Store").write_bytes(b"x")
     assert len(load(two_classes, **ALL).train) == 50
     assert ignored(lines) == [
-        f"ignored 10 files that are no images: .tga 5, .heic 4, no extension 1 (in {two_classes})"
+        f"ignored 10 files that are not images: .tga 5, .heic 4, no extension 1 (in {two_classes})"
     ]
 
 
@@ -30,7 +30,7 @@ def test_what_is_ignored_is_said_before_an_empty_class_stops(data_error, load, t
     (two_classes / "fish").mkdir()
     (two_classes / "fish" / "photo.heic").write_bytes(b"x")
     assert "no images in class folder 'fish'" in data_error(load, two_classes)
-    assert ignored(lines) == [f"ignored 1 file that is no image: .heic 1 (in {two_classes})"]
+    assert ignored(lines) == [f"ignored 1 file that is not an image: .heic 1 (in {two_classes})"]
 
 
 def test_linked_folders_are_read_wherever_they_lie_unless_they_lead_back(load, two_classes, lines, tmp_path, fill):

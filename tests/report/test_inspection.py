@@ -68,7 +68,7 @@ def test_the_lines_say_what_is_there(call, pets):
         "augmentation as in recipe few, for 29 images to learn from",
         "inspect.html",
     ]
-    assert f"ignored 1 file that is no image: .txt 1 (in {pets})" in err
+    assert f"ignored 1 file that is not an image: .txt 1 (in {pets})" in err
 
 
 def test_the_page_is_whole_and_names_no_place(call, pets, tmp_path):
@@ -83,7 +83,7 @@ def test_the_page_is_whole_and_names_no_place(call, pets, tmp_path):
     assert all(address.startswith(("data:image/", "#")) for address in addresses)
     assert ["cat <b>", "30", "21", "3", "6", ""] in page.tables[0]
     assert ["dog/torn.png", "image file is truncated"] in page.tables[3]
-    assert "ignored 1 file that is no image: .txt 1 (in pets)" in page.text
+    assert "ignored 1 file that is not an image: .txt 1 (in pets)" in page.text
     assert page.text.count("(dog, ") == page.text.count("(cat <b>, ") == 1  # the pair of copies
     pictures = page.named("img")
     assert len(pictures) == 2 + 7 + 6 + 4 * (1 + 6)

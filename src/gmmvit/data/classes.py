@@ -14,8 +14,8 @@ from gmmvit.text import shown
 
 
 def plain_label(value: Any) -> Any:
-    """A cell of a table as None (missing), bool, int or text, or unchanged if it is no label: whole floats and decimals
-    are numbers, a list of one is its only item, NaN and blank text are missing."""
+    """A cell of a table as None (missing), bool, int or text, or unchanged if it is not a label: whole floats and
+    decimals are numbers, a list of one is its only item, NaN and blank text are missing."""
     while isinstance(value, list | tuple | np.ndarray) and np.ndim(value) and len(value) == 1:
         value = value[0]
     if isinstance(value, np.generic):
@@ -92,7 +92,7 @@ def check_some_lack(labels: np.ndarray, where: str) -> None:
     if len(labels) and labels.all():
         raise DataError(
             f"{where}: every training image has all {labels.shape[1]} labels, so there is nothing to learn: a list "
-            "names the labels that an image has, and is no row of 0 and 1"
+            "names the labels that an image has, and not a row of 0 and 1"
         )
 
 

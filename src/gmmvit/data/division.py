@@ -42,7 +42,7 @@ def part_column(
         elif named and len({part_in(kind) for kind in kinds} - {None}) > 1:
             at = next(at for at, value in enumerate(values) if value not in named)
             raise DataError(
-                f"{where}, row {numbers[at]}: {column} is {values[at]!r}, which is no part, as other rows have: name "
+                f"{where}, row {numbers[at]}: {column} is {values[at]!r}, not a part as in other rows: name "
                 "train, val or test"
             )
     if not found:

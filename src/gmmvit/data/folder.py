@@ -119,7 +119,7 @@ def table_entries(
 
 
 def _check_inner(table: Path, listed: Sequence[str], others: Sequence[str], report: Report, alone: bool) -> None:
-    """Tells of tables below another one; raises DataError if images lie there that it does not list."""
+    """Reports tables below another one; raises DataError if images lie there that it does not list."""
     inner = [found for folder in _folders_between(table.parent, [*listed, *others]) if (found := find_table(folder))]
     lacking = _folders_between(table.parent, others)
     rivals = [str(found) for found in inner if found.parent in lacking]

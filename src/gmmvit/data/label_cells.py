@@ -40,7 +40,7 @@ def split_cells(where: str, cells: Sequence[tuple[int, str]]) -> list[tuple[str,
     found = []
     for number, cell in cells:
         if cell.startswith(("(", "{")) and isinstance(_written(cell), tuple | set | dict):
-            raise DataError(f"{where}, row {number}: labels {cell[:80]!r} is no list: {_HINT}")
+            raise DataError(f"{where}, row {number}: labels {cell[:80]!r} is not a list: {_HINT}")
         labels = _from_list(where, number, cell) if cell.startswith("[") else cell.split(mark) if mark else [cell]
         labels = [label.strip() for label in labels] if cell else []
         if not all(labels):
@@ -74,7 +74,7 @@ def _from_list(where: str, number: int, cell: str) -> list[str]:
     """A JSON list, or a list as pandas writes it."""
     values = _written(cell)
     if not isinstance(values, list) or not all(isinstance(v, str | int) and not isinstance(v, bool) for v in values):
-        raise DataError(f"{where}, row {number}: labels {cell[:80]!r} is no list of texts or whole numbers")
+        raise DataError(f"{where}, row {number}: labels {cell[:80]!r} is not a list of texts or whole numbers")
     return [str(value) for value in values]
 
 

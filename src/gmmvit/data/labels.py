@@ -102,7 +102,7 @@ def _lists(name: str, part: str, values: Any) -> list[Any]:
         if labels is not None and len(set(map(repr, labels))) < len(labels):
             raise DataError(
                 f"{name}: the labels {where} are {labels[:9]}, with one of them twice: a list names the labels that an "
-                "image has, and is no row of 0 and 1"
+                "image has, and not a row of 0 and 1"
             )
         found.append(labels)
     if all(labels in (None, [], [-1], [None]) for labels in found):

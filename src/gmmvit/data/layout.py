@@ -138,7 +138,7 @@ def _check_no_parts_inside(folder: Path, count: int) -> None:
     named, around = listing(list(called)), folder.parent
     if find_parts(folder):
         raise DataError(
-            f"{folder} holds parts with class folders ({named}), so it is no class of {around}: give folder:{folder}"
+            f"{folder} holds parts with class folders ({named}), so it is not a class of {around}: give folder:{folder}"
         )
     raise DataError(
         f"the class folder {folder} holds folders named like parts ({named}): put the parts outside, "

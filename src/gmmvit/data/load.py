@@ -91,7 +91,7 @@ def load_dataset(
         train_per_class: the training and the validation part are made of the first so many images of each class, in
             the order of the data set; the test part stays whole. Not where an image may have several labels.
         cache_dir: where decoded images are kept; by default GMMVIT_CACHE, else `~/.cache/gmmvit`.
-        skip_broken: go on without images that cannot be decoded, and name them through `report`.
+        skip_broken: leave out images that cannot be decoded and name them through `report`.
         dedupe: keep exact and near copies of a picture in one part: of parts that are cut in the training part, of
             given ones in the part that is held out. Folds never share a copy then.
         folds: cross-validation: all images but those of a given test part are dealt to so many folds, alike in their
@@ -192,7 +192,7 @@ def _known_names() -> str:
 def printable(report: Report | None) -> Report:
     """Names of files may hold what a terminal cannot show or a log cannot encode; None reports nothing.
 
-    Raises TypeError if `report` is no function.
+    Raises TypeError if `report` is not a function.
     """
     if report is None:
         return silent
@@ -257,7 +257,7 @@ def _check_decoded(name: str, catalog: Catalog, skip_broken: bool, report: Repor
         if not skip_broken:
             which = ", named above" if in_lines else f": {listing(broken, _BROKEN_SHOWN)}"
             raise DataError(
-                f"{found}{which}; repair or remove them, or go on without them by --skip-broken (in Python "
+                f"{found}{which}; repair or remove them, or leave them out with --skip-broken (in Python "
                 "skip_broken=True)"
             )
         report(f"{found} skipped")

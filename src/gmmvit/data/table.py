@@ -76,7 +76,7 @@ def read_table(path: Path, report: Report, part: str = "all") -> dict[str, list[
 def labelled(
     entries: Mapping[str, list[tuple[str, Label]]], where: str, report: Report
 ) -> dict[str, list[tuple[str, Label]]]:
-    """The parts of a table without those for validation and test whose labels are all empty or -1, which are told."""
+    """The parts of a table without those for validation and test whose labels are all empty or -1, which it reports."""
     for part in (lacking := [part for part, rows in entries.items() if _lacks_labels(part, rows)]):
         report(f"{where}: the {part} part carries no labels and is left out")
     return {part: rows for part, rows in entries.items() if part not in lacking}
@@ -265,9 +265,9 @@ def _json_rows(path: Path, file: TextIO) -> tuple[Sequence[str], Rows]:
         try:
             values = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, row {number}: it is no JSON object, or has a key twice") from error
+            raise DataError(f"{path}, row {number}: it is not a JSON object, or has a key twice") from error
         if not isinstance(values, dict):
-            raise DataError(f"{path}, row {number}: it is no JSON object")
+            raise DataError(f"{path}, row {number}: it is not a JSON object")
         rows.append((number, {key: _json_text(path, number, key, value) for key, value in values.items()}))
     columns = list(rows[0][1]) if rows else ["file_name", "label"]
     _check_columns(path, columns)

@@ -33,7 +33,7 @@ class PassedOver:
         """One line for each kind that was met below `root`."""
         if count := self.extensions.total():
             kinds = [f"{extension} {number}" for extension, number in self.extensions.most_common()]
-            are = "files that are no images" if count > 1 else "file that is no image"
+            are = "files that are not images" if count > 1 else "file that is not an image"
             report(f"ignored {count} {are}: {listing(kinds)} (in {root})")
         self.report_links(root, report)
 
@@ -109,7 +109,7 @@ def images_below(folder: str | Path, passed: PassedOver) -> Iterator[str]:
 
 def expanded_folders(paths: Iterable[str | Path], report: Report) -> Iterator[str]:
     """The paths, with every folder among them replaced by the images in it and below it, sorted; a folder without
-    images comes as it is. Tells of what it passes over, as in the class folders of a data set."""
+    images comes as it is. Reports what it passes over, as in the class folders of a data set."""
     for path in paths:
         if not os.path.isdir(path):
             yield str(path)
