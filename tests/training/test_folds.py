@@ -262,7 +262,7 @@ def test_wrong_usage_is_told(crossed, tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
-    with pytest.raises(RecipeError, match="folds are trained by"):
+    with pytest.raises(RecipeError, match="trains all folds"):
         train(recipe(), tmp_path / "run")
     with pytest.raises(RunError, match=r"it has no folds\.yaml"):
         resume_folds(folder / "fold-1")
