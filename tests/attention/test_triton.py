@@ -128,7 +128,12 @@ def test_every_layout_of_the_table_is_read_alike(layout, mode, monkeypatch):
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(
     "name",
-    ["tiles in a ragged grid", "tiles, class token, log", "tiles, dense mask", "tiles, dense mask of all heads, bias"],
+    [
+        "tiles, three prefix tokens, wide grid",
+        "tiles, class token, log",
+        "tiles, dense mask",
+        "tiles, dense mask of all heads, bias",
+    ],
 )
 def test_a_backward_pass_of_one_program_a_head_equals_the_reference(name, monkeypatch):
     """In float32, for which the kernel is not chosen, so that it is held to the digits of the others."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-FOUR = ["a", "b"] * 2
-CUT = {"train": 4, "val": 2, "test": 2}
+from layout import CUT, FOUR
+
 PARTED = {"train": 3, "val": 1, "test": 2}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gmmvit.data.annotated import check_not_annotated
-from gmmvit.data.parts import part_of, parts_of
+from gmmvit.data.parts import PARTS, part_of, parts_of
 from gmmvit.data.records import DataError, Report, listing
 from gmmvit.data.table import find_table
 from gmmvit.data.walk import holds_images, idle_links, loose_images, other_files, visible_folders
@@ -34,7 +34,7 @@ def find_parts(path: Path) -> dict[str, Path]:
         if part in parts:
             raise DataError(f"both {parts[part]} and {folder} are a {part} part: keep one")
         parts[part] = folder
-    return {part: parts[part] for part in ("train", "val", "test") if part in parts}
+    return {part: parts[part] for part in PARTS if part in parts}
 
 
 def _called(path: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from gmmvit.data.classes import one_naming
 from gmmvit.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, known_columns, one_column, tell_unread
 from gmmvit.data.division import divide, texts_of
 from gmmvit.data.labels import SEVERAL_COLUMN, number_labels
-from gmmvit.data.parts import part_in, part_of
+from gmmvit.data.parts import PARTS, part_in, part_of
 from gmmvit.data.records import Contents, DataError, Part, Report, listing, silent
 from gmmvit.data.walk import PassedOver, files_below
 
@@ -80,7 +80,7 @@ def known_parts(shards: Shards, report: Report) -> dict[str, list[Path]]:
     """The files of each part, or all of them under `all` if no name gives a part.
 
     Reports which files are left out, and which of different names are put together."""
-    parts: dict[str, list[Path]] = {part: shards[part] for part in ("train", "val", "test") if part in shards}
+    parts: dict[str, list[Path]] = {part: shards[part] for part in PARTS if part in shards}
     rest = [str(file) for file in shards.get(None, ())]
     if not parts:
         return {"all": shards[None]}

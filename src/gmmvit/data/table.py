@@ -15,6 +15,7 @@ from gmmvit.data.division import PART_COLUMN, folder_parts, is_split, part_colum
 from gmmvit.data.label_cells import TRUTH, from_columns, split_cells
 from gmmvit.data.parts import PARTS, part_of
 from gmmvit.data.records import DataError, Label, Report, counted, listing
+from gmmvit.data.walk import TABLES
 
 TABLE_EXTENSIONS = (".csv", ".jsonl")
 Rows: TypeAlias = list[tuple[int, dict[str, str]]]  # the line on which each row begins, and its cells by column
@@ -24,7 +25,7 @@ _READ = ("file_name", *_LABELS, PART_COLUMN)
 
 def find_table(folder: Path) -> Path | None:
     """The `metadata.csv` or `metadata.jsonl` of a folder; DataError where it has both."""
-    tables = [folder / f"metadata{extension}" for extension in TABLE_EXTENSIONS]
+    tables = [folder / name for name in TABLES]
     there = [table for table in tables if table.is_file()]
     if len(there) > 1:
         raise DataError(f"{folder} has {there[0].name} and {there[1].name}: keep one")

@@ -292,8 +292,9 @@ def whole_backward(
     EVEN: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """One program: a whole head of T <= BM queries, whose logits it computes once for the gradients of q, k and v. Also
-    writes delta = <grad_out, out> for the kernels of mask and bias."""
+    """One program: a whole head of T <= BM queries, without dropout, whose logits it computes once for the gradients of
+    q, k and v. Also writes delta = <grad_out, out> for the kernels of mask and bias."""
+    tl.static_assert(not DROPOUT)
     head = tl.program_id(0).to(tl.int64)
     b, h = head // H, head % H
     d = tl.arange(0, BD)
@@ -319,12 +320,7 @@ def whole_backward(
         logits = logits_of(dots, m, a, j[None, :], T, scale, MASK, LOG, BIAS, EVEN)
         weights = tl.exp2(logits - log_total[:, None])
         grad_w = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        dropped = weights
-        if DROPOUT:
-            factor = dropout_factor(seed, head, i[:, None], j[None, :], T, dropout_p)
-            grad_w *= factor
-            dropped = weights * factor
-        sum_v = tl.dot(tl.trans(dropped.to(grads.dtype)), grads, input_precision=PRECISION)
+        sum_v = tl.dot(tl.trans(weights.to(grads.dtype)), grads, input_precision=PRECISION)
         store_rows(grad_v + own, j, d, grad_t, sum_v, T, D, EVEN)
         grad_l = weights * (grad_w * unit - (row_sum * unit)[:, None])
         if MASK != "none" and not LOG:
